@@ -1,0 +1,68 @@
+# Every command of the project; `make` alone lists them. Python 3.11 to 3.13 and make are enough.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+.DEFAULT_GOAL := help
+.PHONY: help env report test lab lint notebooks figures lock clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
+
+# -- environment -------------------------------------------------------------------------------
+
+env: .venv/installed ## create .venv with the exact versions of requirements.lock
+
+# Done again only when the lock or pyproject.toml changed; --require-hashes also checks what
+# was downloaded, so the editable package itself is installed in a second step, without its
+# dependencies (they are there) and without fetching a build tool (setuptools is one of them).
+.venv/installed: requirements.lock pyproject.toml | $(BIN)/python
+	@echo "Installing the exact versions of requirements.lock into .venv (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "pneumo needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Install one and name it: make $(or $(MAKECMDGOALS),env) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Creating .venv with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv .venv
+
+# -- the study ---------------------------------------------------------------------------------
+
+report: env ## the whole study; real data: DATA=folder PARAMS=params/siim.yaml [WEIGHTS=file] [BACKBONES="vgg16 small"]
+	@$(BIN)/pneumo report $(if $(DATA),--data "$(DATA)") $(if $(PARAMS),--params "$(PARAMS)") \
+	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones $(BACKBONES))
+
+test: env ## all tests; nbval runs every notebook at its embedded defaults
+	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks
+
+lab: env ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks
+
+# -- upkeep ------------------------------------------------------------------------------------
+
+lint: env ## check style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+notebooks: env ## run the notebooks in place, to refresh the outputs that are committed
+	@for notebook in $(NOTEBOOKS); do $(BIN)/jupyter execute --inplace $$notebook || exit 1; done
+	@$(BIN)/nbstripout --keep-output --keep-count --keep-id \
+	  --extra-keys "metadata.language_info cell.metadata.execution" $(NOTEBOOKS)
+
+figures: env ## export the figures of the default run again
+	@rm -rf runs/report figures/*.png figures/*.svg figures/*.pdf
+	@$(BIN)/pneumo report
+
+lock: env ## choose exact versions for pyproject.toml again; UPGRADE=--upgrade takes the newest
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 $(UPGRADE) \
+	  --extra notebooks --extra kaggle --extra test --generate-hashes \
+	  --custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links -o requirements.lock
+
+clean: ## remove what was made: .venv, runs, phantoms, prepared arrays, caches (downloaded data stay)
+	rm -rf .venv runs data/phantoms data/prepared .pytest_cache .ruff_cache .hypothesis .coverage htmlcov \
+	  *.egg-info */__pycache__ */.ipynb_checkpoints
