@@ -1,0 +1,233 @@
+"""The exact, fast transposed convolution."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="pneumo")
+class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose`, computed in the Fourier domain where that is cheaper.
+
+    The same constructor, weights, shapes and (to float32 rounding) the same numbers: weights
+    of a stock layer load into this one and back. Only the order of the arithmetic differs.
+
+    Method. A transposed convolution of stride s spreads the input over a grid s times finer.
+    Output pixel `s * q + r` (phase r = 0 ... s - 1) only ever meets the kernel taps
+    `s * j + r`, so each of the s * s phases is an ordinary convolution of the SMALL input with
+    a sub-kernel of about k / s taps. An ordinary convolution is a product in the Fourier
+    domain: transform input and sub-kernels once, multiply frequency by frequency, transform
+    back, interleave the phases. Because `padding="same"` crops the borders, wrapped-around
+    samples may fall on what is thrown away: a transform of length `h + k / (2 s)` is enough
+    (80 instead of 96 for 64 x 64 inputs under a kernel of 64). At such lengths the transforms are
+    fastest as products with small DFT matrices, which every Keras backend compiles well and
+    differentiates by itself.
+
+    Args:
+        filters, kernel_size, strides, padding, ...: as for `keras.layers.Conv2DTranspose`.
+        method: `"auto"` (the cheaper one by a cost estimate), `"fourier"` or `"stock"`.
+            The Fourier form needs `padding="same"`, channels last, no dilation, no
+            `output_padding` and kernels at least as long as the strides.
+
+    Raises:
+        ValueError: if `method` is unknown, or `"fourier"` is asked for where it cannot be had.
+
+    Reference:
+        Mathieu, Henaff, LeCun (2014), Fast training of convolutional networks through FFTs,
+        arXiv:1312.5851; for the phases Vaidyanathan (1993), Multirate Systems and Filter
+        Banks, section 4.3 (polyphase form of an interpolator).
+    """
+
+    def __init__(self, filters, kernel_size, *args, method="auto", **kwargs):
+        super().__init__(filters, kernel_size, *args, **kwargs)
+        if method not in ("auto", "fourier", "stock"):
+            raise ValueError(
+                f"`method` must be 'auto', 'fourier' or 'stock'. Received: method={method!r}"
+            )
+        self.method = method
+        if method == "fourier" and not self._has_fourier_form:
+            raise ValueError(
+                "The Fourier form needs padding='same', channels last, no dilation, no "
+                "`output_padding` and kernels at least as long as the strides. Received: "
+                f"padding={self.padding!r}, data_format={self.data_format!r}, "
+                f"dilation_rate={self.dilation_rate}, output_padding={self.output_padding}, "
+                f"kernel_size={self.kernel_size}, strides={self.strides}. "
+                "Use method='auto' to fall back to the stock operation."
+            )
+
+    @property
+    def _has_fourier_form(self):
+        return (
+            self.padding == "same"
+            and self.data_format == "channels_last"
+            and set(self.dilation_rate) == {1}
+            and self.output_padding is None
+            and all(k >= s for k, s in zip(self.kernel_size, self.strides, strict=True))
+        )
+
+    def chosen_method(self, input_shape):
+        """`"fourier"` or `"stock"`: what `call()` does for inputs of `(batch, h, w, channels)`."""
+        size = tuple(input_shape[1:3])
+        if self.method != "auto":
+            return self.method
+        if not self._has_fourier_form or None in size:
+            return "stock"
+        stock, fourier = _costs(size, self.kernel_size, self.strides, input_shape[-1], self.filters)
+        return "fourier" if fourier < stock else "stock"
+
+    def call(self, inputs):
+        if self.chosen_method(inputs.shape) == "stock":
+            return super().call(inputs)
+        outputs = fourier_conv_transpose(inputs, self.kernel, self.strides)
+        if self.use_bias:
+            outputs = ops.add(outputs, self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def get_config(self):
+        return {**super().get_config(), "method": self.method}
+
+
+def fourier_conv_transpose(inputs, kernel, strides):
+    """Transposed convolution with "same" padding, in the Fourier domain.
+
+    Args:
+        inputs: `(batch, h, w, channels)` float; `h` and `w` must be known.
+        kernel: `(k_h, k_w, filters, channels)`, the layout of `Conv2DTranspose`.
+        strides: `(s_h, s_w)`, at most the kernel's lengths.
+
+    Returns:
+        `(batch, h * s_h, w * s_w, filters)`, the dtype of `inputs`; computed in float32.
+    """
+    _, h, w, channels = inputs.shape
+    k_h, k_w, filters, _ = kernel.shape
+    rows, columns = _plan(h, k_h, strides[0]), _plan(w, k_w, strides[1])
+
+    x = ops.transpose(ops.cast(inputs, "float32"), (0, 3, 1, 2))
+    x = _spectrum(x, rows.length, 0, columns.length, 0)
+
+    k = ops.pad(ops.cast(kernel, "float32"), [rows.padding, columns.padding, (0, 0), (0, 0)])
+    k = ops.reshape(k, (rows.taps, strides[0], columns.taps, strides[1], filters, channels))
+    k = ops.transpose(k, (5, 4, 1, 3, 0, 2))  # channel, filter, phases, taps
+    k = ops.reshape(k, (channels, -1, rows.taps, columns.taps))
+    k = _spectrum(k, rows.length, rows.first_tap, columns.length, columns.first_tap)
+
+    outputs = _from_spectrum(_multiply(x, k), (rows.length, h), (columns.length, w))
+    outputs = ops.reshape(outputs, (-1, filters, *strides, h, w))
+    outputs = ops.transpose(outputs, (0, 4, 2, 5, 3, 1))  # interleave the phases
+    outputs = ops.reshape(outputs, (-1, h * strides[0], w * strides[1], filters))
+    return ops.cast(outputs, inputs.dtype)
+
+
+class _Plan(NamedTuple):
+    """How the kernel of one axis divides into phases, and how long a transform it needs."""
+
+    padding: tuple[int, int]  # zeros before and after the kernel, to make phases of equal length
+    taps: int  # in each phase
+    first_tap: int  # position of a phase's first tap; negative: it reaches back
+    length: int  # of the transform
+
+
+def _plan(size, kernel_size, stride):
+    crop = (kernel_size - stride) // 2  # what "same" cuts off before the first output pixel
+    back = -(-crop // stride)
+    front = stride * back - crop
+    taps = -(-(kernel_size + front) // stride)
+    # Wrapped-around samples must land outside 0 ... size - 1, where they are cropped.
+    length = size + max(back, taps - 1 - back)
+    return _Plan((front, stride * taps - front - kernel_size), taps, -back, length)
+
+
+@lru_cache(maxsize=256)
+def _dft(length, first, count):
+    """`(length, count)` complex DFT matrix of samples at `first ... first + count - 1`."""
+    positions = np.arange(first, first + count)
+    # The exponent is reduced to one turn first: exact in integers, so float32 stays exact too.
+    turns = np.outer(np.arange(length), positions) % length / length
+    return np.exp(-2j * np.pi * turns)
+
+
+def _as_real(matrix):
+    """`(2 m, 2 n)` float32 matrix that does to (real, imaginary) what complex `(m, n)` does."""
+    return np.block([[matrix.real, -matrix.imag], [matrix.imag, matrix.real]]).astype("float32")
+
+
+def _spectrum(x, length_h, first_h, length_w, first_w):
+    """`(a, b, h, w)` real -> `(a, b, 2, length_h, length_w // 2 + 1)`, real and imaginary part.
+
+    A real signal's spectrum is symmetric, so half of the columns' frequencies say it all.
+    """
+    a, b, h, w = x.shape
+    half = length_w // 2 + 1
+    across = _dft(length_w, first_w, w)[:half].T
+    x = ops.matmul(x, np.hstack([across.real, across.imag]).astype("float32"))
+    x = ops.transpose(ops.reshape(x, (-1, b, h, 2, half)), (0, 1, 3, 2, 4))
+    down = _as_real(_dft(length_h, first_h, h))
+    x = ops.matmul(down, ops.reshape(x, (-1, b, 2 * h, half)))
+    return ops.reshape(x, (-1 if a is None else a, b, 2, length_h, half))
+
+
+def _from_spectrum(x, rows, columns):
+    """`(batch, n, 2, length_h, half)` -> the first `(h, w)` samples, `(batch, n, h, w)` real."""
+    (length_h, h), (length_w, w) = rows, columns
+    n, half = x.shape[1], length_w // 2 + 1
+    down = _as_real(_dft(length_h, 0, h).conj().T / length_h)
+    x = ops.matmul(down, ops.reshape(x, (-1, n, 2 * length_h, half)))
+    x = ops.transpose(ops.reshape(x, (-1, n, 2, h, half)), (0, 1, 3, 2, 4))
+    # Each column frequency but the first (and the last of an even length) stands for two.
+    weight = np.full((half, 1), 2.0)
+    weight[0] = 1.0
+    if length_w % 2 == 0:
+        weight[-1] = 1.0
+    across = weight * _dft(length_w, 0, w)[:half].conj() / length_w
+    across = np.vstack([across.real, -across.imag]).astype("float32")
+    return ops.matmul(ops.reshape(x, (-1, n, h, 2 * half)), across)
+
+
+def _multiply(x, k):
+    """Product of spectra, summed over channels.
+
+    `(batch, c, 2, u, v)` times `(c, n, 2, u, v)` -> `(batch, n, 2, u, v)`.
+    """
+    x_re, x_im, k_re, k_im = x[:, :, 0], x[:, :, 1], k[:, :, 0], k[:, :, 1]
+    (c, u, v), n = x_re.shape[1:], k.shape[1]
+    if c <= 8:  # elementwise: compilers fuse it, and products of 2 x 2 matrices would crawl
+        x_re, x_im = x_re[:, :, None], x_im[:, :, None]
+        real = ops.sum(x_re * k_re - x_im * k_im, axis=1)
+        imaginary = ops.sum(x_re * k_im + x_im * k_re, axis=1)
+        return ops.stack([real, imaginary], axis=2)
+    # One matrix product a frequency, (batch, 2 c) @ (2 c, 2 n).
+    x = ops.reshape(ops.transpose(x, (3, 4, 0, 2, 1)), (u * v, -1, 2 * c))
+    k = ops.concatenate(
+        [ops.concatenate([k_re, k_im], axis=1), ops.concatenate([-k_im, k_re], axis=1)], axis=0
+    )
+    k = ops.reshape(ops.transpose(k, (2, 3, 0, 1)), (u * v, 2 * c, 2 * n))
+    product = ops.reshape(ops.matmul(x, k), (u, v, -1, 2, n))
+    return ops.transpose(product, (2, 4, 3, 0, 1))
+
+
+def _costs(size, kernel_size, strides, channels, filters, *, batch=16):
+    """Estimated cost of the stock and the Fourier form for one image, in comparable units.
+
+    The stock operation multiplies rows of `channels` numbers; with fewer than 16 of them the
+    processor's vector units run mostly empty. The Fourier form moves more memory for each
+    multiplication, which the factor 2 stands for. Both factors fitted to the layers of the
+    three networks (`benchmarks/transposed_conv.py`).
+    """
+    (h, w), (s_h, s_w) = size, strides
+    rows, columns = (_plan(*axis) for axis in zip(size, kernel_size, strides, strict=True))
+    length, half = rows.length, columns.length // 2 + 1
+    phases = filters * s_h * s_w
+
+    def transform(count_h, count_w):
+        return 2 * half * count_h * (count_w + 2 * length)
+
+    stock = h * w * kernel_size[0] * kernel_size[1] * channels * filters
+    fourier = (
+        (channels + phases) * transform(h, w)
+        + 4 * channels * phases * length * half
+        + channels * phases * transform(rows.taps, columns.taps) / batch
+    )
+    return stock * max(1, 16 / channels), 2 * fourier

@@ -1,0 +1,195 @@
+"""The Fourier form must be the stock transposed convolution, number for number."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import convolve2d
+
+from pneumo_lib.layers import FourierConv2DTranspose
+
+# (input side, channels, kernel, stride) of every deconvolution of the three networks.
+NETWORK_LAYERS = [
+    (4, 512, 16, 4),
+    (16, 2, 32, 4),
+    (4, 2048, 4, 2),
+    (8, 2, 16, 2),
+    (16, 2, 32, 2),
+    (32, 2, 32, 2),
+    (2, 2048, 16, 4),
+    (8, 2, 32, 4),
+    (64, 2, 64, 2),
+]
+
+
+def pair(channels, kernel, stride, *, filters=2, seed=0):
+    """A Fourier layer and a stock layer with the same weights."""
+    kernel_initializer = keras.initializers.GlorotUniform(seed=seed)
+    arguments = dict(
+        strides=stride,
+        padding="same",
+        kernel_initializer=kernel_initializer,
+        bias_initializer=keras.initializers.RandomNormal(seed=seed),
+    )
+    fourier = FourierConv2DTranspose(filters, kernel, method="fourier", **arguments)
+    stock = keras.layers.Conv2DTranspose(filters, kernel, **arguments)
+    for layer in (fourier, stock):
+        layer.build((None, None, None, channels))
+    stock.set_weights(fourier.get_weights())
+    return fourier, stock
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def relative_error(ours, theirs):
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def gradients(layer, x, upstream):
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(layer(x) * upstream)
+    return tape.gradient(loss, [x, layer.kernel, layer.bias])
+
+
+@pytest.mark.parametrize(("side", "channels", "kernel", "stride"), NETWORK_LAYERS)
+def test_fourier_form_gives_the_stock_outputs_for_each_network_layer(
+    side, channels, kernel, stride
+):
+    fourier, stock = pair(channels, kernel, stride)
+    x = normal(2, side, side, channels)
+    assert relative_error(fourier(x), stock(x)) < 1e-5
+
+
+@pytest.mark.parametrize(("side", "channels", "kernel", "stride"), NETWORK_LAYERS)
+def test_fourier_form_gives_the_stock_gradients_for_each_network_layer(
+    side, channels, kernel, stride
+):
+    fourier, stock = pair(channels, kernel, stride)
+    x = normal(1, side, side, channels)
+    upstream = normal(1, side * stride, side * stride, 2, seed=1)
+    for ours, theirs in zip(
+        gradients(fourier, x, upstream), gradients(stock, x, upstream), strict=True
+    ):
+        assert relative_error(ours, theirs.numpy()) < 1e-4
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_fourier_form_gives_the_stock_outputs_for_any_size(data):
+    height, width = (data.draw(st.integers(1, 12)) for _ in range(2))
+    strides = tuple(data.draw(st.integers(1, 4)) for _ in range(2))
+    kernel = tuple(data.draw(st.integers(s, 13)) for s in strides)
+    channels, filters = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 4))
+    fourier, stock = pair(channels, kernel, strides, filters=filters)
+    x = normal(2, height, width, channels)
+    expected = stock(x).numpy()
+    assert fourier(x).shape == expected.shape
+    np.testing.assert_allclose(fourier(x), expected, atol=1e-5 * np.abs(expected).max() + 1e-6)
+
+
+def test_fourier_form_is_a_full_convolution_of_the_stuffed_input_cropped():
+    side, kernel, stride = 5, 6, 2
+    fourier, _ = pair(1, kernel, stride, filters=1)
+    fourier.bias.assign([0.0])
+    x = normal(1, side, side, 1)
+    stuffed = np.zeros((stride * (side - 1) + 1,) * 2)
+    stuffed[::stride, ::stride] = x[0, :, :, 0]
+    full = convolve2d(stuffed, fourier.kernel.numpy()[:, :, 0, 0])
+    crop = (kernel - stride) // 2
+    expected = full[crop : crop + side * stride, crop : crop + side * stride]
+    np.testing.assert_allclose(fourier(x)[0, :, :, 0], expected, atol=1e-5)
+
+
+def test_single_pixel_paints_the_cropped_kernel():
+    layer = FourierConv2DTranspose(1, 4, strides=2, padding="same", method="fourier")
+    layer.build((None, 1, 1, 1))
+    layer.kernel.assign(np.arange(16.0).reshape(4, 4, 1, 1))
+    painted = layer(np.ones((1, 1, 1, 1), "float32"))[0, :, :, 0]
+    np.testing.assert_allclose(painted, [[5, 6], [9, 10]], atol=1e-5)
+
+
+def test_stock_weights_load_and_return():
+    fourier, stock = pair(2, 8, 2)
+    stock.set_weights([w + 1 for w in fourier.get_weights()])
+    fourier.set_weights(stock.get_weights())
+    x = normal(1, 4, 4, 2)
+    assert relative_error(fourier(x), stock(x).numpy()) < 1e-5
+    assert [v.path.split("/")[-1] for v in fourier.weights] == ["kernel", "bias"]
+
+
+def test_saved_network_keeps_layer_and_method(tmp_path):
+    inputs = keras.Input((8, 8, 2))
+    outputs = FourierConv2DTranspose(2, 16, strides=2, padding="same", method="fourier")(inputs)
+    network = keras.Model(inputs, outputs)
+    network.save(tmp_path / "network.keras")
+    again = keras.models.load_model(tmp_path / "network.keras")
+    assert again.layers[-1].method == "fourier"
+    x = normal(1, 8, 8, 2)
+    np.testing.assert_array_equal(again(x), network(x))
+
+
+def test_activation_and_missing_bias_are_honoured():
+    arguments = dict(strides=2, padding="same", activation="relu", use_bias=False)
+    fourier = FourierConv2DTranspose(3, 8, method="fourier", **arguments)
+    stock = keras.layers.Conv2DTranspose(3, 8, **arguments)
+    x = normal(1, 6, 6, 2)
+    fourier.build(x.shape)
+    stock.build(x.shape)
+    stock.set_weights(fourier.get_weights())
+    assert np.min(fourier(x)) >= 0
+    np.testing.assert_allclose(fourier(x), stock(x), atol=1e-5)
+
+
+def test_mixed_precision_keeps_the_dtype_and_stays_near():
+    fourier, _ = pair(2, 16, 2)
+    half = FourierConv2DTranspose(
+        2, 16, strides=2, padding="same", method="fourier", dtype="mixed_bfloat16"
+    )
+    half.build((None, 8, 8, 2))
+    half.set_weights(fourier.get_weights())
+    x = normal(1, 8, 8, 2)
+    assert half(x).dtype == "bfloat16"
+    assert relative_error(tf.cast(half(x), "float32"), fourier(x).numpy()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "expected"),
+    [
+        ((None, 64, 64, 2), 64, 2, "fourier"),
+        ((None, 16, 16, 2), 32, 4, "fourier"),
+        ((None, 4, 4, 2048), 4, 2, "stock"),
+        ((None, 64, 64, 2), 2, 2, "stock"),
+        ((None, None, None, 2), 64, 2, "stock"),
+    ],
+)
+def test_auto_takes_the_cheaper_form(shape, kernel, stride, expected):
+    layer = FourierConv2DTranspose(2, kernel, strides=stride, padding="same")
+    assert layer.chosen_method(shape) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(padding="valid"),
+        dict(padding="same", dilation_rate=2),
+        dict(padding="same", data_format="channels_first"),
+        dict(padding="same", strides=5),
+        dict(padding="same", strides=2, output_padding=1),
+    ],
+)
+def test_auto_stays_stock_and_fourier_is_refused_where_there_is_no_fourier_form(arguments):
+    layer = FourierConv2DTranspose(2, 4, **arguments)
+    assert layer.chosen_method((None, 64, 64, 2)) == "stock"
+    with pytest.raises(ValueError, match="The Fourier form needs padding='same'"):
+        FourierConv2DTranspose(2, 4, method="fourier", **arguments)
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"`method` must be .* Received: method='fft'"):
+        FourierConv2DTranspose(2, 4, method="fft")
