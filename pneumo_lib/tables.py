@@ -1,0 +1,156 @@
+"""From the counts of many images to a results table with confidence intervals."""
+
+import numpy as np
+import pandas as pd
+
+from pneumo_lib.metrics import (
+    COUNTS,
+    LOGGED_COUNTS,
+    dice,
+    iou,
+    logged_dice,
+    logged_mean_iou,
+    mean_iou,
+    pixel_accuracy,
+    ratio,
+)
+
+HEADINGS = {
+    "pixel_accuracy": "Pixel accuracy",
+    "mean_iou": "Mean IoU",
+    "iou": "Foreground IoU",
+    "dice_positive": "Dice, positives",
+    "siim_dice": "SIIM-ACR Dice",
+    "logged_mean_iou": "Logged mean IoU",
+    "logged_dice": "Logged Dice",
+}
+
+
+def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
+    """Scores of each group and split with bootstrap intervals, the all-background row first.
+
+    The interval is the percentile bootstrap over images, drawn with replacement from all images
+    of a split (not stratified: the share of positives varies as it would in a new sample). It
+    knows nothing of training: another seed or split moves scores by more. Equal seeds draw the
+    same images for each row.
+
+    Args:
+        scores: one row per image and group, with columns `image_id`, `split`,
+            `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`, those of `by`, and optionally those
+            of `saturation_counts()`.
+        by: names of the columns that tell the networks apart, such as `["backbone", "epoch"]`.
+        n_bootstrap: resamples, at least 1.
+        seed: of the resamples.
+        level: share of the resamples inside the interval.
+
+    Returns:
+        DataFrame in the order of `scores`: the columns of `by` (`model` if there are none),
+        `split`, `images`, `positives`, and for each score in `HEADINGS` three columns `<score>`,
+        `<score>_lower`, `<score>_upper`. Pixel accuracy, IoU and the logged metrics are pooled;
+        Dice is a mean over images. A positive whose mask vanished at this size counts as missed
+        in `dice_positive`. The all-background row is that of a network sure of its prediction.
+
+    Raises:
+        ValueError: if columns are missing, `scores` is empty, or an image occurs twice in a row
+            of the table.
+
+    Reference:
+        Efron, Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    needed = ["image_id", "split", "has_pneumothorax", *COUNTS, *by]
+    if missing := [name for name in needed if name not in scores]:
+        raise ValueError(f"`scores` must have the columns {needed}. Missing: {missing}")
+    if scores.empty:
+        raise ValueError("`scores` must have at least one row. Received: none")
+    if scores.duplicated(["image_id", "split", *by]).any():
+        raise ValueError(
+            "An image may occur once in each row of the table. Received: one scored several "
+            f"times with by={by}. Add the column that tells them apart, such as 'epoch'"
+        )
+    first = scores.drop_duplicates(["image_id", "split"])
+    draws = {"n_bootstrap": n_bootstrap, "seed": seed, "level": level}
+    rows = []
+    for split, images in first.groupby("split", sort=False):
+        name = {(by or ["model"])[0]: "all background"}
+        rows.append(name | {"split": split} | _score_row(_all_background(images), **draws))
+    for key, images in scores.groupby([*by, "split"], sort=False):
+        name = dict(zip(by, key, strict=False)) if by else {"model": "network"}
+        rows.append(name | {"split": key[-1]} | _score_row(images, **draws))
+    table = pd.DataFrame(rows)
+    names = by or ["model"]
+    table[names] = table[names].convert_dtypes()  # epochs stay integers beside a missing one
+    return table[[*names, *table.columns.difference(names, sort=False)]]
+
+
+def format_table(table, *, digits=2):
+    """`score_table()` as text for a paper: "0.61 [0.55, 0.66]", pixel accuracy with two more."""
+    names = [name for name in HEADINGS if name in table]
+    text = table[[c for c in table if not c.startswith(tuple(names))]].copy()
+    for name in names:
+        places = digits + 2 if name == "pixel_accuracy" else digits
+        cells = table[[name, f"{name}_lower", f"{name}_upper"]].to_numpy()
+        text[HEADINGS[name]] = [
+            "–" if np.isnan(row[0]) else "{:.{p}f} [{:.{p}f}, {:.{p}f}]".format(*row, p=places)
+            for row in cells
+        ]
+    return text
+
+
+def _score_row(images, **draws):
+    """Scores of one group with their intervals: each is a ratio of sums over its images."""
+    counts = {name: images[name].to_numpy() for name in COUNTS + LOGGED_COUNTS if name in images}
+    positive = images["has_pneumothorax"].to_numpy(dtype=bool)
+    counts |= {
+        "images": np.ones(len(images)),
+        "positives": positive,
+        "dice_of_positives": np.where(positive, dice(counts, empty_score=0.0), 0),
+        "dice_of_all": dice(counts, empty_score=1.0),
+    }
+    per_image = np.column_stack(list(counts.values())).astype(np.float64)
+    level = draws.pop("level")
+    found = _scores_of_sums(dict(zip(counts, per_image.sum(axis=0), strict=True)))
+    resampled = _scores_of_sums(dict(zip(counts, _bootstrap_sums(per_image, **draws), strict=True)))
+    row = {"images": len(images), "positives": int(positive.sum())}
+    for name, score in found.items():
+        usable = resampled[name][~np.isnan(resampled[name])]  # a resample may hold no positive
+        bounds = [(1 - level) / 2, (1 + level) / 2]
+        lower, upper = np.quantile(usable, bounds) if usable.size else (np.nan, np.nan)
+        row |= {name: float(score), f"{name}_lower": lower, f"{name}_upper": upper}
+    return row
+
+
+def _scores_of_sums(sums):
+    scores = {
+        "pixel_accuracy": pixel_accuracy(sums),
+        "mean_iou": mean_iou(sums, empty_score=np.nan),
+        "iou": iou(sums, empty_score=np.nan),
+        "dice_positive": ratio(sums["dice_of_positives"], sums["positives"], empty_score=np.nan),
+        "siim_dice": sums["dice_of_all"] / sums["images"],
+    }
+    if "saturated_right" in sums:
+        scores["logged_mean_iou"] = logged_mean_iou(sums)
+    if "true_class_probability" in sums:
+        scores["logged_dice"] = logged_dice(sums)
+    return scores
+
+
+def _bootstrap_sums(per_image, *, n_bootstrap, seed):
+    """`(k, n_bootstrap)` sums over resampled images: how often each was drawn, times its counts."""
+    rng, n = np.random.default_rng(seed), len(per_image)
+    sums = np.empty((n_bootstrap, per_image.shape[1]))
+    block = max(1, 2_000_000 // n)  # resamples at a time: 16 MB of weights however many images
+    for start in range(0, n_bootstrap, block):
+        size = min(block, n_bootstrap - start)
+        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        sums[start : start + size] = weights.astype(np.float64) @ per_image
+    return sums.T
+
+
+def _all_background(images):
+    """The counts that a certain prediction of nothing has on the same images."""
+    lesion, healthy = images["tp"] + images["fn"], images["fp"] + images["tn"]
+    counts = {"tp": 0 * lesion, "fp": 0 * lesion, "fn": lesion, "tn": healthy}
+    logged = dict(zip(LOGGED_COUNTS, (healthy, lesion, healthy), strict=True))
+    return images.assign(**counts, **{name: logged[name] for name in logged if name in images})

@@ -1,0 +1,181 @@
+"""Tables of scores by hand, their intervals against SciPy and by simulation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pneumo_lib import metrics
+from pneumo_lib.tables import format_table, score_table
+
+
+def make_scores(n=40, *, seed=0, pixels=100, split="test", **columns):
+    """A made-up table: every second image positive, Dice of positives drawn uniformly."""
+    rng = np.random.default_rng(seed)
+    positive = np.arange(n) % 2 == 0
+    area = np.where(positive, rng.integers(5, 40, n), 0)
+    tp = np.floor(area * rng.uniform(0, 1, n)).astype(int)
+    fp = rng.integers(0, 3, n) * (rng.random(n) < 0.3)
+    scores = pd.DataFrame({"image_id": [f"{split}-{i}" for i in range(n)], "split": split})
+    return scores.assign(
+        has_pneumothorax=positive, tp=tp, fp=fp, fn=area - tp, tn=pixels - area - fp, **columns
+    )
+
+
+def test_the_first_row_of_each_split_is_the_all_background_prediction():
+    scores = pd.concat([make_scores(10, split="train"), make_scores(6, split="test")])
+    table = score_table(scores, n_bootstrap=10)
+    assert list(table["model"]) == ["all background", "all background", "network", "network"]
+    assert list(table["split"]) == ["train", "test", "train", "test"]
+    assert list(table["images"]) == [10, 6, 10, 6]
+    assert list(table["positives"]) == [5, 3, 5, 3]
+    assert list(table["iou"][:2]) == [0, 0]
+    assert list(table["dice_positive"][:2]) == [0, 0]
+    assert list(table["siim_dice"][:2]) == [0.5, 0.5]
+
+
+def test_all_background_has_the_published_scores_on_the_full_data_set():
+    # 12,047 images, 2,669 positive, 0.303 % foreground: the same totals, spread evenly
+    n, positives, pixels = 12_047, 2_669, 128 * 128
+    area = np.where(np.arange(n) < positives, round(0.00303 * n * pixels / positives), 0)
+    scores = pd.DataFrame({"image_id": range(n), "split": "all", "has_pneumothorax": area > 0})
+    scores = scores.assign(tp=area, fp=0, fn=0, tn=pixels - area)
+    row = score_table(scores, n_bootstrap=5).iloc[0]
+    found = row[["pixel_accuracy", "mean_iou", "iou", "siim_dice"]].astype(float)
+    np.testing.assert_allclose(found, [0.9970, 0.4985, 0, 0.7785], atol=5e-5)
+
+
+def test_scores_of_a_row_equal_those_counted_by_hand():
+    scores = pd.DataFrame(
+        {
+            "image_id": ["a", "b", "c"],
+            "split": "test",
+            "has_pneumothorax": [True, True, False],
+            "tp": [4, 0, 0],
+            "fp": [0, 0, 2],
+            "fn": [0, 4, 0],
+            "tn": [6, 6, 8],
+        }
+    )
+    row = score_table(scores, n_bootstrap=5).iloc[1]
+    assert row["pixel_accuracy"] == pytest.approx(24 / 30)
+    assert row["iou"] == pytest.approx(4 / 10)
+    assert row["mean_iou"] == pytest.approx((4 / 10 + 20 / 26) / 2)
+    assert row["dice_positive"] == pytest.approx(1 / 2)
+    assert row["siim_dice"] == pytest.approx(1 / 3)
+
+
+def test_a_positive_whose_mask_vanished_counts_as_missed():
+    scores = make_scores(2).assign(tp=0, fp=0, fn=0, tn=100)
+    row = score_table(scores, n_bootstrap=5).iloc[1]
+    assert row["dice_positive"] == 0
+    assert row["siim_dice"] == 1
+
+
+def test_rows_are_told_apart_by_the_named_columns():
+    scores = pd.concat(
+        [
+            make_scores(backbone=backbone, epoch=epoch)
+            for backbone in ("vgg19", "resnet50")
+            for epoch in (50, 100)
+        ]
+    )
+    table = score_table(scores, by=["backbone", "epoch"], n_bootstrap=10)
+    assert list(table["backbone"]) == ["all background", "vgg19", "vgg19", "resnet50", "resnet50"]
+    assert list(table["epoch"].fillna(0)) == [0, 50, 100, 50, 100]
+    assert list(table)[:5] == ["backbone", "epoch", "split", "images", "positives"]
+
+
+def test_logged_scores_appear_where_their_counts_do():
+    plain = make_scores()
+    logged = plain.assign(saturated_right=90, saturated_wrong=0, true_class_probability=98.0)
+    assert "logged_mean_iou" not in score_table(plain, n_bootstrap=5)
+    row = score_table(logged, n_bootstrap=5).iloc[1]
+    assert row["logged_mean_iou"] == pytest.approx((0.9 + 1 / (2 - 0.9)) / 2)
+    assert row["logged_dice"] == pytest.approx(0.98)
+
+
+def test_logged_scores_of_all_background_are_those_of_a_certain_prediction():
+    scores = make_scores(pixels=64)
+    truth = np.zeros((len(scores), 1, 64), dtype=np.uint8)
+    for mask, area in zip(truth, scores["tp"] + scores["fn"], strict=True):
+        mask[0, :area] = 1
+    softmax = np.stack([np.ones(truth.shape), np.zeros(truth.shape)], axis=-1)
+    scores = scores.assign(**metrics.saturation_counts(truth, softmax))
+    row = score_table(scores, n_bootstrap=5).iloc[0]
+    assert row["logged_mean_iou"] == pytest.approx(metrics.as_logged_mean_iou(truth, softmax))
+    assert row["logged_dice"] == pytest.approx(metrics.as_logged_dice(truth, softmax))
+
+
+def test_intervals_are_those_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    scores = make_scores(200)
+    row = score_table(scores, n_bootstrap=4000).iloc[1]
+    tp, fp, fn = (scores[name].to_numpy() for name in ("tp", "fp", "fn"))
+
+    def pooled_iou(tp, fp, fn, axis=-1):
+        return tp.sum(axis) / (tp + fp + fn).sum(axis)
+
+    judge = stats.bootstrap(
+        (tp, fp, fn), pooled_iou, paired=True, vectorized=True, n_resamples=4000,
+        method="percentile", rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    width = judge.high - judge.low
+    np.testing.assert_allclose([row["iou_lower"], row["iou_upper"]], judge, atol=0.06 * width)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    # Dice of positives is uniform on a grid with mean 1/2, so the true mean is known.
+    rng, n, hits = np.random.default_rng(0), 60, 0
+    area, positive = 20, np.arange(n) % 2 == 0
+    base = pd.DataFrame({"image_id": range(n), "split": "test", "has_pneumothorax": positive})
+    for repeat in range(300):
+        found = np.where(positive, rng.integers(0, area + 1, n), 0)  # tp = fp + tp: dice = tp / 20
+        counts = {"tp": found, "fp": area * positive - found, "fn": area * positive - found}
+        row = score_table(base.assign(**counts, tn=50), n_bootstrap=300, seed=repeat).iloc[1]
+        hits += row["dice_positive_lower"] <= 0.5 <= row["dice_positive_upper"]
+    assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_equal_seeds_give_equal_intervals_and_others_do_not():
+    scores = make_scores()
+    pd.testing.assert_frame_equal(score_table(scores, seed=3), score_table(scores, seed=3))
+    assert not score_table(scores, seed=3).equals(score_table(scores, seed=4))
+
+
+def test_a_split_without_positives_has_no_dice_of_positives():
+    scores = make_scores(10).assign(has_pneumothorax=False, tp=0, fn=0, fp=0, tn=100)
+    table = score_table(scores, n_bootstrap=5)
+    assert np.isnan(table["dice_positive"]).all()
+    assert list(format_table(table)["Dice, positives"]) == ["–", "–"]
+
+
+def test_format_table_writes_scores_as_papers_do():
+    columns = {"pixel_accuracy": 0.99704, "siim_dice": 0.614}
+    table = pd.DataFrame([{"model": "network", "split": "test", "images": 9}])
+    for name, score in columns.items():
+        table = table.assign(
+            **{name: score, f"{name}_lower": score - 0.06, f"{name}_upper": score + 0.0019}
+        )
+    assert format_table(table).iloc[0].to_dict() == {
+        "model": "network",
+        "split": "test",
+        "images": 9,
+        "Pixel accuracy": "0.9970 [0.9370, 0.9989]",
+        "SIIM-ACR Dice": "0.61 [0.55, 0.62]",
+    }
+
+
+def test_score_table_refuses_missing_columns():
+    with pytest.raises(ValueError, match=r"must have the columns .* Missing: \['tn', 'epoch'\]"):
+        score_table(make_scores().drop(columns="tn"), by="epoch")
+
+
+def test_score_table_refuses_an_empty_table():
+    with pytest.raises(ValueError, match="at least one row"):
+        score_table(make_scores().iloc[:0])
+
+
+def test_score_table_refuses_an_image_scored_twice():
+    scores = pd.concat([make_scores(epoch=50), make_scores(epoch=100)])
+    with pytest.raises(ValueError, match="Add the column that tells them apart, such as 'epoch'"):
+        score_table(scores)
