@@ -1,0 +1,394 @@
+"""A chest as thickness maps: how many cm of each material one X-ray crosses in each pixel.
+
+Everything is given in cm, x to the right of the image (the patient's left), y down, with the
+origin on the spine at mid chest; `view()` says where a point lands in the image. Outlines
+follow ordinary frontal radiographs; no image of a patient was used to draw one.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+WALL = np.array(  # inner face of the rib cage, from the apex of a lung down: (x, y)
+    [[4.3, -13.0], [6.6, -12.2], [8.9, -9.6], [10.6, -6], [11.9, -2], [12.7, 2], [13.1, 6],
+     [13.2, 10], [12.9, 14], [12.2, 18]]
+)  # fmt: skip
+RIGHT_EDGE = np.array(  # right side of the mediastinum: right atrium, hilum, superior vena cava
+    [[3.2, -12.6], [2.5, -10.8], [2.2, -7.5], [2.5, -3.5], [2.8, -0.8], [3.7, 1.8], [4.3, 4.5],
+     [4.1, 7.5], [3.3, 11], [3.3, 16]]
+)  # fmt: skip
+LEFT_EDGE = np.array(  # left side: aortic knob, pulmonary trunk, left ventricle
+    [[3.2, -12.6], [2.5, -10.8], [2.5, -8.2], [3.6, -6.9], [3.8, -5.6], [2.9, -4.0], [3.4, -2.4],
+     [3.9, -1.0], [5.2, 1.6], [7.0, 4.6], [8.3, 7.5], [8.4, 9.6], [7.2, 11.5], [7.0, 16]]
+)  # fmt: skip
+
+
+class View(NamedTuple):
+    """Where points in cm land: `pixel = matrix @ (x, y, z, 1)` on a canvas of `pixels` squared."""
+
+    pixels: int
+    per_cm: float
+    matrix: np.ndarray
+
+
+def view(pixels, *, field=40.0, turn=0.0, yaw=0.0, shift=(0.0, 0.0)):
+    """`View` of a `field` cm wide detector, the patient turned in and out of its plane.
+
+    Args:
+        pixels: height and width of the canvas.
+        field: width of the detector in cm.
+        turn: rotation in the image plane, radians.
+        yaw: rotation about the patient's long axis, radians; parts in front (z < 0) and
+            behind (z > 0) move to opposite sides.
+        shift: where the patient's origin lies, cm from the middle of the detector.
+    """
+    per_cm = pixels / field
+    c, s = np.cos(turn), np.sin(turn)
+    matrix = np.array(
+        [[c, -s, c * np.sin(yaw), shift[0] + field / 2], [s, c, s * np.sin(yaw), shift[1] + field / 2]]
+    )
+    return View(pixels, per_cm, matrix * per_cm)
+
+
+def place(view, points, z=0.0):
+    """`(n, 2)` cm -> `(n, 2)` pixels; `z` (cm behind the mid plane) is a number or `(n,)`."""
+    return points @ view.matrix[:, :2].T + np.multiply.outer(z, view.matrix[:, 2]) + view.matrix[:, 3]
+
+
+def smooth(points, *, closed=False, rounds=3):
+    """Round the corners of a polyline (Chaikin's corner cutting); open ends stay in place."""
+    for _ in range(rounds):
+        after = np.roll(points, -1, axis=0) if closed else points[1:]
+        before = points if closed else points[:-1]
+        cut = np.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], 1)
+        cut = cut.reshape(-1, 2)
+        points = cut if closed else np.vstack([points[:1], cut, points[-1:]])
+    return points
+
+
+def ribbon(line, width):
+    """Closed outline of a band along the polyline `line`; `width` in cm, a number or one each."""
+    along = np.gradient(line, axis=0)
+    along /= np.linalg.norm(along, axis=1, keepdims=True) + 1e-9
+    side = along[:, ::-1] * [1, -1] * np.broadcast_to(np.divide(width, 2), len(line))[:, None]
+    return np.vstack([line + side, (line - side)[::-1]])
+
+
+def _fixed(view, outlines, z):
+    pixels = [place(view, outline, z) for outline in outlines]
+    return [np.round(p * 16).astype(np.int32) for p in pixels]  # 4 fractional bits, as cv2 wants
+
+
+def fill(view, outlines, *, z=0.0, value=255, onto=None):
+    """Antialiased filled outlines on a uint8 canvas (a new one, or drawn over `onto`)."""
+    canvas = np.zeros((view.pixels, view.pixels), np.uint8) if onto is None else onto
+    for outline in _fixed(view, outlines, z):
+        cv2.fillPoly(canvas, [outline], value, cv2.LINE_AA, 4)
+    return canvas
+
+
+def stroke(view, lines, *, width, z=0.0, value=255, onto=None, closed=False):
+    """Antialiased polylines `width` cm thick (at least one pixel) on a uint8 canvas."""
+    canvas = np.zeros((view.pixels, view.pixels), np.uint8) if onto is None else onto
+    thick = max(1, round(width * view.per_cm))
+    cv2.polylines(canvas, _fixed(view, lines, z), closed, value, thick, cv2.LINE_AA, 4)
+    return canvas
+
+
+def bulge(view, filled, radius):
+    """Chord of a rounded body: 0 at the edge of a filled outline, 1 from `radius` cm inward.
+
+    A ray at depth d inside a circle of radius R crosses `2 sqrt(d (2R - d))`: as a share of
+    the diameter `sqrt(u (2 - u))`, with u = d / R cut at 1.
+    """
+    u = cv2.distanceTransform(filled, cv2.DIST_L2, 3)
+    u *= 1 / (radius * view.per_cm)
+    np.minimum(u, 1, out=u)
+    return np.sqrt(u * (2 - u))
+
+
+def draw_patient(rng):
+    """Body build, a dict of numbers that stay the same in every image of one patient."""
+    female = rng.random() < 0.45
+    fat = rng.gamma(4.0, 0.25)  # about 1 on average
+    return {
+        "female": bool(female),
+        "stature": rng.normal(0.93 if female else 1.0, 0.04),
+        "breadth": rng.normal(1.0, 0.045),
+        "fat": fat,
+        "breast": rng.uniform(1.5, 4.5) * (0.5 + 0.5 * fat) if female else 0.0,
+        "heart": rng.normal(1.0, 0.12),
+        "knob": rng.uniform(0.6, 1.3),
+        "bow": rng.normal(0, 0.35),
+        "rib_step": rng.normal(2.25, 0.06),
+        "rib_slope": rng.normal(2.6, 0.35),
+        "shoulder": rng.normal(0, 0.7),
+        "bone": rng.uniform(0.75, 1.25),
+        "vessels": int(rng.integers(2**31)),
+    }
+
+
+def lungs(patient, *, breath=0.0):
+    """Outlines of both lungs as seen, `{"right": (n, 2), "left": (n, 2)}` in cm.
+
+    Chest wall from the apex down, then along the diaphragm to the mediastinum and up again.
+
+    Args:
+        patient: from `draw_patient()`.
+        breath: how much deeper than usual the patient breathed in, cm of diaphragm.
+    """
+    outlines = {}
+    for side, edge in edges(patient).items():
+        sign, middle, dome = (-1, 6.3, 8.0) if side == "right" else (1, 6.9, 9.0)
+        wall = smooth(WALL)
+        across = np.linspace(14, 2, 60)
+        below = np.stack([across, dome + breath + 0.1 * (across - middle) ** 2], 1)
+        wall = wall[wall[:, 1] < np.interp(wall[:, 0], below[::-1, 0], below[::-1, 1])]
+        inner = np.interp(below[:, 1], edge[:, 1], edge[:, 0])
+        below = below[(below[:, 0] < wall[-1, 0]) & (below[:, 0] > inner)]
+        edge = edge[edge[:, 1] < below[-1, 1]][::-1]
+        outlines[side] = np.vstack([wall, below, edge]) * [sign, 1] * scale(patient)
+    return outlines
+
+
+def scale(patient):
+    """`(2,)` width and height of this patient relative to the drawn one."""
+    return np.array([patient["breadth"], 1.0]) * patient["stature"]
+
+
+def edges(patient):
+    """Both sides of the mediastinum, x away from the midline; heart and aorta as this patient's."""
+    left = LEFT_EDGE.copy()
+    left[8:13, 0] = 3.6 + (left[8:13, 0] - 3.6) * patient["heart"]
+    left[3:5, 0] += patient["knob"] - 1
+    right = RIGHT_EDGE.copy()
+    right[5:8, 0] += 2 * (patient["heart"] - 1)
+    return {"right": smooth(right), "left": smooth(left)}
+
+
+def collapse(outline, area, *, site, rng):
+    """Pull a lung away from the chest wall until the air rim has the wanted area.
+
+    Each boundary point moves towards the hilum by a share that depends on its direction from
+    the middle of the lung: most at the site of the pneumothorax, little elsewhere. The
+    amount is found by bisection on the area between the two outlines.
+
+    Args:
+        outline: `(n, 2)` of the inflated lung, cm.
+        area: wanted area of the rim, cm²; at most 80 % of the lung is given.
+        site: "apical", "lateral" or "basal".
+        rng: `numpy.random.Generator`.
+
+    Returns:
+        A function that maps points of the inflated lung to where they lie in the collapsed one.
+    """
+    sign = np.sign(outline[:, 0].mean())
+    middle, hilum = np.array([6.6 * sign, -1.0]), np.array([4.6 * sign, 0.5])
+    whole = cv2.contourArea(outline.astype(np.float32))
+    share = min(area / whole, 0.8)
+    degrees = {"apical": 80, "lateral": 12, "basal": -52}[site] + rng.normal(0, 9)
+    spread = np.radians(rng.uniform(22, 34) + 170 * share)
+    lobes = rng.normal(0, 0.12, 3), rng.uniform(0, 2 * np.pi, 3)
+
+    def direction(points):
+        away = points - middle
+        return np.arctan2(-away[:, 1], sign * away[:, 0]) - np.radians(degrees)
+
+    def moved(points, amount):
+        angle = (direction(points) + np.pi) % (2 * np.pi) - np.pi
+        pull = np.exp(-0.5 * (angle / spread) ** 2)
+        pull *= 1 + sum(a * np.sin((2 + k) * angle + b) for k, (a, b) in enumerate(zip(*lobes)))
+        pull = amount * np.maximum(pull - 0.03, 0)
+        return points + (pull / (1 + pull))[:, None] * (hilum - points)
+
+    low, high = 0.0, 60.0
+    for _ in range(30):
+        amount = (low + high) / 2
+        rim = whole - cv2.contourArea(moved(outline, amount).astype(np.float32))
+        low, high = (amount, high) if rim < share * whole else (low, amount)
+    return lambda points: moved(points, amount)
+
+
+def vessel_tree(outline, *, rng, ends=70):
+    """Branching arteries of one lung: `(m, 2)` nodes in cm, parent of each, radius of each in cm.
+
+    Random end points inside the lung join the nearest node of the tree that grew before them,
+    from the hilum outward; the radii follow Murray's law, r³ = the sum of the branches' r³
+    (Murray 1926, doi:10.1085/jgp.9.6.835).
+    """
+    sign = np.sign(outline[:, 0].mean())
+    middle, hilum = np.array([6.6 * sign, -1.0]), np.array([3.6 * sign, 0.0])
+    away = outline - middle
+    angle = np.arctan2(away[:, 1], away[:, 0])
+    order = np.argsort(angle)
+    heading = rng.uniform(-np.pi, np.pi, ends)
+    reach = np.interp(heading, angle[order], np.hypot(*away.T)[order], period=2 * np.pi)
+    reach *= 0.95 * np.sqrt(rng.random(ends))
+    tips = middle + reach[:, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
+    tips = tips[np.argsort(np.hypot(*(tips - hilum).T))]
+    nodes, parents = np.empty((2 * len(tips) + 1, 2)), np.zeros(2 * len(tips) + 1, int)
+    nodes[0], count = hilum, 1
+    for tip, bend in zip(tips, rng.normal(0, 0.12, (len(tips), 2))):
+        gap = np.hypot(*(nodes[:count] - tip).T)
+        near = int(np.argmin(gap + 0.25 * np.hypot(*(nodes[:count] - hilum).T)))
+        nodes[count] = (nodes[near] + tip) / 2 + bend * gap[near]
+        nodes[count + 1] = tip
+        parents[count], parents[count + 1] = near, count
+        count += 2
+    cubes = np.zeros(len(nodes))
+    for child in range(len(nodes) - 1, 0, -1):  # children come after their parents
+        cubes[child] = max(cubes[child], 0.045**3)
+        cubes[parents[child]] += cubes[child]
+    return nodes, parents, np.cbrt(cubes)
+
+
+def ribs(patient):
+    """Centre lines of eleven rib pairs, `[(line (n, 2), z (n,), part), ...]`, part "back" or "front".
+
+    A rib is a tilted ring: it leaves the spine at the back, slopes down to the side wall and on
+    to its end in front, where cartilage (invisible here) takes over.
+    """
+    found = []
+    t = np.linspace(0.0, np.pi, 40)
+    for k in range(11):
+        top = -12.6 + patient["rib_step"] * k
+        slope = patient["rib_slope"] * (0.55 + 0.06 * k)
+        side = np.interp(top + slope, WALL[:, 1], WALL[:, 0]) + 0.3 if k else 5.6
+        x = 1.6 + (side - 1.6) * np.sin(t) ** 0.85
+        y = top - 0.9 * np.sin(np.minimum(2 * t, np.pi)) + slope * (1 - np.cos(t))
+        z = 7.5 * np.cos(t)
+        end = 0.72 - 0.012 * max(k - 5, 0)  # the lower ribs end further to the side
+        for sign in (-1, 1):
+            line = np.stack([sign * x, y], 1) * scale(patient)
+            found.append((line[t <= np.pi / 2], z[t <= np.pi / 2], "back"))
+            if 0 < k < 10:
+                front = (t >= np.pi / 2) & (t <= end * np.pi)
+                found.append((line[front], z[front], "front"))
+    return found
+
+
+def solid_body(view, patient, *, arms):
+    """Soft tissue in cm along each ray, as if the chest held no air and no bone."""
+    half = 14.4 + 1.1 * patient["fat"]
+    trunk = np.array(
+        [[0, -30], [4.6, -30], [5.2, -17.5], [8, -15.2], [14, -13.4], [18, -11.5], [19.5, -8],
+         [half + 1.5, -3], [half, 2], [half - 0.3, 8], [half + 0.2, 14], [half + 1, 30], [0, 30]]
+    )  # fmt: skip
+    trunk[5:7, 1] += patient["shoulder"]
+    trunk = smooth(np.vstack([trunk, trunk[::-1] * [-1, 1]]) * scale(patient))
+    rows = (np.arange(view.pixels) - view.matrix[1, 3]) / view.per_cm
+    depth = np.interp(rows, [-17, -13, -6, 8], [0.62, 0.68, 1, 1.08]).astype(np.float32)
+    solid = bulge(view, fill(view, [trunk]), 11.0)
+    solid *= depth[:, None] * (17.0 + 3.2 * patient["fat"])
+    limbs = [ribbon(limb, 8.0 + patient["fat"]) for limb in upper_arms(patient, arms=arms)]
+    return np.maximum(solid, 9.0 * bulge(view, fill(view, limbs), 4.5))
+
+
+def upper_arms(patient, *, arms):
+    """Centre lines of both arms from the shoulder joint, held `arms` radians off the body."""
+    shoulder = np.array([16.6, -10.3 + patient["shoulder"]])
+    elbow = shoulder + 34 * np.array([np.sin(arms), np.cos(arms)])
+    return [np.linspace(shoulder, elbow, 8) * [sign, 1] * scale(patient) for sign in (-1, 1)]
+
+
+def air_space(view, patient, outlines, *, breath):
+    """Depth of the two pleural spaces in cm along each ray, heart and diaphragm left out."""
+    size = scale(patient)
+    wall = smooth(WALL)
+    cage = np.vstack([wall, wall[::-1] * [-1, 1]]) * size
+    depth = 11.0 + 1.2 * patient["fat"] + 2.5 * patient["stature"]
+    space = depth * bulge(view, fill(view, [cage]), 11.0)
+    edge = edges(patient)
+    middle = np.vstack([edge["right"] * [-1, 1], edge["left"][::-1]]) * size
+    heart = fill(view, [middle])
+    space *= 1 - 0.88 * bulge(view, heart, 3.0)
+    column = np.array([[-1.9, -30], [1.9, -30], [1.9, 30], [-1.9, 30]]) * size
+    space *= 1 - fill(view, [column], z=4.0) / np.float32(255)
+    floor = [outline[outline[:, 1] > 6 * size[1]] for outline in outlines.values()]
+    floor = np.vstack([floor[0][np.argsort(floor[0][:, 0])], floor[1][np.argsort(floor[1][:, 0])]])
+    floor = np.vstack([[[-30, 14]], floor, [[30, 14], [30, 40], [-30, 40]]])
+    space *= 1 - bulge(view, fill(view, [floor]), 3.5)
+    return space
+
+
+def skeleton(view, patient, *, arms):
+    """Cortical bone in cm along each ray: ribs, spine, clavicles, shoulder blades, arms."""
+    size = scale(patient)
+    layers = []
+    for part, width, inner, rim in (("back", 1.15, 55, 105), ("front", 1.3, 30, 62)):
+        layer = np.zeros((view.pixels, view.pixels), np.uint8)
+        for line, z, where in ribs(patient):
+            if where == part:
+                band, depth = ribbon(line, width), np.concatenate([z, z[::-1]])
+                fill(view, [band], z=depth, value=inner, onto=layer)
+                stroke(view, [band], z=depth, width=0.1, value=rim, onto=layer)
+        layers.append(layer)
+    layer = np.zeros((view.pixels, view.pixels), np.uint8)
+    for arm in upper_arms(patient, arms=arms):
+        shaft = ribbon(arm, np.interp(np.arange(8), [0, 1], [3.0, 2.2]))
+        fill(view, [shaft], value=110, onto=layer)
+        stroke(view, [shaft], width=0.35, value=190, onto=layer)
+        turn = np.linspace(0, 2 * np.pi, 30)
+        head = arm[0] + 2.3 * np.stack([np.cos(turn), np.sin(turn)], 1)
+        fill(view, [head], value=140, onto=layer)
+    blade = np.array([[14.6, -11.0], [13.0, -6.5], [12.4, -1.5], [13.2, 1.5], [14.0, 0.5],
+                      [15.2, -5.5], [16.2, -9.0]])  # fmt: skip
+    clavicle = np.array([[1.3, -10.4], [3.5, -11.3], [7.5, -12.2], [11, -13.2], [15.2, -13.0]])
+    for sign in (-1, 1):
+        bone = smooth(blade + [0, patient["shoulder"]], closed=True) * [sign, 1] * size
+        fill(view, [bone], z=6.0, value=45, onto=layer)
+        stroke(view, [bone], z=6.0, width=0.25, value=105, closed=True, onto=layer)
+        lift = np.linspace(0, patient["shoulder"], 5)[:, None] * [0, 1]
+        bar = ribbon(smooth(clavicle + lift) * [sign, 1] * size, 1.25)
+        fill(view, [bar], z=-5.0, value=85, onto=layer)
+        stroke(view, [bar], z=-5.0, width=0.12, value=150, onto=layer)
+    layers.append(layer)
+    layers.append(spine(view, patient))
+    total = layers[0].astype(np.float32)
+    for layer in layers[1:]:
+        cv2.accumulate(layer, total)
+    return total * (patient["bone"] / 255)
+
+
+def spine(view, patient):
+    """Vertebral bodies with their end plates and pedicles, 255 for 1 cm of cortical bone."""
+    layer = np.zeros((view.pixels, view.pixels), np.uint8)
+    body = np.array([[-1.6, -0.95], [1.6, -0.95], [1.4, 0], [1.6, 0.95], [-1.6, 0.95], [-1.4, 0]])
+    turn = np.linspace(0, 2 * np.pi, 12)
+    ring = np.stack([0.35 * np.cos(turn), 0.45 * np.sin(turn)], 1)
+    for k, y in enumerate(np.arange(-19, 22, 2.3)):
+        centre = np.array([patient["bow"] * np.sin(y / 6), y])
+        bone = smooth(body, closed=True, rounds=1) * (0.82 + 0.02 * k) + centre
+        fill(view, [bone * scale(patient)], z=4.0, value=120, onto=layer)
+        stroke(view, [bone * scale(patient)], z=4.0, width=0.12, value=160, closed=True, onto=layer)
+        rings = [(ring + centre + [x, -0.2]) * scale(patient) for x in (-1.15, 1.15)]
+        stroke(view, rings, z=6.0, width=0.12, value=190, closed=True, onto=layer)
+    return layer
+
+
+def windpipe(view, patient):
+    """Air of the trachea and the main bronchi in cm along each ray."""
+    pipe = np.array([[0.1, -30], [0.0, -12], [0.3, -4.5]])
+    bronchi = [np.array([[0.3, -4.8], [-1.6, -2.8], [-3.4, -1.2]]),
+               np.array([[0.3, -4.8], [2.2, -3.0], [4.0, -1.8]])]  # fmt: skip
+    size = scale(patient)
+    layer = fill(view, [ribbon(smooth(pipe) * size, 1.7)], z=1.0, value=255)
+    fill(view, [ribbon(smooth(b) * size, 1.1) for b in bronchi], z=1.0, value=190, onto=layer)
+    return layer * np.float32(1.5 / 255)
+
+
+def vasculature(view, patient, outlines, moved):
+    """Blood in the lung vessels in cm along each ray; `moved[side]` maps points of a lung."""
+    rng = np.random.default_rng(patient["vessels"])
+    layer = np.zeros((view.pixels, view.pixels), np.uint8)
+    for side, outline in outlines.items():
+        nodes, parents, radius = vessel_tree(outline, rng=rng)
+        nodes = moved[side](nodes) if side in moved else nodes
+        points = np.round(place(view, nodes) * 16).astype(int)
+        for k in range(len(nodes) - 1, 0, -1):  # the finest first, the wide ones over them
+            thick = max(1, round(2 * radius[k] * view.per_cm))
+            dark = int(min(255, 2 * radius[k] * 230))
+            start, end = points[parents[k]].tolist(), points[k].tolist()
+            cv2.line(layer, start, end, dark, thick, cv2.LINE_AA, 4)
+    return layer * np.float32(1 / 255)

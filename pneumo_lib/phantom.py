@@ -1,0 +1,287 @@
+"""Synthetic chest radiographs by X-ray physics, written in the data set's own file layout.
+
+They make every notebook and test run without a download. They are drawn, not measured: good to
+learn and to check a pipeline with, never evidence about patients.
+"""
+
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm.auto import tqdm
+
+from pneumo_lib import anatomy
+
+VERSION = 1  # of the drawing: raise it whenever the same seed and index give another image
+
+# Linear attenuation in 1/cm at 60 keV, about the mean energy of a 120 kV chest exposure: mass
+# attenuation (NIST X-ray tables 3 and 4, ICRU-44 tissues) times density in g/cm³.
+ATTENUATION = {
+    "soft": 0.2048 * 1.06,
+    "lung": 0.2053 * 0.26,  # inflated: three quarters of it is air
+    "bone": 0.3148 * 1.92,
+    "metal": 1.205 * 7.87,
+}
+# Area of the pneumothorax as a share of 1024 x 1024 pixels, at these quantiles of the positive
+# images of SIIM-ACR (counted from its run-length table).
+AREA_QUANTILES = np.array([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1])
+AREAS = np.array([55, 567, 1364, 4059, 8630, 18388, 34584, 48260, 86980, 161421]) / 1024**2
+
+
+def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
+    """One synthetic frontal chest radiograph with its pneumothorax mask.
+
+    Thickness maps of tissues become an image by Beer-Lambert attenuation, scatter, quantum noise
+    and a logarithmic display curve. The image depends on `seed` and `index` only.
+
+    Args:
+        index: 0 or more. Indices 2k and 2k + 1 may show the same patient.
+        size: height and width in pixels, 64 or more.
+        seed: whole number, 0 or more.
+        prevalence: share of images with a pneumothorax, in [0, 1].
+
+    Returns:
+        image: `(size, size)` uint8, dense parts bright.
+        mask: `(size, size)` uint8 of 0 and 1, 1 where air lies between chest wall and lung.
+        info: dict with image_id, patient_id, official_part, has_pneumothorax, side ("left" or
+            "right" of the patient, "" if healthy), site, area (mask pixels), sex, mimics.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    if index < 0:
+        raise ValueError(f"`index` must be 0 or more. Received: index={index}")
+    _check(size=size, seed=seed, prevalence=prevalence)
+    info = describe(index, seed=seed, prevalence=prevalence)
+    rng = np.random.default_rng([seed, index])
+    patient = anatomy.draw_patient(np.random.default_rng([seed, info["patient"], 1]))
+    field = rng.uniform(37, 43) * patient["stature"]
+    view = anatomy.view(
+        2 * size,
+        field=field,
+        turn=np.radians(rng.normal(0, 1.8)),
+        yaw=np.radians(rng.normal(0, 2.5)),
+        shift=rng.normal(0, 0.6, 2),
+    )
+    breath, arms = rng.normal(0, 1.2), rng.choice([0.12, 0.5]) + rng.normal(0, 0.08)
+    outlines = anatomy.lungs(patient, breath=breath)
+    rim, moved = np.zeros((2 * size, 2 * size), np.uint8), {}
+    if info["has_pneumothorax"]:
+        side, site = info["side"], info["site"]
+        moved[side] = anatomy.collapse(
+            outlines[side], info["wanted"] * field**2, site=site, rng=rng
+        )
+        rim = anatomy.fill(view, [outlines[side]])
+        anatomy.fill(view, [moved[side](outlines[side])], value=0, onto=rim)
+    solid = anatomy.solid_body(view, patient, arms=arms)
+    space = anatomy.air_space(view, patient, outlines, breath=breath)
+    bone = anatomy.skeleton(view, patient, arms=arms)
+    blood = anatomy.vasculature(view, patient, outlines, moved)
+    pipe = anatomy.windpipe(view, patient)
+    soft = solid - space - bone - pipe
+    lung = space
+    if moved:
+        left = 1 - (rim > 127).astype(np.uint8)
+        lung = space * anatomy.bulge(view, left, 1.5)
+        outline = outlines[side]
+        inner = moved[side](outline)
+        gone = np.hypot(*(inner - outline).T) > 0.12
+        pieces = [inner[k : k + 2] for k in range(len(inner) - 1) if gone[k] and gone[k + 1]]
+        soft += anatomy.stroke(view, pieces, width=0.06) * np.float32(0.6 / 255)
+        blood *= left
+    soft += blood
+    np.maximum(soft, 0, out=soft)
+    density = expose({"soft": soft, "lung": lung, "bone": bone}, size=size, field=field, rng=rng)
+    image = display(density, rng=rng)
+    share = cv2.resize(rim, (size, size), interpolation=cv2.INTER_AREA)
+    mask = (share >= max(min(128, share.max()), 1)).astype(np.uint8)
+    info["area"] = int(mask.sum())
+    return image, mask, info
+
+
+def _check(*, size, seed, prevalence):
+    if size < 64:
+        raise ValueError(f"`size` must be 64 or more, or ribs vanish. Received: size={size}")
+    if seed < 0:
+        raise ValueError(f"`seed` must be 0 or more. Received: seed={seed}")
+    if not 0 <= prevalence <= 1:
+        raise ValueError(f"`prevalence` must be in [0, 1]. Received: prevalence={prevalence}")
+
+
+def describe(index, *, seed, prevalence):
+    """What image `index` will show, without drawing it."""
+    pair = index // 2
+    twin = np.random.default_rng([seed, pair, 2]).random() < 0.3
+    patient = 2 * pair if twin else index
+    # Each run of 50 images gets its share of positives, from the smallest to the largest.
+    block, place = divmod(index, 50)
+    rng = np.random.default_rng([seed, block, 3])
+    quantile = (rng.permutation(50)[place] + rng.random()) / 50
+    positive = bool(quantile < prevalence)
+    rng = np.random.default_rng([seed, index, 4])
+    info = {
+        "image_id": f"phantom.{seed}.{index}",
+        "patient_id": f"phantom.{seed}.patient.{patient}",
+        "patient": patient,
+        "official_part": "test" if pair % 9 == 1 else "train",
+        "has_pneumothorax": positive,
+        "side": str(rng.choice(["right", "left"])) if positive else "",
+        "site": str(rng.choice(["apical", "lateral", "basal"], p=[0.6, 0.2, 0.2])) if positive else "",
+    }
+    if positive:
+        areas = np.log(AREAS)
+        info["wanted"] = float(np.exp(np.interp(quantile / prevalence, AREA_QUANTILES, areas)))
+    return info
+
+
+def transmission(thickness):
+    """Share of the primary X-rays that pass: `exp(-sum of attenuation x thickness)`.
+
+    Args:
+        thickness: dict of material (a key of `ATTENUATION`) to cm along each ray, arrays of one
+            shape.
+
+    Returns:
+        float array of that shape, in (0, 1].
+
+    Reference:
+        Beer-Lambert law; coefficients from Hubbell and Seltzer, NIST, doi:10.18434/T4D01F.
+    """
+    total = 0
+    for material, depth in thickness.items():
+        total = total - ATTENUATION[material] * depth
+    return np.exp(total)
+
+
+def expose(thickness, *, size, field, rng):
+    """Optical density of the exposed detector: `-log` of the noisy signal."""
+    primary = cv2.resize(transmission(thickness), (size, size), interpolation=cv2.INTER_AREA)
+    ratio = rng.uniform(0.25, 0.8)  # scattered to primary, behind an anti-scatter grid
+    few = cv2.resize(primary, (32, 32), interpolation=cv2.INTER_AREA)
+    few = cv2.GaussianBlur(few, (0, 0), 4.5 * 32 / field)
+    signal = primary + 0.18 * ratio * cv2.resize(few, (size, size), interpolation=cv2.INTER_CUBIC)
+    quanta = 10 ** rng.uniform(4.2, 5.2) * (field / size) ** 2 * 100
+    # A Poisson count of hundreds and more is normal to well below one grey level.
+    signal *= quanta
+    signal += np.sqrt(signal) * rng.standard_normal(signal.shape, dtype=np.float32)
+    return -np.log(np.maximum(signal, 1) / quanta)
+
+
+def display(density, *, rng):
+    low, high = 0.3, np.quantile(density[::4, ::4], 0.97)
+    grey = np.clip((density - low) / (high - low), 0, 1.1)
+    return np.clip(215 * grey, 0, 255).astype(np.uint8)
+
+
+def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=None):
+    """Write `count` phantoms as PNG files and tables laid out like the Kaggle PNG release.
+
+    `png_images/` and `png_masks/` (0 and 255) with names such as `2_train_1_.png` (number within
+    the part, official part, label), `stage_1_train_images.csv`, `stage_1_test_images.csv`,
+    `patients.csv` and, written last, `phantoms.json` with the settings. A finished folder
+    returns at once; after an interruption only what is missing is drawn. One pair of images in
+    nine is the official test part; unlike in SIIM-ACR no patient is in both parts.
+
+    Args:
+        folder: where to write; made when absent.
+        count: number of images, 1 or more. A larger count gives the same first images.
+        size: height and width in pixels, 64 or more.
+        prevalence: share of images with a pneumothorax, in [0, 1].
+        seed: whole number, 0 or more.
+        workers: processes; None means one per CPU, 1 draws in this process.
+
+    Returns:
+        `Path` of the folder.
+
+    Raises:
+        ValueError: if a setting is out of range, or the folder was made with other settings or
+            holds images from elsewhere.
+    """
+    if count < 1:
+        raise ValueError(f"`count` must be 1 or more. Received: count={count}")
+    settings = {"seed": seed, "size": size, "prevalence": prevalence}
+    _check(**settings)
+    folder, settings = Path(folder), {"version": VERSION, "count": count, **settings}
+    images, masks = folder / "png_images", folder / "png_masks"
+    done, begun = folder / "phantoms.json", folder / "phantoms.json.part"
+    found = done if done.exists() else begun
+    if found.exists() and (former := json.loads(found.read_text())) != settings:
+        raise ValueError(
+            f"A phantom folder keeps the settings it was made with. Received: {settings} for "
+            f"{folder}, which has {former}. Choose another folder, or delete this one."
+        )
+    if not found.exists() and images.exists() and any(images.iterdir()):
+        raise ValueError(
+            f"`folder` must be new or hold phantoms only. Received: {folder}, whose images "
+            "have no phantoms.json. Choose another folder."
+        )
+    for part in (images, masks):
+        part.mkdir(parents=True, exist_ok=True)
+    names = _names(count, seed=seed, prevalence=prevalence)
+    there = {path.name for path in images.iterdir()} & {path.name for path in masks.iterdir()}
+    missing = [index for index, name in enumerate(names) if name not in there]
+    if done.exists() and not missing:
+        return folder
+    _write(begun, json.dumps(settings, indent=1).encode())
+    _draw_all(missing, [names[index] for index in missing], folder, settings, workers)
+    _write_tables(folder, names, seed=seed, prevalence=prevalence)
+    os.replace(begun, done)
+    return folder
+
+
+def _names(count, *, seed, prevalence):
+    names, numbers = [], {"train": 0, "test": 0}
+    for index in range(count):
+        info = describe(index, seed=seed, prevalence=prevalence)
+        part = info["official_part"]
+        names.append(f"{numbers[part]}_{part}_{int(info['has_pneumothorax'])}_.png")
+        numbers[part] += 1
+    return names
+
+
+def _draw_all(indices, names, folder, settings, workers):
+    job = partial(
+        _draw_one,
+        folder=folder,
+        **{key: settings[key] for key in ("size", "seed", "prevalence")},
+    )
+    workers = min(workers or os.cpu_count() or 1, len(indices) // 25)  # starting one costs a second
+    bar = partial(tqdm, total=len(indices), desc="phantoms", unit="image", disable=not indices)
+    if workers < 2:
+        for _ in bar(map(job, indices, names)):
+            pass
+        return
+    context = multiprocessing.get_context("spawn")  # forking a process with TensorFlow may hang
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+        for _ in bar(pool.map(job, indices, names, chunksize=8)):
+            pass
+
+
+def _draw_one(index, name, *, folder, size, seed, prevalence):
+    image, mask, _ = draw_phantom(index, size=size, seed=seed, prevalence=prevalence)
+    for part, pixels in (("png_masks", 255 * mask), ("png_images", image)):
+        _write(folder / part / name, cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def _write(path, content):
+    aside = path.with_name(f".{path.name}.aside")
+    aside.write_bytes(content)
+    os.replace(aside, path)  # readers see the whole file or none
+
+
+def _write_tables(folder, names, *, seed, prevalence):
+    rows = {"stage_1_train_images": [], "stage_1_test_images": [], "patients": []}
+    for index, name in enumerate(names):
+        info = describe(index, seed=seed, prevalence=prevalence)
+        row = name, info["image_id"], int(info["has_pneumothorax"])
+        rows[f"stage_1_{info['official_part']}_images"].append(row)
+        rows["patients"].append((info["image_id"], info["patient_id"]))
+    for table, lines in rows.items():
+        head = "ImageId,patient_id" if table == "patients" else "new_filename,ImageId,has_pneumo"
+        text = "\n".join([head, *(",".join(map(str, line)) for line in lines)]) + "\n"
+        _write(folder / f"{table}.csv", text.encode())
