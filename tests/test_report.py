@@ -1,0 +1,334 @@
+"""The runner, on tiny stand-in notebooks: what it runs, refuses, repeats and writes."""
+
+import json
+import os
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from pneumo_lib import pages, report
+from pneumo_lib.report import NotebookError, check_parameters, notebook_parameters, run_report
+
+# Starting a kernel opens sockets and event loops that pyzmq and Jupyter close at exit only.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project: notebooks/ and data/, nothing of the real one is read or written."""
+    monkeypatch.setattr(pages, "project_path", lambda path=".": tmp_path / path)
+    monkeypatch.setattr(report, "project_path", lambda path=".": tmp_path / path)
+    monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [])
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path
+
+
+def write_notebook(project, name, parameters, *sources, title="A question?"):
+    """A notebook of a title, a parameters cell and code cells; counts its own executions."""
+    count = f"open({str(project / 'executions.txt')!r}, 'a').write({name!r} + '\\n')"
+    tag = {"tags": ["parameters"]}
+    cells = [new_markdown_cell(f"# {title}"), new_code_cell(parameters, metadata=tag)]
+    cells += [new_code_cell(source) for source in (f"_ = {count}", *sources)]
+    nb = new_notebook(cells=cells)
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nb, project / "notebooks" / f"{name}.ipynb")
+
+
+def executions(project):
+    path = project / "executions.txt"
+    return path.read_text().split() if path.exists() else []
+
+
+def outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
+
+
+def test_run_report_runs_the_notebooks_in_order_and_links_them(project):
+    write_notebook(project, "02_second", "size = 1", "print('second')")
+    write_notebook(project, "01_first", "size = 1", "print('first')", title="What is <b>it</b>?")
+    index = run_report()
+    assert executions(project) == ["01_first", "02_second"]
+    assert index == project / "runs/report/index.html"
+    text = index.read_text()
+    assert 'href="01_first.html"' in text
+    assert "What is &lt;b&gt;it&lt;/b&gt;?" in text
+    assert "Synthetic data" in text
+    assert "first" in (index.parent / "01_first.html").read_text()
+
+
+def test_run_report_passes_only_the_parameters_a_notebook_declares(project):
+    write_notebook(project, "01_first", "size = 1", "print(size, 'epochs' in dir())")
+    write_notebook(project, "02_second", "epochs = 1", "print(epochs)")
+    run_report(overrides={"size": 2, "epochs": 3})
+    assert outputs(project / "runs/report/01_first.ipynb") == "2 False\n"
+    assert outputs(project / "runs/report/02_second.ipynb") == "3\n"
+
+
+def test_run_report_trains_once_for_each_backbone(project):
+    write_notebook(project, "05_train_fcn", "backbone = 'vgg19'", "print('network', backbone)")
+    index = run_report(overrides={"backbones": ["vgg16", "small"]})
+    assert outputs(index.with_name("05_train_fcn-vgg16.ipynb")) == "network vgg16\n"
+    assert outputs(index.with_name("05_train_fcn-small.ipynb")) == "network small\n"
+
+
+def test_run_report_reads_a_parameter_file_and_lets_single_values_win(project):
+    write_notebook(project, "01_first", "size = 1\nseed = 0", "print(size, seed)")
+    (project / "mine.yaml").write_text("size: 5\nseed: 6\n")
+    run_report(params=project / "mine.yaml", overrides={"seed": 7})
+    assert outputs(project / "runs/report/01_first.ipynb") == "5 7\n"
+
+
+def test_run_report_works_in_the_folder_of_the_notebooks(project):
+    write_notebook(project, "01_first", "size = 1", "import os", "print(os.getcwd())")
+    run_report()
+    folder = outputs(project / "runs/report/01_first.ipynb").strip()
+    assert os.path.samefile(folder, project / "notebooks")
+
+
+# -- not run again unless something changed
+
+
+def test_an_unchanged_notebook_is_not_run_again(project, caplog):
+    write_notebook(project, "01_first", "size = 1")
+    run_report()
+    with caplog.at_level("INFO", "pneumo_lib"):
+        run_report()
+    assert executions(project) == ["01_first"]
+    assert "unchanged" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["parameter", "source", "library", "data"])
+def test_a_notebook_is_run_again_when_its_inputs_change(project, change, monkeypatch):
+    data = project / "xrays"
+    data.mkdir()
+    (data / "a.png").write_bytes(b"1")
+    write_notebook(project, "01_first", "size = 1")
+    run_report(data=data)
+    size = 2 if change == "parameter" else 1
+    if change == "source":
+        write_notebook(project, "01_first", "size = 1", "'more'")
+    if change == "library":
+        (project / "package").mkdir()
+        (project / "package" / "new.py").write_text("")
+        monkeypatch.setattr(report, "_PACKAGE", project / "package")
+    if change == "data":
+        (data / "a.png").write_bytes(b"12")
+    run_report(data=data, overrides={"size": size})
+    assert executions(project) == ["01_first", "01_first"]
+
+
+def test_results_are_run_again_when_training_changed_but_earlier_notebooks_are_not(project):
+    write_notebook(project, "01_first", "size = 1")
+    write_notebook(project, "05_train_fcn", "backbone = 'a'\nepochs = 1")
+    write_notebook(project, "06_results", "size = 1")
+    run_report(overrides={"backbones": ["a"]})
+    run_report(overrides={"backbones": ["a"], "epochs": 2})
+    ran = ["01_first", "05_train_fcn", "06_results"]
+    assert executions(project) == [*ran, "05_train_fcn", "06_results"]
+
+
+# -- failures
+
+
+def test_a_failing_cell_names_notebook_cell_source_and_traceback(project):
+    write_notebook(project, "01_first", "size = 1")
+    write_notebook(project, "02_second", "size = 1", "1 / 0  # a slip")
+    with pytest.raises(NotebookError, match="ZeroDivisionError") as caught:
+        run_report()
+    message = str(caught.value)
+    assert message.startswith("02_second failed at cell In [3]:\n\n1 / 0  # a slip")
+    assert "\x1b" not in message
+    assert (project / "runs/report/01_first.html").exists()
+    assert (project / "runs/report/02_second.unfinished.ipynb").exists()
+    assert not (project / "runs/report/02_second.ipynb").exists()
+
+
+def test_a_failed_notebook_leaves_its_earlier_result_and_is_run_again(project):
+    write_notebook(project, "01_first", "size = 1", "print(1 / size)")
+    run_report()
+    with pytest.raises(NotebookError, match="01_first"):
+        run_report(overrides={"size": 0})
+    assert "1.0" in outputs(project / "runs/report/01_first.ipynb")
+    with pytest.raises(NotebookError, match="01_first"):
+        run_report(overrides={"size": 0})
+
+
+def test_a_notebook_that_exits_early_is_refused(project):
+    write_notebook(project, "01_first", "size = 1", "import sys; sys.exit(0)", "print('never')")
+    with pytest.raises(NotebookError, match=r"ended itself before this cell:\s+print\('never'\)"):
+        run_report()
+
+
+def test_run_report_refuses_a_folder_without_notebooks(project):
+    with pytest.raises(FileNotFoundError, match="No numbered notebook"):
+        run_report()
+
+
+def test_run_report_refuses_data_that_do_not_exist(project):
+    write_notebook(project, "01_first", "size = 1")
+    with pytest.raises(FileNotFoundError, match="`data` must be a folder"):
+        run_report(data=project / "nowhere")
+
+
+def test_run_report_refuses_a_parameter_file_that_does_not_exist(project):
+    write_notebook(project, "01_first", "size = 1")
+    with pytest.raises(FileNotFoundError, match="No parameter file"):
+        run_report(params=project / "nowhere.yaml")
+
+
+def test_run_report_refuses_a_parameter_file_that_is_a_list(project):
+    write_notebook(project, "01_first", "size = 1")
+    (project / "list.yaml").write_text(yaml.safe_dump([1, 2]))
+    with pytest.raises(ValueError, match="must hold lines of `name: value`"):
+        run_report(params=project / "list.yaml")
+
+
+# -- parameters
+
+
+def test_a_misspelt_parameter_is_refused_with_the_name_that_was_meant(project):
+    write_notebook(project, "01_first", "epochs = 1")
+    with pytest.raises(ValueError, match="No notebook has a parameter `epoch`. Did you mean `epochs`"):
+        run_report(overrides={"epoch": 3})
+    assert executions(project) == []
+
+
+def test_an_unknown_parameter_that_resembles_none_lists_them():
+    with pytest.raises(ValueError, match="`zebra`. Known: size, seed"):
+        check_parameters({"zebra": 1}, {"size": 1, "seed": 0})
+
+
+def test_backbone_in_a_report_is_refused_because_the_report_sets_it(project):
+    write_notebook(project, "05_train_fcn", "backbone = 'vgg19'")
+    with pytest.raises(ValueError, match="`backbone` is set for each training run"):
+        run_report(overrides={"backbone": "vgg16"})
+
+
+@pytest.mark.parametrize("value", ["300", 300.0, True, None])
+def test_a_parameter_of_another_type_is_refused(value):
+    with pytest.raises(ValueError, match="`epochs` must be int, as its default 30"):
+        check_parameters({"epochs": value}, {"epochs": 30})
+
+
+def test_a_rate_may_be_written_the_way_yaml_reads_as_text():
+    value = yaml.safe_load("1e-3")
+    assert value == "1e-3"
+    assert check_parameters({"rate": value, "dropout": 0}, {"rate": 0.1, "dropout": 0.5}) == {
+        "rate": 0.001,
+        "dropout": 0.0,
+    }
+
+
+def test_a_text_parameter_may_be_none():
+    assert check_parameters({"weights": None}, {"weights": "auto"}) == {"weights": None}
+
+
+def test_notebook_parameters_reads_literals_on_several_lines_and_with_annotations(project):
+    write_notebook(project, "01_first", "a = [\n  1,\n  2,\n]  # list\nb: int | None = None")
+    assert notebook_parameters(project / "notebooks/01_first.ipynb") == {"a": [1, 2], "b": None}
+
+
+@pytest.mark.parametrize("line", ["b = 2 * a", "import os", "a, b = 1, 2", "print(1)"])
+def test_notebook_parameters_refuses_what_is_no_literal_assignment(project, line):
+    write_notebook(project, "01_first", line)
+    with pytest.raises(ValueError, match=f"literals only. Received: {re.escape(line[:6])}"):
+        notebook_parameters(project / "notebooks/01_first.ipynb")
+
+
+# -- what it writes
+
+
+def test_report_json_holds_time_and_memory_of_each_notebook(project):
+    write_notebook(project, "01_first", "size = 1", "block = bytearray(300_000_000)", "import time; time.sleep(1)")
+    index = run_report()
+    (record,) = json.loads(index.with_name("report.json").read_text())["notebooks"]
+    assert record["name"] == "01_first"
+    assert 1 <= record["seconds"] < 60
+    assert 0.3 < record["peak_gb"] < 4
+
+
+def test_real_data_get_a_folder_of_their_own_for_pages_and_figures(project):
+    data = project / "xrays"
+    data.mkdir()
+    write_notebook(project, "01_first", "data = 'phantoms'", "print(data)")
+    index = run_report(data=data)
+    assert index == project / "runs/report-xrays/index.html"
+    assert outputs(index.with_name("01_first.ipynb")).strip() == str(data)
+    assert "Synthetic data" not in index.read_text()
+    assert pages.figures_folder(str(data)) == project / "runs/report-xrays/figures"
+
+
+def test_the_index_shows_the_exported_figures_of_its_notebooks(project):
+    figures = project / "figures"
+    figures.mkdir()
+    source = f"open({str(figures / '01_first_rare_target.png')!r}, 'wb').write(b'png')"
+    (figures / "99_other_notebook.png").write_bytes(b"other")
+    write_notebook(project, "01_first", "export = False", f"assert export; {source}")
+    text = run_report().read_text()
+    assert text.count("<img") == 1
+    assert 'alt="Rare target"' in text
+
+
+def test_notebook_pages_load_nothing_and_keep_formulas_and_links(project):
+    write_notebook(project, "05_train_fcn", "backbone = 'a'", "import math")
+    write_notebook(project, "01_first", "size = 1", "from IPython.display import SVG")
+    path = project / "notebooks/01_first.ipynb"
+    nb = nbformat.read(path, as_version=4)
+    text = "Cost `$5` is not $a_1 < b$, [next](05_train_fcn.ipynb)\n\n$$\\frac{1}{2}$$"
+    nb.cells.append(new_markdown_cell(text))
+    nbformat.write(nb, path)
+    index = run_report(overrides={"backbones": ["a", "b"]})
+    page = index.with_name("01_first.html").read_text()
+    assert page.count("<math") == 2
+    assert "<mfrac>" in page
+    assert "<code>$5</code>" in page
+    assert 'href="05_train_fcn-a.html"' in page
+    assert 'href="index.html"' in page
+    for text in (page, index.read_text()):
+        assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|<script[^>]*src""", text)
+        assert "cdnjs" not in text
+
+
+def test_progress_widgets_are_left_out_of_the_pages(project):
+    bar = "from tqdm.notebook import tqdm\nfor _ in tqdm(range(3)): pass"
+    write_notebook(project, "01_first", "size = 1", bar, "print('after')")
+    page = run_report().with_name("01_first.html").read_text()
+    assert "after" in page
+    assert "it/s" not in page
+    assert "widget-view" not in page
+
+
+def test_the_results_table_starts_each_split_with_the_all_background_row(project, monkeypatch):
+    scores = pd.DataFrame(
+        {
+            "epoch": [1, 1, 2, 2],
+            "image_id": ["a", "b", "a", "b"],
+            "split": ["test", "train", "test", "train"],
+            "has_pneumothorax": True,
+            "tp": [0, 0, 2, 2],
+            "fp": 0,
+            "fn": [2, 2, 0, 0],
+            "tn": 2,
+        }
+    )
+    config = {"backbone": "<vgg19>", "weights": "random features", "split_scheme": "patient"}
+    config |= {"leaked_patients": 3, "device": "CPU"}
+    run = type("Run", (), {"scores": scores, "config": config})
+    monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [run])
+    write_notebook(project, "01_first", "size = 1")
+    text = run_report().read_text()
+    rows = re.findall(r"<tr>\s*<td>(.+?)</td>\s*<td>(.+?)</td>\s*<td>(.+?)</td>", text)
+    assert rows == [
+        ("all background", "–", "train"),
+        ("&lt;vgg19&gt;", "random features", "train"),
+        ("all background", "–", "test"),
+        ("&lt;vgg19&gt;", "random features", "test"),
+    ]
+    assert "1.00 [1.00, 1.00]" in text  # of the last epoch: the first found nothing
+    assert "Random features" in text
+    assert "3 patients" in text
