@@ -81,6 +81,7 @@ def test_rows_are_told_apart_by_the_named_columns():
     )
     table = score_table(scores, by=["backbone", "epoch"], n_bootstrap=10)
     assert list(table["backbone"]) == ["all background", "vgg19", "vgg19", "resnet50", "resnet50"]
+    assert table["epoch"].dtype == "Int64"  # 50, not 50.0, beside the missing one
     assert list(table["epoch"].fillna(0)) == [0, 50, 100, 50, 100]
     assert list(table)[:5] == ["backbone", "epoch", "split", "images", "positives"]
 
