@@ -1,0 +1,351 @@
+"""From a folder of X-rays to a case table, and from one of its rows to pixels."""
+
+import logging
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+from pydicom.encaps import generate_frames
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import JPEGBaseline8Bit
+from tqdm.auto import tqdm
+
+from .rle import rle_decode
+
+logger = logging.getLogger(__name__)
+
+_HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "view"}
+_REDUCED = {  # libjpeg gives the means of 8 x 8 or 4 x 4 pixels without computing the pixels
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+}
+
+
+def read_cases(folder):
+    """Case table of a data set, one row per image.
+
+    Two layouts are recognised, in `folder` or one folder below it:
+
+    - the PNG release: `png_images/`, `png_masks/`, `stage_1_train_images.csv` and
+      `stage_1_test_images.csv` with the columns `new_filename, ImageId, has_pneumo`;
+    - the official release: DICOM files `<ImageId>.dcm` in any nesting and one run-length table
+      `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without that header). Files
+      without a row have no truth (the competition's own release has some): they are left out
+      and counted in a log warning.
+
+    Patients come from `patients.csv` (`ImageId, patient_id`) or `nih_id.csv`
+    (`Kaggle_ID, NIH_ID`) in `folder` or its parent.
+
+    Args:
+        folder: `str` or `Path`.
+
+    Returns:
+        DataFrame sorted as the tables are: `image_id`, `image_path` (absolute), `mask_path` (PNG
+        release) or `rles` (official; list of `str`), `has_pneumothorax` (bool), `official_part`
+        ("train" or "test"; official release: from the names of the folders), `patient_id` and,
+        from DICOM headers, `age` (years), `sex`, `view`, `pixel_spacing` (mm). Missing is NaN.
+        Names, numbers and dates in DICOM headers are never read.
+
+    Raises:
+        FileNotFoundError: one error that lists the expected files that are missing, the rows
+            without an image and the images without a row.
+        ValueError: if a table has other columns or values than the above.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The data folder must exist. Received: {folder}")
+    for root in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        if (root / "png_images").is_dir() or any(root.glob("stage_1_*_images.csv")):
+            cases = _read_png_release(root)
+            break
+    else:
+        root, cases = folder, _read_official_release(folder)
+    patients = _read_patients(root)
+    cases["patient_id"] = cases["image_id"].map(patients).astype("str")
+    return cases
+
+
+def _read_png_release(root):
+    names = ("stage_1_train_images.csv", "stage_1_test_images.csv")
+    expected = [root / name for name in ("png_images", "png_masks", *names)]
+    problems = [f"{path.name} is missing" for path in expected if not path.exists()]
+    tables = []
+    for part, name in zip(("train", "test"), names, strict=True):
+        if (root / name).is_file():
+            table = _read_table(root / name, ["new_filename", "ImageId", "has_pneumo"])
+            tables.append(table.assign(official_part=part))
+    table = pd.concat(tables, ignore_index=True) if tables else None
+    if table is not None:
+        if not table["has_pneumo"].isin(["0", "1"]).all():
+            raise ValueError(
+                "`has_pneumo` must be 0 or 1 in every row. "
+                f"Received: {sorted(set(table['has_pneumo']))[:5]}"
+            )
+        for column in ("ImageId", "new_filename"):
+            problems += _problem(
+                f"{column} in several rows", table[column][table[column].duplicated()]
+            )
+        for kind in ("png_images", "png_masks"):
+            files = {path.name for path in (root / kind).glob("*.*")}
+            rows = set(table["new_filename"])
+            problems += _problem(f"rows without a file in {kind}", rows - files)
+            problems += _problem(f"files in {kind} without a row", files - rows)
+    _refuse(root, problems)
+    return pd.DataFrame(
+        {
+            "image_id": table["ImageId"],
+            "image_path": [str(root / "png_images" / name) for name in table["new_filename"]],
+            "mask_path": [str(root / "png_masks" / name) for name in table["new_filename"]],
+            "has_pneumothorax": table["has_pneumo"] == "1",
+            "official_part": table["official_part"],
+        }
+    )
+
+
+def _read_official_release(root):
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".dcm")
+    if not files:
+        raise FileNotFoundError(
+            "A data folder holds either png_images/, png_masks/, stage_1_train_images.csv and "
+            "stage_1_test_images.csv, or *.dcm files with their run-length table (csv). "
+            f"Received: {root}, which holds neither"
+        )
+    rles = _read_rle_table(root)
+    paths = {path.stem: path for path in files}
+    problems = _problem("rows without a DICOM file", set(rles.index) - set(paths))
+    unlabelled = _problem(
+        "DICOM files without a row in the run-length table", set(paths) - set(rles.index)
+    )
+    if len(paths) < len(files):
+        stems = pd.Series([path.stem for path in files])
+        problems += _problem("DICOM files of the same name", stems[stems.duplicated()])
+    _refuse(root, problems + unlabelled if problems else [])
+    if unlabelled:
+        logger.warning("%s; they have no truth and are left out", unlabelled[0])
+    cases = pd.DataFrame({"image_id": rles.index, "rles": rles.array})
+    chosen = [paths[image_id] for image_id in cases["image_id"]]
+    cases.insert(1, "image_path", [str(path) for path in chosen])
+    cases["has_pneumothorax"] = [any(rle != "-1" for rle in group) for group in cases["rles"]]
+    parts = pd.Series([_official_part(path.relative_to(root)) for path in chosen], dtype="str")
+    headers = [_read_header(path) for path in tqdm(chosen, "DICOM headers", delay=2)]
+    return cases.assign(official_part=parts, **pd.DataFrame(headers))
+
+
+def _read_rle_table(root):
+    """Series of lists of run-length texts by image, in the order of the table."""
+    tables = {}
+    for path in sorted([*root.rglob("*.csv"), *root.rglob("*.csv.gz")]):
+        first = pd.read_csv(path, header=None, nrows=1, dtype=str, encoding="utf-8-sig")
+        cells = first.iloc[0].fillna("").str.strip().tolist()
+        headless = len(cells) == 2 and re.fullmatch(r"-1|\d[\d ]*", cells[1])
+        if (cells == ["ImageId", "EncodedPixels"] or headless) and "submission" not in path.name:
+            tables[path] = 0 if not headless else None
+    if len(tables) != 1:
+        raise FileNotFoundError(
+            "DICOM files need exactly one run-length table (csv: ImageId, EncodedPixels) in the "
+            f"same folder. Received: {[path.name for path in tables] or 'none'} in {root}"
+        )
+    [(path, header)] = tables.items()
+    table = pd.read_csv(path, header=header, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    table.columns = ["image_id", "rle"]
+    rles = table["rle"].str.strip().groupby(table["image_id"].str.strip(), sort=False)
+    return rles.agg(list)
+
+
+def _official_part(path):
+    """ "train" or "test" from the innermost folder that names one of the two, else NaN."""
+    for name in reversed([part.lower() for part in path.parts[:-1]]):
+        if ("train" in name) != ("test" in name):
+            return "train" if "train" in name else "test"
+    return np.nan
+
+
+def _read_header(path):
+    """Age, sex, view and pixel spacing; the header's other fields are not even parsed."""
+    values = dict.fromkeys([*_HEADER.values(), "pixel_spacing"], np.nan)
+    try:
+        tags = [*_HEADER, "PixelSpacing"]
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+    except (InvalidDicomError, OSError):
+        return values  # prepare() reads the whole file, and names it
+    for keyword, column in _HEADER.items():
+        values[column] = str(header.get(keyword) or "").strip() or np.nan
+    years = re.fullmatch(r"(\d+)Y?", str(values["age"]))
+    values["age"] = float(years[1]) if years else np.nan
+    if header.get("PixelSpacing"):
+        values["pixel_spacing"] = float(header.PixelSpacing[0])
+    return values
+
+
+def _read_patients(root):
+    """Series of patient by image; empty where no table says."""
+    for folder in (root, root.parent):
+        if (folder / "patients.csv").is_file():
+            table = _read_table(folder / "patients.csv", ["ImageId", "patient_id"])
+        elif (folder / "nih_id.csv").is_file():
+            table = _read_table(folder / "nih_id.csv", ["Kaggle_ID", "NIH_ID"])
+            # 00028864_007.png is image 7 of patient 28864
+            table["NIH_ID"] = table["NIH_ID"].str.split("_").str[0]
+        else:
+            continue
+        images, patients = table.iloc[:, 0], table.iloc[:, 1]
+        return patients.where(patients != "").set_axis(images).groupby(level=0).first()
+    return pd.Series(dtype="str")
+
+
+def _read_table(path, columns):
+    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    table = table.rename(columns=str.strip)
+    if not set(columns) <= set(table.columns):
+        raise ValueError(f"{path.name} must have the columns {columns}. Received: {list(table)}")
+    return table[columns].apply(lambda column: column.str.strip())
+
+
+def _problem(what, names):
+    """At most one sentence: how many there are, and the first few."""
+    names = sorted(set(names))
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names)} {what} ({shown})"] if names else []
+
+
+def _refuse(root, problems):
+    if problems:
+        raise FileNotFoundError(
+            "Each image needs one row and one mask, and each row its image. "
+            f"Received: {root} in which {'; '.join(problems)}"
+        )
+
+
+def read_image(path, *, at_least=None):
+    """Pixels of one X-ray, whatever file holds them.
+
+    Args:
+        path: PNG or JPEG (colour becomes grey, 16 bits become 8) or DICOM (`.dcm`; MONOCHROME1
+            is inverted; anything but plain 8-bit values goes through the rescale and the window
+            in the file and is stretched to 0..255).
+        at_least: a JPEG inside DICOM may come at 1/8 or 1/4 of its size as long as both sides
+            stay a multiple of `at_least`: what area averaging gives, to 2 grey levels, in a
+            third of the time. `None` is full size.
+
+    Returns:
+        `(height, width)` uint8.
+
+    Raises:
+        ValueError: if the file cannot be decoded to one grey image.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".dcm":
+        return _read_dicom(path, at_least)
+    return _decode(np.fromfile(path, np.uint8), path)
+
+
+def _decode(data, path, flag=cv2.IMREAD_GRAYSCALE):
+    # not cv2.imread: on Windows it cannot open a path with other than ASCII letters
+    image = cv2.imdecode(data, flag) if data.size else None
+    if image is None:
+        raise ValueError(f"An image must be a complete PNG, JPEG or DICOM file. Received: {path}")
+    return image
+
+
+def _read_dicom(path, at_least):
+    try:
+        file = pydicom.dcmread(path)
+        shape = (file.Rows, file.Columns)
+        grey = file.PhotometricInterpretation
+        plain = (
+            (file.BitsStored, file.PixelRepresentation) == (8, 0)
+            and (file.get("RescaleSlope", 1), file.get("RescaleIntercept", 0)) == (1, 0)
+        )  # fmt: skip
+        if plain and grey == "MONOCHROME2" and file.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+            for divisor, flag in _REDUCED.items():
+                if at_least and not any(side % (divisor * at_least) for side in shape):
+                    frame = next(generate_frames(file.PixelData, number_of_frames=1))
+                    return _decode(np.frombuffer(frame, np.uint8), path, flag)
+        pixels = file.pixel_array
+        if not plain:
+            pixels = apply_voi_lut(apply_modality_lut(pixels, file), file)
+    except (InvalidDicomError, AttributeError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"A DICOM file must hold one image. Received: {path} ({error})") from error
+    if pixels.shape != shape or grey not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(
+            "A DICOM file must hold one grey image. "
+            f"Received: {path} of shape {pixels.shape}, {grey}"
+        )
+    if not plain:
+        pixels = cv2.normalize(pixels.astype(np.float32), None, 0, 255, cv2.NORM_MINMAX)
+        pixels = pixels.round().astype(np.uint8)
+    return 255 - pixels if grey == "MONOCHROME1" else pixels
+
+
+def read_mask(case, shape):
+    """Mask of one case, on the pixels of its image.
+
+    Args:
+        case: a row of the case table (Series, dict or named tuple's `_asdict()`).
+        shape: `(height, width)` of the image. Run lengths are laid on it; a mask file of
+            another size is resized to it.
+
+    Returns:
+        `(height, width)` uint8, values 0 and 1. In a mask file, what is brighter than half of
+        its brightest pixel is 1: files of 0/255 and of 0/1 both read right.
+
+    Raises:
+        ValueError: if the mask cannot be read, or contradicts the label: pixels on a case
+            without pneumothorax, or none on a case with one.
+    """
+    if isinstance(case.get("rles"), list):
+        mask = rle_decode(case["rles"], shape)
+    else:
+        grey = read_image(case["mask_path"])
+        mask = cv2.compare(grey, float(grey.max()) / 2, cv2.CMP_GT) & 1
+        mask = mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
+    if mask.any() != case["has_pneumothorax"]:
+        raise ValueError(
+            "A mask holds pixels where the table says pneumothorax, and only there. "
+            f"Received: {int(mask.sum())} pixels, has_pneumothorax={case['has_pneumothorax']} "
+            f"for {case['image_id']}"
+        )
+    return mask
+
+
+def resize_image(image, shape):
+    """Image at another `(height, width)`: area averages where it shrinks, linear where it grows.
+
+    An image that is not square is squashed, not padded: the SIIM-ACR images are square, and a
+    padded border would be background that every score counts as found.
+
+    Args:
+        image: `(height, width)` uint8 or float32.
+        shape: `(height, width)` wanted.
+
+    Returns:
+        `shape`, the dtype of `image`.
+    """
+    height, width = shape
+    # OpenCV's area mode turns linear on BOTH axes when one of them grows, so each gets its turn
+    for mode, size in (
+        (cv2.INTER_AREA, (min(width, image.shape[1]), min(height, image.shape[0]))),
+        (cv2.INTER_LINEAR, (width, height)),
+    ):
+        if image.shape != size[::-1]:
+            image = cv2.resize(image, size, interpolation=mode)
+    return image
+
+
+def resize_mask(mask, shape):
+    """Mask at another `(height, width)`: 1 where at least half of the pixel's area is mask.
+
+    Args:
+        mask: `(height, width)`, values 0 and 1.
+        shape: `(height, width)` wanted.
+
+    Returns:
+        `shape` uint8, values 0 and 1. A mask smaller than half a pixel vanishes.
+    """
+    return (resize_image(mask.astype(np.float32), shape) >= 0.5).astype(np.uint8)
