@@ -19,7 +19,8 @@ The download from Kaggle failed: {{reason}}.
 Either sign in: create a token at https://www.kaggle.com/settings (API, "Create New Token"), store
 it as ~/.kaggle/kaggle.json or set KAGGLE_API_TOKEN, and run the command again. Or download
 https://www.kaggle.com/datasets/{KAGGLE_DATA}
-in a browser, unpack it in {{folder}}, and go on with: make report DATA={{folder}} PARAMS=params/siim.yaml"""
+in a browser, unpack it in {{folder}}, and go on with:
+make report DATA={{folder}} PARAMS=params/siim.yaml"""
 
 
 def main(arguments=None):
@@ -66,8 +67,10 @@ def report(options):
 
 def fetch(options):
     """Downloads the SIIM-ACR data set from Kaggle."""
-    import kagglehub
-
+    try:
+        import kagglehub
+    except ModuleNotFoundError:
+        raise RuntimeError("the download needs kagglehub: pip install -e .[kaggle]") from None
     folder = Path(options.to)
     try:
         kagglehub.dataset_download(KAGGLE_DATA, output_dir=str(folder))
@@ -79,9 +82,7 @@ def fetch(options):
 
 def phantoms(options):
     """Draws synthetic chest X-rays in the layout of the real data set."""
-    folder = pl.make_phantoms(
-        options.to, count=options.count, size=options.size, seed=options.seed
-    )
+    folder = pl.make_phantoms(options.to, count=options.count, size=options.size, seed=options.seed)
     print(f"Phantoms    {_short(Path(folder))}")
 
 
@@ -103,7 +104,7 @@ def _parser():
         help="one notebook parameter, such as --set epochs 50; may be repeated",
     )  # fmt: skip
 
-    command = _add(commands, fetch, "download the SIIM-ACR data set from Kaggle (about 5 GB)")
+    command = _add(commands, fetch, "download the SIIM-ACR data set from Kaggle")
     command.add_argument("data", choices=["siim"])
     command.add_argument("--to", required=True, metavar="FOLDER")
 

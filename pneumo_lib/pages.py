@@ -25,7 +25,9 @@ _NOTEBOOK = """
 {% block jupyter_widgets %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
-{% block body_header %}{{ super() }}<p><a href="index.html">← All of the report</a></p>{% endblock %}
+{% block body_header %}
+{{ super() }}<p><a href="index.html">← All of the report</a></p>
+{% endblock %}
 """
 # Formulas, and the code in which a dollar is just a dollar.
 _MATH = re.compile(r"<(pre|code)\b.*?</\1>|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.S)
@@ -126,7 +128,7 @@ def figures_folder(data):
 
 def _finished_runs(settings, records):
     """The runs that this report trained, in the order of the networks."""
-    from pneumo_lib.training import find_runs  # imports Keras, only at the end of a report
+    from pneumo_lib import find_runs
 
     trained = {r["parameters"]["backbone"] for r in records if "backbone" in r["parameters"]}
     if not trained:

@@ -21,6 +21,7 @@ import papermill
 import psutil
 import yaml
 from papermill.exceptions import PapermillExecutionError, strip_color
+from traitlets.config import Config
 
 from pneumo_lib import pages
 from pneumo_lib.paths import project_path
@@ -174,7 +175,10 @@ def _absolute_paths(settings):
     if settings["data"] != "phantoms":
         settings["data"] = str(project_path(settings["data"]))
         if not Path(settings["data"]).is_dir():
-            raise FileNotFoundError(f"`data` must be a folder. Received: {settings['data']}")
+            raise FileNotFoundError(
+                f"`data` must be 'phantoms' or a folder. Received: {settings['data']}. "
+                "The SIIM-ACR data set is downloaded by: pneumo fetch siim --to data/siim"
+            )
     weights = settings.get("weights")
     if weights and project_path(weights).is_file():
         settings["weights"] = str(project_path(weights))
@@ -235,6 +239,7 @@ def _execute(step, output, progress):
             step.parameters,
             kernel_name="python3",
             cwd=step.notebook.parent,
+            config=Config(KernelManager={"transport_encryption": "auto"}),  # else each kernel warns
             # `disable=None`: a bar in a terminal, nothing in a log file
             progress_bar={"desc": f"{progress} {step.name}", "leave": False, "disable": None},
         )

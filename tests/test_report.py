@@ -34,7 +34,11 @@ def write_notebook(project, name, parameters, *sources, title="A question?"):
     cells = [new_markdown_cell(f"# {title}"), new_code_cell(parameters, metadata=tag)]
     cells += [new_code_cell(source) for source in (f"_ = {count}", *sources)]
     nb = new_notebook(cells=cells)
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nb.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(nb, project / "notebooks" / f"{name}.ipynb")
 
 
@@ -171,7 +175,7 @@ def test_run_report_refuses_a_folder_without_notebooks(project):
 
 def test_run_report_refuses_data_that_do_not_exist(project):
     write_notebook(project, "01_first", "size = 1")
-    with pytest.raises(FileNotFoundError, match="`data` must be a folder"):
+    with pytest.raises(FileNotFoundError, match="`data` must be 'phantoms' or a folder"):
         run_report(data=project / "nowhere")
 
 
@@ -193,13 +197,15 @@ def test_run_report_refuses_a_parameter_file_that_is_a_list(project):
 
 def test_a_misspelt_parameter_is_refused_with_the_name_that_was_meant(project):
     write_notebook(project, "01_first", "epochs = 1")
-    with pytest.raises(ValueError, match="No notebook has a parameter `epoch`. Did you mean `epochs`"):
+    with pytest.raises(
+        ValueError, match=r"No notebook has a parameter `epoch`\. Did you mean `epochs`"
+    ):
         run_report(overrides={"epoch": 3})
     assert executions(project) == []
 
 
 def test_an_unknown_parameter_that_resembles_none_lists_them():
-    with pytest.raises(ValueError, match="`zebra`. Known: size, seed"):
+    with pytest.raises(ValueError, match=r"`zebra`\. Known: size, seed"):
         check_parameters({"zebra": 1}, {"size": 1, "seed": 0})
 
 
@@ -244,7 +250,13 @@ def test_notebook_parameters_refuses_what_is_no_literal_assignment(project, line
 
 
 def test_report_json_holds_time_and_memory_of_each_notebook(project):
-    write_notebook(project, "01_first", "size = 1", "block = bytearray(300_000_000)", "import time; time.sleep(1)")
+    write_notebook(
+        project,
+        "01_first",
+        "size = 1",
+        "block = bytearray(300_000_000)",
+        "import time; time.sleep(1)",
+    )
     index = run_report()
     (record,) = json.loads(index.with_name("report.json").read_text())["notebooks"]
     assert record["name"] == "01_first"
@@ -322,7 +334,7 @@ def test_the_results_table_starts_each_split_with_the_all_background_row(project
     monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [run])
     write_notebook(project, "01_first", "size = 1")
     text = run_report().read_text()
-    rows = re.findall(r"<tr>\s*<td>(.+?)</td>\s*<td>(.+?)</td>\s*<td>(.+?)</td>", text)
+    rows = re.findall(r"<tr>\s*<td>(.+?)</td>\s*<td>(.+?)</td>\s*<td>(train|test)</td>", text)
     assert rows == [
         ("all background", "–", "train"),
         ("&lt;vgg19&gt;", "random features", "train"),

@@ -1,0 +1,167 @@
+"""The `pneumo` command: what it passes on, prints and returns."""
+
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+import pneumo_lib as pl
+from pneumo_lib import report
+from pneumo_lib.cli import main
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Arguments of `run_report`, which writes what the command reads back and no more."""
+    received = []
+
+    def fake(**arguments):
+        received.append(arguments)
+        (tmp_path / "figures").mkdir()
+        (tmp_path / "figures" / "01_first.png").touch()
+        summary = {"figures": str(tmp_path / "figures")}
+        (tmp_path / "report.json").write_text(json.dumps(summary))
+        return tmp_path / "index.html"
+
+    monkeypatch.setattr(report, "run_report", fake)
+    return received
+
+
+def run_python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_report_without_options_runs_the_embedded_defaults(calls):
+    assert main(["report"]) == 0
+    assert calls == [{"data": None, "params": None, "overrides": {}}]
+
+
+def test_report_passes_values_with_the_type_that_yaml_gives_them(calls):
+    options = ["--set", "epochs", "50", "--set", "milestones", "[25, 50]", "--set", "data", "x"]
+    assert main(["report", *options, "--backbones", "vgg16", "small"]) == 0
+    overrides = calls[0]["overrides"]
+    assert overrides == {
+        "epochs": 50,
+        "milestones": [25, 50],
+        "data": "x",
+        "backbones": ["vgg16", "small"],
+    }
+
+
+def test_report_reads_paths_from_the_current_folder(calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "xrays").mkdir()
+    (tmp_path / "vgg16.npz").touch()
+    assert main(["report", "--data", "xrays", "--weights", "vgg16.npz"]) == 0
+    assert calls[0]["data"] == str(tmp_path / "xrays")
+    assert calls[0]["overrides"]["weights"] == str(tmp_path / "vgg16.npz")
+
+
+def test_report_keeps_weights_that_are_a_name(calls):
+    assert main(["report", "--weights", "imagenet"]) == 0
+    assert calls[0]["overrides"]["weights"] == "imagenet"
+
+
+def test_report_names_the_files_it_made(calls, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["report"])
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[1:4] == ["Report      index.html", "Notebooks   ./*.ipynb", "Figures     figures/"]
+
+
+def test_an_error_is_one_line_and_exit_code_1(calls, capsys, monkeypatch):
+    def fail(**arguments):
+        raise ValueError("`epochs` must be int")
+
+    monkeypatch.setattr(report, "run_report", fail)
+    assert main(["report"]) == 1
+    assert capsys.readouterr().err == "pneumo report: `epochs` must be int\n"
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(report, "run_report", lambda **arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--debug", "report"])
+
+
+def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(capsys, monkeypatch):
+    def interrupt(**arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "run_report", interrupt)
+    assert main(["report"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_report_without_the_notebook_packages_says_how_to_get_them(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    monkeypatch.delitem(sys.modules, "pneumo_lib.report")
+    monkeypatch.delattr("pneumo_lib.report")
+    assert main(["report"]) == 1
+    assert "needs the package papermill. `make env`" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_refused_with_exit_code_2(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["deport"])
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_fetch_downloads_the_public_release_into_the_folder(capsys, monkeypatch, tmp_path):
+    received = {}
+
+    def download(handle, **options):
+        received.update(options, handle=handle)
+
+    kaggle = types.SimpleNamespace(dataset_download=download)
+    monkeypatch.setitem(sys.modules, "kagglehub", kaggle)
+    assert main(["fetch", "siim", "--to", str(tmp_path)]) == 0
+    assert received["handle"] == "vbookshelf/pneumothorax-chest-xray-images-and-masks"
+    assert received["output_dir"] == str(tmp_path)
+    assert f"make report DATA={tmp_path} PARAMS=params/siim.yaml" in capsys.readouterr().out
+
+
+def test_fetch_that_fails_says_what_to_do(capsys, monkeypatch, tmp_path):
+    def download(handle, **options):
+        raise RuntimeError("User is not authenticated\nmore")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=download))
+    assert main(["fetch", "siim", "--to", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "failed: User is not authenticated.\n" in message
+    assert "create a token at https://www.kaggle.com/settings" in message
+    assert f"unpack it in {tmp_path}" in message
+
+
+def test_fetch_without_kagglehub_says_how_to_get_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    assert main(["fetch", "siim", "--to", str(tmp_path)]) == 1
+    assert "pip install -e .[kaggle]" in capsys.readouterr().err
+
+
+def test_phantoms_draws_as_many_as_asked_for(capsys, monkeypatch, tmp_path):
+    received = {}
+
+    def make(folder, **options):
+        received.update(options, folder=folder)
+        return tmp_path
+
+    monkeypatch.setattr(pl, "make_phantoms", make, raising=False)
+    options = ["--to", str(tmp_path), "--count", "3", "--size", "64", "--seed", "7"]
+    assert main(["phantoms", *options]) == 0
+    assert received == {"folder": str(tmp_path), "count": 3, "size": 64, "seed": 7}
+    assert "Phantoms" in capsys.readouterr().out
+
+
+def test_python_m_pneumo_lib_is_the_same_command():
+    done = run_python("-m", "pneumo_lib", "--version")
+    assert done.stdout == f"pneumo {pl.__version__}\n"
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from pneumo_lib.cli import main\ntry: main(['--help'])\nexcept SystemExit: "
+    heavy = "{'numpy', 'pandas', 'keras', 'tensorflow', 'papermill', 'yaml'}"
+    done = run_python("-c", f"{code}print(sorted({heavy} & set(sys.modules)))")
+    assert done.stdout.endswith("[]\n")

@@ -1,0 +1,215 @@
+"""What every committed notebook must be like; `pytest --nbval-lax notebooks` runs them."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from pneumo_lib import report
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMS = sorted((ROOT / "params").glob("*.yaml"))
+LONGEST_CELL = 25
+SET_BY_THE_REPORT = {"backbone", "export"}
+# A path from the root of a file system; `a/tmp`, `https://tmp/` and `</tmp/` are none.
+ABSOLUTE = re.compile(r"(?<![\w.~:/<>)])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|content)/\S*")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [c for c in read(path).cells if c.cell_type == "code" and c.source.strip()]
+
+
+def prose(path):
+    return "\n\n".join(c.source for c in read(path).cells if c.cell_type == "markdown")
+
+
+def outputs(path):
+    return [output for cell in code_cells(path) for output in cell.outputs]
+
+
+def is_checked(cell):
+    return "NBVAL_CHECK_OUTPUT" in cell.source or "nbval-check-output" in cell.metadata.get(
+        "tags", []
+    )
+
+
+def test_the_six_notebooks_of_the_report_are_there_in_reading_order():
+    assert [path.stem for path in NOTEBOOKS][:6] == [
+        "01_introduction",
+        "02_data_exploration",
+        "03_data_preparation",
+        "04_fcn_architectures",
+        "05_train_fcn",
+        "06_results",
+    ]
+
+
+# -- form
+
+
+@each_notebook
+def test_a_notebook_is_valid_and_its_cells_have_ids(path):
+    raw = json.loads(path.read_text())
+    nbformat.validate(raw)
+    ids = [cell["id"] for cell in raw["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+@each_notebook
+def test_a_notebook_runs_on_the_kernel_of_the_environment(path):
+    assert read(path).metadata.kernelspec.name == "python3"
+
+
+@each_notebook
+def test_the_first_cell_is_a_title_with_a_question_and_goals(path):
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert "?" in first.source
+    assert "**You will learn**" in prose(path)
+
+
+@each_notebook
+@pytest.mark.parametrize("promise", ["Needs", "Writes", "Takes"])
+def test_a_notebook_says_what_it_needs_writes_and_takes(path, promise):
+    assert re.search(rf"\*\*{promise}", prose(path))
+
+
+@each_notebook
+def test_takeaways_answer_at_the_end(path):
+    assert len(re.findall(r"^## Takeaways", prose(path), re.M)) == 1
+
+
+@each_notebook
+def test_links_to_notebooks_open_and_the_next_one_is_linked(path):
+    links = re.findall(r"\]\(([^)#:]+\.ipynb)[^)]*\)", prose(path))
+    assert [link for link in links if not (path.parent / link).is_file()] == []
+    following = NOTEBOOKS[NOTEBOOKS.index(path) + 1 :]
+    assert not following or following[0].name in links
+
+
+# -- code
+
+
+@each_notebook
+def test_code_is_plain_python_of_at_most_25_lines_a_cell(path):
+    for cell in code_cells(path):
+        ast.parse(cell.source)  # no `!command` (papermill passes `!false`) and no magic
+        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
+
+
+@each_notebook
+def test_functions_and_classes_belong_in_the_library(path):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    trees = [ast.parse(cell.source) for cell in code_cells(path)]
+    assert [n.name for tree in trees for n in ast.walk(tree) if isinstance(n, kinds)] == []
+
+
+@each_notebook
+@pytest.mark.parametrize("word", ["sys.path", "sys.exit", "exit(", "os.chdir", "%cd"])
+def test_code_neither_patches_the_path_nor_ends_itself(path, word):
+    assert word not in "\n".join(cell.source for cell in code_cells(path))
+
+
+@each_notebook
+def test_the_library_is_imported_as_pl(path):
+    assert "import pneumo_lib as pl" in "\n".join(cell.source for cell in code_cells(path))
+
+
+@each_notebook
+def test_neither_cells_nor_outputs_hold_an_absolute_path(path):
+    texts = [cell.source for cell in read(path).cells]
+    for output in outputs(path):
+        data = output.get("data", {})
+        texts += [output.get("text", ""), *(data.get(k, "") for k in ("text/plain", "text/html"))]
+    assert [m[0] for text in texts for m in ABSOLUTE.finditer(text)] == []
+    assert not any(str(ROOT) in text for text in texts)
+
+
+# -- parameters
+
+
+@each_notebook
+def test_one_parameters_cell_holds_literals_with_a_comment_each(path):
+    cells = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    assert report.notebook_parameters(path)  # refuses what is no literal
+    statements = ast.parse(cells[0].source).body
+    lines = cells[0].source.splitlines()
+    for statement in statements:  # papermill shows the comment as help
+        assert "#" in " ".join(lines[statement.lineno - 1 : statement.end_lineno])
+
+
+def test_a_parameter_has_the_same_default_in_every_notebook():
+    defaults = {}
+    for path in NOTEBOOKS:
+        for name, value in report.notebook_parameters(path).items():
+            assert defaults.setdefault(name, value) == value, f"{name} in {path.stem}"
+
+
+def test_the_embedded_defaults_are_those_of_the_demo_file():
+    embedded = {}
+    for path in NOTEBOOKS:
+        embedded |= report.notebook_parameters(path)
+    demo = yaml.safe_load((ROOT / "params/demo.yaml").read_text())
+    assert tuple(demo.pop("backbones")) == report.BACKBONES
+    assert {k: v for k, v in embedded.items() if k not in SET_BY_THE_REPORT} == demo
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.stem)
+def test_a_parameter_file_holds_only_what_notebooks_declare(path):
+    settings = yaml.safe_load(path.read_text())
+    steps = report.plan(NOTEBOOKS, settings)  # refuses unknown names and other types
+    assert {"backbones"} | {n for s in steps for n in s.parameters} >= settings.keys()
+
+
+# -- stored outputs: nbval passes a notebook that has none
+
+
+@each_notebook
+def test_every_cell_was_run_once_and_in_order(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+@each_notebook
+def test_cells_that_show_something_have_their_output_stored(path):
+    assert any(output.output_type != "stream" for output in outputs(path))  # a figure or a table
+    for cell in code_cells(path):
+        last = ast.parse(cell.source).body[-1:]
+        # a call may return None, any other expression at the end of a cell is shown
+        shown = last and isinstance(last[0], ast.Expr) and not isinstance(last[0].value, ast.Call)
+        silenced = cell.source.rstrip().endswith(";")
+        speaks = re.search(r"^(print|display)\(", cell.source, re.M) or is_checked(cell)
+        if speaks or (shown and not silenced):
+            assert cell.outputs, cell.source
+
+
+@each_notebook
+def test_stored_outputs_hold_no_error_and_no_warning(path):
+    for output in outputs(path):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr", output.text
+
+
+@each_notebook
+def test_some_exact_output_is_marked_for_comparison(path):
+    assert any(is_checked(cell) for cell in code_cells(path))
+
+
+@each_notebook
+def test_stored_outputs_are_stripped_of_machine_metadata(path):
+    nb = read(path)
+    assert "execution" not in {key for cell in nb.cells for key in cell.metadata}
+    assert "papermill" not in nb.metadata

@@ -1,0 +1,192 @@
+"""What a fresh clone relies on: the package lists agree, importing stays light, nothing private."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import pneumo_lib as pl
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MAKEFILE = (ROOT / "Makefile").read_text()
+LOCK = (ROOT / "requirements.lock").read_text()
+LOCKED_EXTRAS = re.findall(r"--extra (\w+)", MAKEFILE)
+TARGETS = re.findall(r"^(\w+):.*##", MAKEFILE, re.M)
+JUPYTER = "jupyter_client jupyter_core IPython ipykernel ipywidgets nbformat nbconvert papermill"
+
+
+def requirements(*extras):
+    lines = [*PROJECT["dependencies"]]
+    for extra in extras:
+        lines += PROJECT["optional-dependencies"][extra]
+    return [Requirement(line) for line in lines]
+
+
+def tracked_files():
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so what is tracked is unknown")
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+# -- pyproject.toml, requirements.lock and environment.yml
+
+
+@pytest.mark.parametrize("requirement", requirements(*LOCKED_EXTRAS), ids=lambda r: r.name)
+def test_the_lock_holds_a_version_that_pyproject_allows(requirement):
+    name = canonicalize_name(requirement.name)
+    versions = re.findall(rf"^{re.escape(name)}==([^ ;\\]+)", LOCK, re.M)
+    assert versions, "not in requirements.lock: run `make lock`"
+    assert all(requirement.specifier.contains(version) for version in versions)
+
+
+def test_every_line_of_the_lock_is_exact_and_has_checksums():
+    packages = re.split(r"^(?=[a-z0-9])", re.sub(r"^ *#.*\n", "", LOCK, flags=re.M), flags=re.M)[1:]
+    assert len(packages) > 50
+    for package in packages:
+        assert re.match(r"[a-z0-9._-]+==[^ ]+ ", package)
+        assert "--hash=sha256:" in package
+
+
+def test_the_conda_environment_installs_the_extras_of_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][-1] == {"pip": [f"-e .[{','.join(LOCKED_EXTRAS)}]"]}
+
+
+def test_conda_pyproject_and_makefile_ask_for_the_same_pythons():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python = next(d for d in environment["dependencies"] if str(d).startswith("python "))
+    assert SpecifierSet(python.removeprefix("python ")) == SpecifierSet(PROJECT["requires-python"])
+    lowest, highest = re.search(r"\((3, \d+)\) <= .* <= \((3, \d+)\)", MAKEFILE).groups()
+    for minor in range(9, 20):
+        allowed = minor in range(int(lowest[3:]), int(highest[3:]) + 1)
+        assert SpecifierSet(PROJECT["requires-python"]).contains(f"3.{minor}") == allowed
+
+
+def test_every_line_of_the_conda_environment_gives_its_reason():
+    lines = (ROOT / "environment.yml").read_text().splitlines()
+    assert [
+        x for x in lines if x.strip().startswith("- ") and x[-5:] != "pip:" and "#" not in x
+    ] == ["  - pip:"]
+
+
+def test_the_gpu_extra_asks_for_the_tensorflow_of_the_cpu():
+    cpu = next(r for r in requirements() if r.name == "tensorflow")
+    (gpu,) = (r for r in requirements("gpu") if r.name == "tensorflow" and r.extras)
+    assert gpu.extras == {"and-cuda"}
+    assert gpu.specifier == cpu.specifier
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == pl.__version__ == citation["version"]
+    assert f"## {pl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# -- importing
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = "keras tensorflow matplotlib pandas numpy cv2 sklearn jupyter_core IPython papermill"
+    done = run_python(
+        f"import sys, pneumo_lib; print(sorted(set({heavy.split()}) & set(sys.modules)))"
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_every_public_name_resolves_without_jupyter():
+    code = f"""
+import sys
+for name in {JUPYTER.split()}:
+    sys.modules[name] = None
+import pneumo_lib as pl
+for name in dir(pl):
+    getattr(pl, name)
+print(len(dir(pl)))
+"""
+    done = run_python(code)
+    assert done.stdout.strip() == str(len(pl.__all__)), done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = pl.nothing
+
+
+# -- sources
+
+
+@pytest.mark.parametrize("command", [["check", "."], ["format", "--check", "."]], ids=" ".join)
+def test_ruff_is_content(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "--quiet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pneumo_lib").glob("*.py")), ids=lambda p: p.name)
+def test_the_library_neither_prints_nor_asserts(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.Assert), f"assert in line {node.lineno}"
+        if path.name != "cli.py" and isinstance(node, ast.Call):
+            assert getattr(node.func, "id", "") != "print", f"print in line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run"])
+def test_every_make_command_that_is_written_down_exists(name):
+    written = set(re.findall(r"(?:^|`|&& )make ([a-z]+)", (ROOT / name).read_text(), re.M))
+    assert written <= set(TARGETS)
+
+
+def test_the_readme_shows_both_commands():
+    text = (ROOT / "README.md").read_text()
+    assert "make report" in text
+    assert "make test" in text
+
+
+LAYOUT = """
+README.md environment.yml pyproject.toml Makefile requirements.lock CONTRIBUTING.md CHANGELOG.md
+LICENSE CITATION.cff .pre-commit-config.yaml .ci/run params/demo.yaml params/siim.yaml
+params/smoke.yaml pneumo_lib notebooks tests figures
+"""
+
+
+@pytest.mark.parametrize("path", LAYOUT.split())
+def test_the_layout_is_complete(path):
+    assert (ROOT / path).exists()
+
+
+def test_nothing_tracked_names_this_machine_or_a_private_package_index():
+    private = [
+        *(re.escape(f"{p}/") for p in (ROOT, Path.home()) if len(p.parts) > 2),  # not "/tmp/"
+        r"(?:--|\b)(?:extra-)?index-url +\S|--find-links +\S",
+        r"https?://[^\s\"']*(?:devpi|artifactory|mirror)",
+    ]
+    found = []
+    for path in tracked_files():
+        text = "" if path.samefile(__file__) else path.read_text(errors="replace")
+        found += [f"{path.name}: {m[0]}" for p in private for m in re.finditer(p, text)]
+    assert found == []
+
+
+def test_no_made_or_downloaded_data_are_tracked():
+    for path in tracked_files():
+        assert path.relative_to(ROOT).parts[0] not in {"data", "runs", ".venv"}
+        assert path.suffix not in {".dcm", ".npy", ".npz", ".h5", ".keras", ".csv"}
