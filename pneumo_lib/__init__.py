@@ -21,7 +21,8 @@ _MODULE_OF = {
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",
         "rle": "rle_decode rle_encode",
         "splits": "leaked_patients split_cases",
-        "training": "Run find_runs load_run train",
+        "runs": "Run find_runs load_run",
+        "training": "train",
     }.items()
     for name in names.split()
 }

@@ -1,5 +1,7 @@
-"""Where the project's files lie, whatever folder a notebook or command is started from."""
+"""Where the project's files lie, and how they are replaced without ever being torn."""
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,3 +22,24 @@ def project_path(path="."):
     checkout = Path(__file__).resolve().parent.parent
     root = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
     return (root / Path(path).expanduser()).resolve()
+
+
+@contextmanager
+def written_aside(path):
+    """A temporary path to write to; it becomes `path` when the block ends without an error.
+
+    A reader sees the old file or the new one, whenever the writer is killed.
+
+    Args:
+        path: file to replace; its folder must exist.
+
+    Yields:
+        `Path` beside it, with the same suffixes (some writers choose the format by them).
+    """
+    path = Path(path)
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+"""Frozen features: what a backbone says of each image, computed once and kept on disk."""
+
+import hashlib
+import json
+
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from pneumo_lib.backbones import preprocess
+from pneumo_lib.paths import project_path, written_aside
+
+
+def cached_features(encoder, data, backbone, *, batch_size=32, folder="data/features"):
+    """Features of every prepared image, from disk where they were computed before.
+
+    A frozen backbone gives the same features in every epoch, so training needs it once. The
+    file's name holds a checksum of all that the features depend on: images, preprocessing,
+    layers and weights. A stale file is thus never read. A killed computation goes on where it
+    stopped.
+
+    Args:
+        encoder: `keras.Model`, `(batch, size, size, 3)` -> features, see `fcn.split_fcn()`.
+        data: `Prepared`, see `preparation.prepare()`.
+        backbone: name that chooses the preprocessing, see `backbones.preprocess()`.
+        batch_size: images at a time.
+        folder: where the files are kept.
+
+    Returns:
+        `(n, *encoder.output_shape[1:])` float32, memory-mapped, in the order of `data.cases`.
+    """
+    folder = project_path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{backbone}-{_checksum(encoder, data, backbone)}.npy"
+    if not path.exists():
+        _compute(encoder, data.images, backbone, path, batch_size=batch_size)
+    return np.load(path, mmap_mode="r")
+
+
+def _checksum(encoder, data, backbone):
+    digest = hashlib.sha256(json.dumps(data.meta["checksum"]).encode())
+    probe = np.arange(256, dtype="uint8").reshape(1, 16, 16)
+    digest.update(np.asarray(preprocess(probe, backbone)).tobytes())
+    digest.update(json.dumps(encoder.get_config(), default=str, sort_keys=True).encode())
+    for weight in encoder.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()))
+    return digest.hexdigest()[:16]
+
+
+def _compute(encoder, images, backbone, path, *, batch_size):
+    partial, count_file = path.with_suffix(".partial"), path.with_suffix(".count")
+    done = int(count_file.read_text()) if partial.exists() and count_file.exists() else 0
+    shape = (len(images), *encoder.output_shape[1:])
+    features = np.lib.format.open_memmap(
+        partial, mode="r+" if done else "w+", dtype="float32", shape=None if done else shape
+    )
+    with tqdm(total=len(images), initial=done, desc=f"{backbone} features", unit="image") as bar:
+        for rows, batch in predict_batches(
+            encoder, images, backbone, batch_size=batch_size, start=done
+        ):
+            features[rows] = batch
+            bar.update(len(batch))
+            if rows.stop % (32 * batch_size) == 0:  # seconds of work, not of writing
+                features.flush()
+                with written_aside(count_file) as aside:
+                    aside.write_text(str(rows.stop))
+    features.flush()
+    partial.rename(path)
+    count_file.unlink(missing_ok=True)
+
+
+def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0):
+    """Outputs of `network` for `inputs` from row `start` on, a batch at a time.
+
+    Args:
+        network: `keras.Model`.
+        inputs: array or memory map; images `(n, size, size)` if `backbone` is given.
+        backbone: preprocess for it first; None: `inputs` are what `network` takes.
+        batch_size: rows at a time.
+        start: first row.
+
+    Yields:
+        `(slice of the rows, NumPy array of their outputs)`.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def predict(batch):
+        return network(batch if backbone is None else preprocess(batch, backbone), training=False)
+
+    for first in range(start, len(inputs), batch_size):
+        rows = slice(first, min(first + batch_size, len(inputs)))
+        yield rows, predict(tf.constant(inputs[rows])).numpy()

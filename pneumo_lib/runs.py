@@ -1,0 +1,146 @@
+"""The run folder: one training run, whole, under `runs/<name>/`."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from pneumo_lib.paths import project_path, written_aside
+
+logger = logging.getLogger(__name__)
+ORDER = ("vgg16", "vgg19", "resnet50", "inceptionv3", "small")
+_DECIDES_RESULTS = ("backbones", "fcn", "layers", "losses", "metrics", "training")
+
+
+class Run(NamedTuple):
+    """A finished training run, see `load_run()`."""
+
+    folder: Path
+    config: dict
+    history: pd.DataFrame
+    scores: pd.DataFrame
+
+
+def load_run(folder):
+    """What a finished run left behind.
+
+    Args:
+        folder: the run folder, or its name below `runs/`.
+
+    Returns:
+        `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions,
+        device, seconds); `history`, one row per epoch with loss and scores, `val_` for
+        validation; `scores`, one row per milestone epoch and image with its counts. Beside
+        them lie `model.keras` and `probabilities.npy`, `(n, size, size)` uint8: 255 times the
+        foreground probability of every prepared case after the last epoch.
+
+    Raises:
+        FileNotFoundError: if the folder holds no finished run.
+    """
+    folder = project_path(Path("runs") / folder)
+    if not is_finished(folder):
+        raise FileNotFoundError(
+            "A run folder must hold a finished training run. "
+            f"Received: {folder}. Train it with train() or notebooks/05_train_fcn.ipynb"
+        )
+    config = json.loads((folder / "config.json").read_text())
+    return Run(folder, config, read_csv(folder / "history.csv"), read_csv(folder / "scores.csv"))
+
+
+def find_runs(data_name=None, size=None):
+    """Finished runs, in the order of `ORDER`.
+
+    Args:
+        data_name: only runs on this data ("phantoms", or the name of the folder).
+        size: only runs at this image size in pixels.
+
+    Returns:
+        List of `Run`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    folders = sorted(p.parent for p in project_path("runs").glob("*/config.json"))
+    found = [load_run(folder) for folder in folders if ".old-" not in folder.name]
+    wanted = {"data_name": data_name, "size": size}
+    found = [
+        run
+        for run in found
+        if all(value in (None, run.config[key]) for key, value in wanted.items())
+    ]
+    if not found:
+        raise FileNotFoundError(
+            f"There is no finished run in {project_path('runs')} for data {data_name!r} at size "
+            f"{size}. Train one: papermill notebooks/05_train_fcn.ipynb out.ipynb -p backbone vgg19"
+        )
+    return sorted(found, key=lambda run: ORDER.index(run.config["backbone"]))
+
+
+def claim(name, settings):
+    """Folder of the run `name`, new or begun with the same settings.
+
+    Work with other settings under that name is moved aside to `<name>.old-<number>`.
+
+    Args:
+        name: folder name below `runs/`.
+        settings: dict that decides the run's results.
+
+    Returns:
+        `Path` of the folder.
+
+    Raises:
+        ValueError: if the folder holds something that is not a training run.
+    """
+    folder = project_path(Path("runs") / name)
+    identity = folder / "settings.json"
+    settings = json.loads(json.dumps(settings))
+    if folder.exists() and any(folder.iterdir()):
+        if not identity.exists():
+            raise ValueError(
+                f"A run needs a folder of its own. Received: {folder}, which holds something "
+                "else. Give the run another name"
+            )
+        if json.loads(identity.read_text()) == settings:
+            return folder
+        number = 1
+        while (aside := folder.with_name(f"{name}.old-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        logger.warning("%s was trained with other settings; kept as %s", name, aside.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(identity, settings)
+    return folder
+
+
+def is_finished(folder):
+    """Whether the run in `folder` went to its last epoch: `config.json` is written last."""
+    return (folder / "config.json").is_file()
+
+
+def code_checksum():
+    """Checksum of the modules that decide a run's results: other code is another run."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for module in _DECIDES_RESULTS:
+        digest.update((package / f"{module}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def write_json(path, content):
+    """Write `content` as indented JSON, aside and then renamed."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path, table):
+    """Write a `DataFrame` without its index, aside and then renamed."""
+    with written_aside(path) as aside:
+        table.to_csv(aside, index=False)
+
+
+def read_csv(path):
+    """Table written by `write_csv()`, every number to its last bit."""
+    return pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip")
