@@ -10,18 +10,18 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-WALL = np.array(  # inner face of the rib cage, from the apex of a lung down: (x, y)
-    [[4.3, -13.0], [6.6, -12.2], [8.9, -9.6], [10.6, -6], [11.9, -2], [12.7, 2], [13.1, 6],
-     [13.2, 10], [12.9, 14], [12.2, 18]]
-)  # fmt: skip
-RIGHT_EDGE = np.array(  # right side of the mediastinum: right atrium, hilum, superior vena cava
-    [[3.2, -12.6], [2.5, -10.8], [2.2, -7.5], [2.5, -3.5], [2.8, -0.8], [3.7, 1.8], [4.3, 4.5],
-     [4.1, 7.5], [3.3, 11], [3.3, 16]]
-)  # fmt: skip
-LEFT_EDGE = np.array(  # left side: aortic knob, pulmonary trunk, left ventricle
-    [[3.2, -12.6], [2.5, -10.8], [2.5, -8.2], [3.6, -6.9], [3.8, -5.6], [2.9, -4.0], [3.4, -2.4],
-     [3.9, -1.0], [5.2, 1.6], [7.0, 4.6], [8.3, 7.5], [8.4, 9.6], [7.2, 11.5], [7.0, 16]]
-)  # fmt: skip
+WALL = [  # inner face of the rib cage, from the apex of a lung down: (x, y)
+    (4.3, -13.0), (6.6, -12.2), (8.9, -9.6), (10.6, -6), (11.9, -2), (12.7, 2), (13.1, 6),
+    (13.2, 10), (12.9, 14), (12.2, 18),
+]  # fmt: skip
+RIGHT_EDGE = [  # right side of the mediastinum: vena cava, hilum, right atrium
+    (3.2, -12.7), (2.4, -10.8), (2.3, -7.5), (2.5, -4), (2.6, -1.6), (3.5, -0.2), (4.6, 2.2),
+    (5.0, 5.0), (4.6, 7.8), (3.2, 11), (3.2, 16),
+]  # fmt: skip
+LEFT_EDGE = [  # left side: subclavian artery, aortic knob, pulmonary trunk, left ventricle
+    (3.2, -12.7), (2.5, -10.8), (2.5, -8.4), (3.7, -7.3), (4.0, -5.8), (3.2, -4.2), (3.4, -2.6),
+    (4.0, -1.3), (5.0, -0.2), (7.0, 1.8), (8.3, 4.6), (8.8, 7.6), (8.3, 10.2), (6.0, 16),
+]  # fmt: skip
 
 
 class View(NamedTuple):
@@ -46,14 +46,19 @@ def view(pixels, *, field=40.0, turn=0.0, yaw=0.0, shift=(0.0, 0.0)):
     per_cm = pixels / field
     c, s = np.cos(turn), np.sin(turn)
     matrix = np.array(
-        [[c, -s, c * np.sin(yaw), shift[0] + field / 2], [s, c, s * np.sin(yaw), shift[1] + field / 2]]
+        [
+            [c, -s, c * np.sin(yaw), shift[0] + field / 2],
+            [s, c, s * np.sin(yaw), shift[1] + field / 2],
+        ]
     )
     return View(pixels, per_cm, matrix * per_cm)
 
 
 def place(view, points, z=0.0):
     """`(n, 2)` cm -> `(n, 2)` pixels; `z` (cm behind the mid plane) is a number or `(n,)`."""
-    return points @ view.matrix[:, :2].T + np.multiply.outer(z, view.matrix[:, 2]) + view.matrix[:, 3]
+    return (
+        points @ view.matrix[:, :2].T + np.multiply.outer(z, view.matrix[:, 2]) + view.matrix[:, 3]
+    )
 
 
 def smooth(points, *, closed=False, rounds=3):
@@ -111,19 +116,21 @@ def bulge(view, filled, radius):
 def draw_patient(rng):
     """Body build, a dict of numbers that stay the same in every image of one patient."""
     female = rng.random() < 0.45
-    fat = rng.gamma(4.0, 0.25)  # about 1 on average
+    fat = rng.gamma(2.5, 0.4)  # about 1 on average
     return {
         "female": bool(female),
         "stature": rng.normal(0.93 if female else 1.0, 0.04),
-        "breadth": rng.normal(1.0, 0.045),
+        "breadth": rng.normal(1.0, 0.06),
+        "length": rng.normal(1.0, 0.05),
         "fat": fat,
         "breast": rng.uniform(1.5, 4.5) * (0.5 + 0.5 * fat) if female else 0.0,
         "heart": rng.normal(1.0, 0.12),
         "knob": rng.uniform(0.6, 1.3),
         "bow": rng.normal(0, 0.35),
         "rib_step": rng.normal(2.25, 0.06),
-        "rib_slope": rng.normal(2.6, 0.35),
+        "rib_slope": rng.normal(3.4, 0.4),
         "shoulder": rng.normal(0, 0.7),
+        "bubble": max(0.0, rng.normal(0.5, 0.5)),
         "bone": rng.uniform(0.75, 1.25),
         "vessels": int(rng.integers(2**31)),
     }
@@ -141,7 +148,7 @@ def lungs(patient, *, breath=0.0):
     outlines = {}
     for side, edge in edges(patient).items():
         sign, middle, dome = (-1, 6.3, 8.0) if side == "right" else (1, 6.9, 9.0)
-        wall = smooth(WALL)
+        wall = smooth(np.array(WALL))
         across = np.linspace(14, 2, 60)
         below = np.stack([across, dome + breath + 0.1 * (across - middle) ** 2], 1)
         wall = wall[wall[:, 1] < np.interp(wall[:, 0], below[::-1, 0], below[::-1, 1])]
@@ -154,16 +161,16 @@ def lungs(patient, *, breath=0.0):
 
 def scale(patient):
     """`(2,)` width and height of this patient relative to the drawn one."""
-    return np.array([patient["breadth"], 1.0]) * patient["stature"]
+    return np.array([patient["breadth"], patient["length"]]) * patient["stature"]
 
 
 def edges(patient):
     """Both sides of the mediastinum, x away from the midline; heart and aorta as this patient's."""
-    left = LEFT_EDGE.copy()
-    left[8:13, 0] = 3.6 + (left[8:13, 0] - 3.6) * patient["heart"]
+    left = np.array(LEFT_EDGE)
+    left[8:13, 0] = 4.0 + (left[8:13, 0] - 4.0) * patient["heart"]
     left[3:5, 0] += patient["knob"] - 1
-    right = RIGHT_EDGE.copy()
-    right[5:8, 0] += 2 * (patient["heart"] - 1)
+    right = np.array(RIGHT_EDGE)
+    right[5:9, 0] += 2 * (patient["heart"] - 1)
     return {"right": smooth(right), "left": smooth(left)}
 
 
@@ -187,19 +194,21 @@ def collapse(outline, area, *, site, rng):
     middle, hilum = np.array([6.6 * sign, -1.0]), np.array([4.6 * sign, 0.5])
     whole = cv2.contourArea(outline.astype(np.float32))
     share = min(area / whole, 0.8)
-    degrees = {"apical": 80, "lateral": 12, "basal": -52}[site] + rng.normal(0, 9)
-    spread = np.radians(rng.uniform(22, 34) + 170 * share)
-    lobes = rng.normal(0, 0.12, 3), rng.uniform(0, 2 * np.pi, 3)
-
-    def direction(points):
-        away = points - middle
-        return np.arctan2(-away[:, 1], sign * away[:, 0]) - np.radians(degrees)
+    towards = {"apical": 75, "lateral": 10, "basal": -45}[site] + rng.normal(0, 8)
+    spread = rng.uniform(15, 28) + 170 * share
+    lobes = rng.normal(0, 0.1, 3)[:, None], rng.uniform(0, 2 * np.pi, 3)[:, None]
 
     def moved(points, amount):
-        angle = (direction(points) + np.pi) % (2 * np.pi) - np.pi
-        pull = np.exp(-0.5 * (angle / spread) ** 2)
-        pull *= 1 + sum(a * np.sin((2 + k) * angle + b) for k, (a, b) in enumerate(zip(*lobes)))
-        pull = amount * np.maximum(pull - 0.03, 0)
+        away = points - middle
+        degrees = np.degrees(np.arctan2(-away[:, 1], sign * away[:, 0]))  # 0 outward, 90 up
+        pull = np.exp(-0.5 * ((degrees - towards) / spread) ** 2)
+        waves = np.sin(np.outer([2, 3, 4], np.radians(degrees)) + lobes[1])
+        pull *= 1 + (lobes[0] * waves).sum(0)
+        inward = np.maximum(degrees - 95, np.maximum(-degrees - 75, 0))
+        pull *= np.exp(
+            -0.5 * (inward / (9 + 70 * share)) ** 2
+        )  # towards the mediastinum the lung stays put
+        pull = amount * np.maximum(pull - 0.04, 0)
         return points + (pull / (1 + pull))[:, None] * (hilum - points)
 
     low, high = 0.0, 60.0
@@ -210,37 +219,37 @@ def collapse(outline, area, *, site, rng):
     return lambda points: moved(points, amount)
 
 
-def vessel_tree(outline, *, rng, ends=70):
-    """Branching arteries of one lung: `(m, 2)` nodes in cm, parent of each, radius of each in cm.
+def vessel_tree(side, patient, *, rng):
+    """Branching vessels of one lung, three generations of tapering paths from the hilum.
 
-    Random end points inside the lung join the nearest node of the tree that grew before them,
-    from the hilum outward; the radii follow Murray's law, r³ = the sum of the branches' r³
-    (Murray 1926, doi:10.1085/jgp.9.6.835).
+    Each branch leaves its parent's path somewhere and is shorter and thinner; at a fork in three
+    the radii shrink by about 3 ** (-1 / 3), Murray's law (1926, doi:10.1085/jgp.9.6.835).
+
+    Returns:
+        `[(paths (n, 7, 2) in cm, radius at their start in cm), ...]`, the trunks first.
     """
-    sign = np.sign(outline[:, 0].mean())
-    middle, hilum = np.array([6.6 * sign, -1.0]), np.array([3.6 * sign, 0.0])
-    away = outline - middle
-    angle = np.arctan2(away[:, 1], away[:, 0])
-    order = np.argsort(angle)
-    heading = rng.uniform(-np.pi, np.pi, ends)
-    reach = np.interp(heading, angle[order], np.hypot(*away.T)[order], period=2 * np.pi)
-    reach *= 0.95 * np.sqrt(rng.random(ends))
-    tips = middle + reach[:, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
-    tips = tips[np.argsort(np.hypot(*(tips - hilum).T))]
-    nodes, parents = np.empty((2 * len(tips) + 1, 2)), np.zeros(2 * len(tips) + 1, int)
-    nodes[0], count = hilum, 1
-    for tip, bend in zip(tips, rng.normal(0, 0.12, (len(tips), 2))):
-        gap = np.hypot(*(nodes[:count] - tip).T)
-        near = int(np.argmin(gap + 0.25 * np.hypot(*(nodes[:count] - hilum).T)))
-        nodes[count] = (nodes[near] + tip) / 2 + bend * gap[near]
-        nodes[count + 1] = tip
-        parents[count], parents[count + 1] = near, count
-        count += 2
-    cubes = np.zeros(len(nodes))
-    for child in range(len(nodes) - 1, 0, -1):  # children come after their parents
-        cubes[child] = max(cubes[child], 0.045**3)
-        cubes[parents[child]] += cubes[child]
-    return nodes, parents, np.cbrt(cubes)
+    sign = -1 if side == "right" else 1
+    start = np.array([[2.9, -1.0 if side == "right" else -1.8]]) + rng.normal(0, 0.35, (13, 2))
+    heading = np.array([-1.4, -1.1, -0.8, -0.5, -0.2, 0.1, 0.5, 0.8, 1.0, 1.15, 1.3, 1.45, 1.6])
+    heading += rng.normal(0, 0.12, 13)  # 0 is outward, 1.57 down
+    length = 9 + 4 * np.sin(heading) ** 2 + rng.normal(0, 1, 13)
+    generations = []
+    for radius, children, spread in ((0.28, 6, 0.55), (0.14, 5, 0.75), (0.075, 0, 0)):
+        bend = np.cumsum(rng.normal(0, 0.26, (len(start), 6)), 1)
+        angle = (
+            heading[:, None] + bend + rng.normal(0, 0.25, (len(start), 1)) * np.linspace(0, 1, 6)
+        )
+        steps = np.stack([np.cos(angle), np.sin(angle)], 2) * (length / 6)[:, None, None]
+        paths = start[:, None] + np.concatenate([np.zeros_like(steps[:, :1]), steps], 1).cumsum(1)
+        generations.append((paths * [sign, 1] * scale(patient), radius))
+        if children:
+            parent = np.repeat(np.arange(len(paths)), children)
+            knot = rng.integers(1, 6, len(parent))
+            start = paths[parent, knot]
+            turn = rng.choice([-1, 1], len(parent)) * rng.normal(spread, 0.2, len(parent))
+            heading = angle[parent, knot] + turn
+            length = length[parent] * rng.uniform(0.25, 0.55, len(parent))
+    return generations
 
 
 def ribs(patient):
@@ -253,8 +262,8 @@ def ribs(patient):
     t = np.linspace(0.0, np.pi, 40)
     for k in range(11):
         top = -12.6 + patient["rib_step"] * k
-        slope = patient["rib_slope"] * (0.55 + 0.06 * k)
-        side = np.interp(top + slope, WALL[:, 1], WALL[:, 0]) + 0.3 if k else 5.6
+        slope = patient["rib_slope"] * (0.7 + 0.05 * k)
+        side = np.interp(top + slope, *np.transpose(WALL)[::-1]) + 0.3 if k else 5.6
         x = 1.6 + (side - 1.6) * np.sin(t) ** 0.85
         y = top - 0.9 * np.sin(np.minimum(2 * t, np.pi)) + slope * (1 - np.cos(t))
         z = 7.5 * np.cos(t)
@@ -270,19 +279,38 @@ def ribs(patient):
 
 def solid_body(view, patient, *, arms):
     """Soft tissue in cm along each ray, as if the chest held no air and no bone."""
-    half = 14.4 + 1.1 * patient["fat"]
+    half = 15.6 + 1.5 * patient["fat"]
     trunk = np.array(
-        [[0, -30], [4.6, -30], [5.2, -17.5], [8, -15.2], [14, -13.4], [18, -11.5], [19.5, -8],
+        [[0, -30], [5.2, -30], [5.8, -18], [9, -15.6], [14, -13.6], [18.5, -11.5], [20.5, -8],
          [half + 1.5, -3], [half, 2], [half - 0.3, 8], [half + 0.2, 14], [half + 1, 30], [0, 30]]
     )  # fmt: skip
     trunk[5:7, 1] += patient["shoulder"]
     trunk = smooth(np.vstack([trunk, trunk[::-1] * [-1, 1]]) * scale(patient))
-    rows = (np.arange(view.pixels) - view.matrix[1, 3]) / view.per_cm
-    depth = np.interp(rows, [-17, -13, -6, 8], [0.62, 0.68, 1, 1.08]).astype(np.float32)
-    solid = bulge(view, fill(view, [trunk]), 11.0)
+    coarse = view._replace(pixels=view.pixels // 4, per_cm=view.per_cm / 4, matrix=view.matrix / 4)
+    rows = (np.arange(coarse.pixels) - coarse.matrix[1, 3]) / coarse.per_cm
+    depth = np.interp(rows, [-17, -12, -6, 8], [0.75, 0.75, 1, 1.08]).astype(np.float32)
+    solid = bulge(coarse, fill(coarse, [trunk]), 7.5)
     solid *= depth[:, None] * (17.0 + 3.2 * patient["fat"])
     limbs = [ribbon(limb, 8.0 + patient["fat"]) for limb in upper_arms(patient, arms=arms)]
-    return np.maximum(solid, 9.0 * bulge(view, fill(view, limbs), 4.5))
+    np.maximum(solid, 9.0 * bulge(coarse, fill(coarse, limbs), 4.5), out=solid)
+    solid += breasts(coarse, patient)
+    solid = cv2.GaussianBlur(solid, (0, 0), 0.45 * coarse.per_cm)  # no creases in skin
+    return cv2.resize(solid, (view.pixels, view.pixels), interpolation=cv2.INTER_CUBIC)
+
+
+def breasts(view, patient):
+    """Soft tissue of both breasts in cm along each ray: a round lower border, a faint upper one."""
+    if not patient["breast"]:
+        return np.float32(0)
+    turn = np.linspace(0, 2 * np.pi, 40)
+    shape = np.stack([5.6 * np.cos(turn), 6.2 * np.sin(turn)], 1) * (
+        0.75 + 0.08 * patient["breast"]
+    )
+    low = 2.0 + 0.8 * patient["breast"]
+    discs = [(shape + [8.2 * sign, low]) * scale(patient) for sign in (-1, 1)]
+    rows = (np.arange(view.pixels) - view.matrix[1, 3]) / view.per_cm
+    hang = np.interp(rows - low, [-7, 5], [0.0, 1.0]).astype(np.float32)[:, None]
+    return patient["breast"] * hang * bulge(view, fill(view, discs, z=-9.0), 4.0)
 
 
 def upper_arms(patient, *, arms):
@@ -295,20 +323,23 @@ def upper_arms(patient, *, arms):
 def air_space(view, patient, outlines, *, breath):
     """Depth of the two pleural spaces in cm along each ray, heart and diaphragm left out."""
     size = scale(patient)
-    wall = smooth(WALL)
+    wall = smooth(np.array(WALL))
     cage = np.vstack([wall, wall[::-1] * [-1, 1]]) * size
     depth = 11.0 + 1.2 * patient["fat"] + 2.5 * patient["stature"]
     space = depth * bulge(view, fill(view, [cage]), 11.0)
     edge = edges(patient)
     middle = np.vstack([edge["right"] * [-1, 1], edge["left"][::-1]]) * size
     heart = fill(view, [middle])
-    space *= 1 - 0.88 * bulge(view, heart, 3.0)
-    column = np.array([[-1.9, -30], [1.9, -30], [1.9, 30], [-1.9, 30]]) * size
-    space *= 1 - fill(view, [column], z=4.0) / np.float32(255)
+    space *= 1 - 0.95 * bulge(view, heart, 4.0)
     floor = [outline[outline[:, 1] > 6 * size[1]] for outline in outlines.values()]
     floor = np.vstack([floor[0][np.argsort(floor[0][:, 0])], floor[1][np.argsort(floor[1][:, 0])]])
     floor = np.vstack([[[-30, 14]], floor, [[30, 14], [30, 40], [-30, 40]]])
     space *= 1 - bulge(view, fill(view, [floor]), 3.5)
+    if patient["bubble"]:
+        turn = np.linspace(0, 2 * np.pi, 40)
+        bubble = np.stack([2.6 * np.cos(turn), 1.0 * np.sin(turn)], 1) * patient["bubble"]
+        bubble += [6.0, 11.0 + breath + patient["bubble"]]
+        space += 3.5 * bulge(view, fill(view, [bubble * size]), 1.2)
     return space
 
 
@@ -316,7 +347,7 @@ def skeleton(view, patient, *, arms):
     """Cortical bone in cm along each ray: ribs, spine, clavicles, shoulder blades, arms."""
     size = scale(patient)
     layers = []
-    for part, width, inner, rim in (("back", 1.15, 55, 105), ("front", 1.3, 30, 62)):
+    for part, width, inner, rim in (("back", 1.1, 80, 135), ("front", 1.3, 42, 75)):
         layer = np.zeros((view.pixels, view.pixels), np.uint8)
         for line, z, where in ribs(patient):
             if where == part:
@@ -327,22 +358,22 @@ def skeleton(view, patient, *, arms):
     layer = np.zeros((view.pixels, view.pixels), np.uint8)
     for arm in upper_arms(patient, arms=arms):
         shaft = ribbon(arm, np.interp(np.arange(8), [0, 1], [3.0, 2.2]))
-        fill(view, [shaft], value=110, onto=layer)
+        fill(view, [shaft], value=130, onto=layer)
         stroke(view, [shaft], width=0.35, value=190, onto=layer)
         turn = np.linspace(0, 2 * np.pi, 30)
         head = arm[0] + 2.3 * np.stack([np.cos(turn), np.sin(turn)], 1)
-        fill(view, [head], value=140, onto=layer)
+        fill(view, [head], value=190, onto=layer)
     blade = np.array([[14.6, -11.0], [13.0, -6.5], [12.4, -1.5], [13.2, 1.5], [14.0, 0.5],
                       [15.2, -5.5], [16.2, -9.0]])  # fmt: skip
-    clavicle = np.array([[1.3, -10.4], [3.5, -11.3], [7.5, -12.2], [11, -13.2], [15.2, -13.0]])
+    clavicle = np.array([[1.3, -8.6], [3.5, -9.3], [7.5, -10.2], [11, -11.9], [15.2, -12.3]])
     for sign in (-1, 1):
         bone = smooth(blade + [0, patient["shoulder"]], closed=True) * [sign, 1] * size
-        fill(view, [bone], z=6.0, value=45, onto=layer)
-        stroke(view, [bone], z=6.0, width=0.25, value=105, closed=True, onto=layer)
+        fill(view, [bone], z=6.0, value=75, onto=layer)
+        stroke(view, [bone], z=6.0, width=0.3, value=160, closed=True, onto=layer)
         lift = np.linspace(0, patient["shoulder"], 5)[:, None] * [0, 1]
         bar = ribbon(smooth(clavicle + lift) * [sign, 1] * size, 1.25)
-        fill(view, [bar], z=-5.0, value=85, onto=layer)
-        stroke(view, [bar], z=-5.0, width=0.12, value=150, onto=layer)
+        fill(view, [bar], z=-5.0, value=130, onto=layer)
+        stroke(view, [bar], z=-5.0, width=0.14, value=215, onto=layer)
     layers.append(layer)
     layers.append(spine(view, patient))
     total = layers[0].astype(np.float32)
@@ -360,35 +391,44 @@ def spine(view, patient):
     for k, y in enumerate(np.arange(-19, 22, 2.3)):
         centre = np.array([patient["bow"] * np.sin(y / 6), y])
         bone = smooth(body, closed=True, rounds=1) * (0.82 + 0.02 * k) + centre
-        fill(view, [bone * scale(patient)], z=4.0, value=120, onto=layer)
-        stroke(view, [bone * scale(patient)], z=4.0, width=0.12, value=160, closed=True, onto=layer)
+        fill(view, [bone * scale(patient)], z=4.0, value=85, onto=layer)
+        stroke(view, [bone * scale(patient)], z=4.0, width=0.12, value=115, closed=True, onto=layer)
         rings = [(ring + centre + [x, -0.2]) * scale(patient) for x in (-1.15, 1.15)]
-        stroke(view, rings, z=6.0, width=0.12, value=190, closed=True, onto=layer)
+        stroke(view, rings, z=6.0, width=0.12, value=135, closed=True, onto=layer)
     return layer
 
 
 def windpipe(view, patient):
     """Air of the trachea and the main bronchi in cm along each ray."""
-    pipe = np.array([[0.1, -30], [0.0, -12], [0.3, -4.5]])
-    bronchi = [np.array([[0.3, -4.8], [-1.6, -2.8], [-3.4, -1.2]]),
-               np.array([[0.3, -4.8], [2.2, -3.0], [4.0, -1.8]])]  # fmt: skip
-    size = scale(patient)
-    layer = fill(view, [ribbon(smooth(pipe) * size, 1.7)], z=1.0, value=255)
-    fill(view, [ribbon(smooth(b) * size, 1.1) for b in bronchi], z=1.0, value=190, onto=layer)
-    return layer * np.float32(1.5 / 255)
+    bend = 0.4 * patient["knob"]  # the aortic arch pushes the trachea to the patient's right
+    pipe = [(0.0, -22), (0.0, -13), (-bend, -7), (0.1, -4.2)]
+    bronchi = [[(0.0, -4.8), (-1.2, -3.1), (-2.4, -2.0)], [(0.1, -4.8), (1.6, -3.5), (3.0, -2.5)]]
+    tubes = [ribbon(smooth(np.array(pipe)) * scale(patient), 1.7)]
+    tubes += [ribbon(smooth(np.array(tube)) * scale(patient), 1.1) for tube in bronchi]
+    return 1.1 * bulge(view, fill(view, tubes, z=1.0), 0.85)
 
 
-def vasculature(view, patient, outlines, moved):
+def vasculature(view, patient, moved):
     """Blood in the lung vessels in cm along each ray; `moved[side]` maps points of a lung."""
     rng = np.random.default_rng(patient["vessels"])
     layer = np.zeros((view.pixels, view.pixels), np.uint8)
-    for side, outline in outlines.items():
-        nodes, parents, radius = vessel_tree(outline, rng=rng)
-        nodes = moved[side](nodes) if side in moved else nodes
-        points = np.round(place(view, nodes) * 16).astype(int)
-        for k in range(len(nodes) - 1, 0, -1):  # the finest first, the wide ones over them
-            thick = max(1, round(2 * radius[k] * view.per_cm))
-            dark = int(min(255, 2 * radius[k] * 230))
-            start, end = points[parents[k]].tolist(), points[k].tolist()
-            cv2.line(layer, start, end, dark, thick, cv2.LINE_AA, 4)
-    return layer * np.float32(1 / 255)
+    trees = {side: vessel_tree(side, patient, rng=rng) for side in ("right", "left")}
+    for generation in (2, 1, 0):  # the finest first, the wide ones over them
+        for end in (6, 4, 2):  # outer, middle and inner third of each path
+            for side, tree in trees.items():
+                paths, radius = tree[generation]
+                points = paths[:, end - 2 : end + 1].reshape(-1, 2)
+                points = moved[side](points) if side in moved else points
+                width = 2 * radius * (1 - end / 8)
+                lines, value = points.reshape(-1, 3, 2), int(min(255, 400 * width))
+                stroke(view, lines, width=width, value=value, onto=layer)
+    return layer * np.float32(2 / 255)  # an artery and a vein
+
+
+def haze(view, *, rng):
+    """Share of lung that is fluid or thick tissue instead: fine texture and broad patches."""
+    total = np.zeros((view.pixels, view.pixels), np.float32)
+    for cells, strength in ((110, 0.022), (45, 0.015), (7, min(0.06, rng.exponential(0.02)))):
+        noise = strength * rng.standard_normal((cells, cells), dtype=np.float32)
+        total += cv2.resize(noise, total.shape, interpolation=cv2.INTER_CUBIC)
+    return np.maximum(total + 0.03, 0)

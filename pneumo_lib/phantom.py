@@ -15,18 +15,10 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib import anatomy
+from pneumo_lib import anatomy, radiography
 
 VERSION = 1  # of the drawing: raise it whenever the same seed and index give another image
 
-# Linear attenuation in 1/cm at 60 keV, about the mean energy of a 120 kV chest exposure: mass
-# attenuation (NIST X-ray tables 3 and 4, ICRU-44 tissues) times density in g/cm³.
-ATTENUATION = {
-    "soft": 0.2048 * 1.06,
-    "lung": 0.2053 * 0.26,  # inflated: three quarters of it is air
-    "bone": 0.3148 * 1.92,
-    "metal": 1.205 * 7.87,
-}
 # Area of the pneumothorax as a share of 1024 x 1024 pixels, at these quantiles of the positive
 # images of SIIM-ACR (counted from its run-length table).
 AREA_QUANTILES = np.array([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1])
@@ -60,9 +52,9 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
     info = describe(index, seed=seed, prevalence=prevalence)
     rng = np.random.default_rng([seed, index])
     patient = anatomy.draw_patient(np.random.default_rng([seed, info["patient"], 1]))
-    field = rng.uniform(37, 43) * patient["stature"]
+    field = rng.uniform(32, 39) * patient["stature"]
     view = anatomy.view(
-        2 * size,
+        3 * size // 2,  # drawn finer, then averaged: smooth edges
         field=field,
         turn=np.radians(rng.normal(0, 1.8)),
         yaw=np.radians(rng.normal(0, 2.5)),
@@ -70,7 +62,7 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
     )
     breath, arms = rng.normal(0, 1.2), rng.choice([0.12, 0.5]) + rng.normal(0, 0.08)
     outlines = anatomy.lungs(patient, breath=breath)
-    rim, moved = np.zeros((2 * size, 2 * size), np.uint8), {}
+    rim, moved = np.zeros((view.pixels, view.pixels), np.uint8), {}
     if info["has_pneumothorax"]:
         side, site = info["side"], info["site"]
         moved[side] = anatomy.collapse(
@@ -81,23 +73,26 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
     solid = anatomy.solid_body(view, patient, arms=arms)
     space = anatomy.air_space(view, patient, outlines, breath=breath)
     bone = anatomy.skeleton(view, patient, arms=arms)
-    blood = anatomy.vasculature(view, patient, outlines, moved)
+    blood = anatomy.vasculature(view, patient, moved)
     pipe = anatomy.windpipe(view, patient)
     soft = solid - space - bone - pipe
     lung = space
     if moved:
         left = 1 - (rim > 127).astype(np.uint8)
-        lung = space * anatomy.bulge(view, left, 1.5)
+        lung = space * (0.4 * left + 0.6 * anatomy.bulge(view, left, 1.5))
         outline = outlines[side]
         inner = moved[side](outline)
         gone = np.hypot(*(inner - outline).T) > 0.12
         pieces = [inner[k : k + 2] for k in range(len(inner) - 1) if gone[k] and gone[k + 1]]
-        soft += anatomy.stroke(view, pieces, width=0.06) * np.float32(0.6 / 255)
+        soft += anatomy.stroke(view, pieces, width=0.1) * np.float32(0.9 / 255)
         blood *= left
-    soft += blood
+    soft += np.minimum(blood, 0.25 * lung)
+    soft += lung * anatomy.haze(view, rng=rng)
     np.maximum(soft, 0, out=soft)
-    density = expose({"soft": soft, "lung": lung, "bone": bone}, size=size, field=field, rng=rng)
-    image = display(density, rng=rng)
+    added, info["mimics"] = radiography.mimics(view, rng=rng)
+    thickness = {"soft": soft + added.pop("soft", 0), "lung": lung, "bone": bone, **added}
+    density = radiography.expose(thickness, size=size, field=field, rng=rng)
+    image = radiography.collimate(radiography.display(density, field=field, rng=rng), rng=rng)
     share = cv2.resize(rim, (size, size), interpolation=cv2.INTER_AREA)
     mask = (share >= max(min(128, share.max()), 1)).astype(np.uint8)
     info["area"] = int(mask.sum())
@@ -131,51 +126,14 @@ def describe(index, *, seed, prevalence):
         "official_part": "test" if pair % 9 == 1 else "train",
         "has_pneumothorax": positive,
         "side": str(rng.choice(["right", "left"])) if positive else "",
-        "site": str(rng.choice(["apical", "lateral", "basal"], p=[0.6, 0.2, 0.2])) if positive else "",
+        "site": str(rng.choice(["apical", "lateral", "basal"], p=[0.6, 0.2, 0.2]))
+        if positive
+        else "",
     }
     if positive:
         areas = np.log(AREAS)
         info["wanted"] = float(np.exp(np.interp(quantile / prevalence, AREA_QUANTILES, areas)))
     return info
-
-
-def transmission(thickness):
-    """Share of the primary X-rays that pass: `exp(-sum of attenuation x thickness)`.
-
-    Args:
-        thickness: dict of material (a key of `ATTENUATION`) to cm along each ray, arrays of one
-            shape.
-
-    Returns:
-        float array of that shape, in (0, 1].
-
-    Reference:
-        Beer-Lambert law; coefficients from Hubbell and Seltzer, NIST, doi:10.18434/T4D01F.
-    """
-    total = 0
-    for material, depth in thickness.items():
-        total = total - ATTENUATION[material] * depth
-    return np.exp(total)
-
-
-def expose(thickness, *, size, field, rng):
-    """Optical density of the exposed detector: `-log` of the noisy signal."""
-    primary = cv2.resize(transmission(thickness), (size, size), interpolation=cv2.INTER_AREA)
-    ratio = rng.uniform(0.25, 0.8)  # scattered to primary, behind an anti-scatter grid
-    few = cv2.resize(primary, (32, 32), interpolation=cv2.INTER_AREA)
-    few = cv2.GaussianBlur(few, (0, 0), 4.5 * 32 / field)
-    signal = primary + 0.18 * ratio * cv2.resize(few, (size, size), interpolation=cv2.INTER_CUBIC)
-    quanta = 10 ** rng.uniform(4.2, 5.2) * (field / size) ** 2 * 100
-    # A Poisson count of hundreds and more is normal to well below one grey level.
-    signal *= quanta
-    signal += np.sqrt(signal) * rng.standard_normal(signal.shape, dtype=np.float32)
-    return -np.log(np.maximum(signal, 1) / quanta)
-
-
-def display(density, *, rng):
-    low, high = 0.3, np.quantile(density[::4, ::4], 0.97)
-    grey = np.clip((density - low) / (high - low), 0, 1.1)
-    return np.clip(215 * grey, 0, 255).astype(np.uint8)
 
 
 def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=None):
