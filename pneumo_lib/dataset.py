@@ -1,28 +1,22 @@
-"""From a folder of X-rays to a case table, and from one of its rows to pixels."""
+"""From a folder of X-rays to a case table."""
 
 import logging
 import re
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pydicom
-from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import JPEGBaseline8Bit
 from tqdm.auto import tqdm
 
-from .rle import rle_decode
+from .pixels import read_image, read_mask
+
+__all__ = ["read_cases", "read_image", "read_mask"]
 
 logger = logging.getLogger(__name__)
 
 _HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "view"}
-_REDUCED = {  # libjpeg gives the means of 8 x 8 or 4 x 4 pixels without computing the pixels
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-}
 
 
 def read_cases(folder):
@@ -90,7 +84,7 @@ def _read_png_release(root):
                 f"{column} in several rows", table[column][table[column].duplicated()]
             )
         for kind in ("png_images", "png_masks"):
-            files = {path.name for path in (root / kind).glob("*.*")}
+            files = {path.name for path in (root / kind).glob("[!.]*.*")}
             rows = set(table["new_filename"])
             problems += _problem(f"rows without a file in {kind}", rows - files)
             problems += _problem(f"files in {kind} without a row", files - rows)
@@ -107,7 +101,9 @@ def _read_png_release(root):
 
 
 def _read_official_release(root):
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".dcm")
+    files = sorted(
+        path for path in root.rglob("*") if path.suffix.lower() == ".dcm" and path.name[0] != "."
+    )
     if not files:
         raise FileNotFoundError(
             "A data folder holds either png_images/, png_masks/, stage_1_train_images.csv and "
@@ -218,134 +214,3 @@ def _refuse(root, problems):
             "Each image needs one row and one mask, and each row its image. "
             f"Received: {root} in which {'; '.join(problems)}"
         )
-
-
-def read_image(path, *, at_least=None):
-    """Pixels of one X-ray, whatever file holds them.
-
-    Args:
-        path: PNG or JPEG (colour becomes grey, 16 bits become 8) or DICOM (`.dcm`; MONOCHROME1
-            is inverted; anything but plain 8-bit values goes through the rescale and the window
-            in the file and is stretched to 0..255).
-        at_least: a JPEG inside DICOM may come at 1/8 or 1/4 of its size as long as both sides
-            stay a multiple of `at_least`: what area averaging gives, to 2 grey levels, in a
-            third of the time. `None` is full size.
-
-    Returns:
-        `(height, width)` uint8.
-
-    Raises:
-        ValueError: if the file cannot be decoded to one grey image.
-    """
-    path = Path(path)
-    if path.suffix.lower() == ".dcm":
-        return _read_dicom(path, at_least)
-    return _decode(np.fromfile(path, np.uint8), path)
-
-
-def _decode(data, path, flag=cv2.IMREAD_GRAYSCALE):
-    # not cv2.imread: on Windows it cannot open a path with other than ASCII letters
-    image = cv2.imdecode(data, flag) if data.size else None
-    if image is None:
-        raise ValueError(f"An image must be a complete PNG, JPEG or DICOM file. Received: {path}")
-    return image
-
-
-def _read_dicom(path, at_least):
-    try:
-        file = pydicom.dcmread(path)
-        shape = (file.Rows, file.Columns)
-        grey = file.PhotometricInterpretation
-        plain = (
-            (file.BitsStored, file.PixelRepresentation) == (8, 0)
-            and (file.get("RescaleSlope", 1), file.get("RescaleIntercept", 0)) == (1, 0)
-        )  # fmt: skip
-        if plain and grey == "MONOCHROME2" and file.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
-            for divisor, flag in _REDUCED.items():
-                if at_least and not any(side % (divisor * at_least) for side in shape):
-                    frame = next(generate_frames(file.PixelData, number_of_frames=1))
-                    return _decode(np.frombuffer(frame, np.uint8), path, flag)
-        pixels = file.pixel_array
-        if not plain:
-            pixels = apply_voi_lut(apply_modality_lut(pixels, file), file)
-    except (InvalidDicomError, AttributeError, ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"A DICOM file must hold one image. Received: {path} ({error})") from error
-    if pixels.shape != shape or grey not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ValueError(
-            "A DICOM file must hold one grey image. "
-            f"Received: {path} of shape {pixels.shape}, {grey}"
-        )
-    if not plain:
-        pixels = cv2.normalize(pixels.astype(np.float32), None, 0, 255, cv2.NORM_MINMAX)
-        pixels = pixels.round().astype(np.uint8)
-    return 255 - pixels if grey == "MONOCHROME1" else pixels
-
-
-def read_mask(case, shape):
-    """Mask of one case, on the pixels of its image.
-
-    Args:
-        case: a row of the case table (Series, dict or named tuple's `_asdict()`).
-        shape: `(height, width)` of the image. Run lengths are laid on it; a mask file of
-            another size is resized to it.
-
-    Returns:
-        `(height, width)` uint8, values 0 and 1. In a mask file, what is brighter than half of
-        its brightest pixel is 1: files of 0/255 and of 0/1 both read right.
-
-    Raises:
-        ValueError: if the mask cannot be read, or contradicts the label: pixels on a case
-            without pneumothorax, or none on a case with one.
-    """
-    if isinstance(case.get("rles"), list):
-        mask = rle_decode(case["rles"], shape)
-    else:
-        grey = read_image(case["mask_path"])
-        mask = cv2.compare(grey, float(grey.max()) / 2, cv2.CMP_GT) & 1
-        mask = mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
-    if mask.any() != case["has_pneumothorax"]:
-        raise ValueError(
-            "A mask holds pixels where the table says pneumothorax, and only there. "
-            f"Received: {int(mask.sum())} pixels, has_pneumothorax={case['has_pneumothorax']} "
-            f"for {case['image_id']}"
-        )
-    return mask
-
-
-def resize_image(image, shape):
-    """Image at another `(height, width)`: area averages where it shrinks, linear where it grows.
-
-    An image that is not square is squashed, not padded: the SIIM-ACR images are square, and a
-    padded border would be background that every score counts as found.
-
-    Args:
-        image: `(height, width)` uint8 or float32.
-        shape: `(height, width)` wanted.
-
-    Returns:
-        `shape`, the dtype of `image`.
-    """
-    height, width = shape
-    # OpenCV's area mode turns linear on BOTH axes when one of them grows, so each gets its turn
-    for mode, size in (
-        (cv2.INTER_AREA, (min(width, image.shape[1]), min(height, image.shape[0]))),
-        (cv2.INTER_LINEAR, (width, height)),
-    ):
-        if image.shape != size[::-1]:
-            image = cv2.resize(image, size, interpolation=mode)
-    return image
-
-
-def resize_mask(mask, shape):
-    """Mask at another `(height, width)`: 1 where at least half of the pixel's area is mask.
-
-    Args:
-        mask: `(height, width)`, values 0 and 1.
-        shape: `(height, width)` wanted.
-
-    Returns:
-        `shape` uint8, values 0 and 1. A mask smaller than half a pixel vanishes.
-    """
-    return (resize_image(mask.astype(np.float32), shape) >= 0.5).astype(np.uint8)

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from .dataset import read_image
+from .pixels import read_reduced
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def near_duplicate_pairs(cases, *, agreement=0.85):
 def _detail_signs(path):
     """`(2304,)` float32 of length 1; zeros, like nothing, for a flat or unreadable image."""
     try:
-        image = read_image(path, at_least=128)
+        image, _ = read_reduced(path, at_least=128)
     except (ValueError, OSError):
         return np.zeros(48 * 48, np.float32)  # prepare() will name the file
     thumbnail = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA).astype(np.float32)
