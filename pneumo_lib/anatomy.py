@@ -1,116 +1,27 @@
 """A chest as thickness maps: how many cm of each material one X-ray crosses in each pixel.
 
-Everything is given in cm, x to the right of the image (the patient's left), y down, with the
-origin on the spine at mid chest; `view()` says where a point lands in the image. Outlines
-follow ordinary frontal radiographs; no image of a patient was used to draw one.
+The axes are those of `projection`. Outlines follow ordinary frontal radiographs; no image of a
+patient was traced.
 """
-
-from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from pneumo_lib.projection import bulge, ellipse, fill, ribbon, shrink, smooth, stroke
 
 WALL = [  # inner face of the rib cage, from the apex of a lung down: (x, y)
     (4.3, -13.0), (6.6, -12.2), (8.9, -9.6), (10.6, -6), (11.9, -2), (12.7, 2), (13.1, 6),
     (13.2, 10), (12.9, 14), (12.2, 18),
 ]  # fmt: skip
 RIGHT_EDGE = [  # right side of the mediastinum: vena cava, hilum, right atrium
-    (3.2, -12.7), (2.4, -10.8), (2.3, -7.5), (2.5, -4), (2.6, -1.6), (3.5, -0.2), (4.6, 2.2),
-    (5.0, 5.0), (4.6, 7.8), (3.2, 11), (3.2, 16),
+    (4.5, -15), (3.2, -12.8), (2.4, -10.8), (2.3, -7.5), (2.5, -4), (2.6, -1.6), (3.5, -0.2),
+    (4.6, 2.2), (5.0, 5.0), (4.6, 7.8), (3.2, 11), (3.2, 16),
 ]  # fmt: skip
 LEFT_EDGE = [  # left side: subclavian artery, aortic knob, pulmonary trunk, left ventricle
-    (3.2, -12.7), (2.5, -10.8), (2.5, -8.4), (3.7, -7.3), (4.0, -5.8), (3.2, -4.2), (3.4, -2.6),
-    (4.0, -1.3), (5.0, -0.2), (7.0, 1.8), (8.3, 4.6), (8.8, 7.6), (8.3, 10.2), (6.0, 16),
+    (4.5, -15), (3.2, -12.8), (2.5, -10.8), (2.5, -8.4), (3.7, -7.3), (4.0, -5.8), (3.2, -4.2),
+    (3.4, -2.6), (4.0, -1.3), (5.0, -0.2), (7.0, 1.8), (8.3, 4.6), (8.8, 7.6), (8.3, 10.2),
+    (6.0, 16),
 ]  # fmt: skip
-
-
-class View(NamedTuple):
-    """Where points in cm land: `pixel = matrix @ (x, y, z, 1)` on a canvas of `pixels` squared."""
-
-    pixels: int
-    per_cm: float
-    matrix: np.ndarray
-
-
-def view(pixels, *, field=40.0, turn=0.0, yaw=0.0, shift=(0.0, 0.0)):
-    """`View` of a `field` cm wide detector, the patient turned in and out of its plane.
-
-    Args:
-        pixels: height and width of the canvas.
-        field: width of the detector in cm.
-        turn: rotation in the image plane, radians.
-        yaw: rotation about the patient's long axis, radians; parts in front (z < 0) and
-            behind (z > 0) move to opposite sides.
-        shift: where the patient's origin lies, cm from the middle of the detector.
-    """
-    per_cm = pixels / field
-    c, s = np.cos(turn), np.sin(turn)
-    matrix = np.array(
-        [
-            [c, -s, c * np.sin(yaw), shift[0] + field / 2],
-            [s, c, s * np.sin(yaw), shift[1] + field / 2],
-        ]
-    )
-    return View(pixels, per_cm, matrix * per_cm)
-
-
-def place(view, points, z=0.0):
-    """`(n, 2)` cm -> `(n, 2)` pixels; `z` (cm behind the mid plane) is a number or `(n,)`."""
-    return (
-        points @ view.matrix[:, :2].T + np.multiply.outer(z, view.matrix[:, 2]) + view.matrix[:, 3]
-    )
-
-
-def smooth(points, *, closed=False, rounds=3):
-    """Round the corners of a polyline (Chaikin's corner cutting); open ends stay in place."""
-    for _ in range(rounds):
-        after = np.roll(points, -1, axis=0) if closed else points[1:]
-        before = points if closed else points[:-1]
-        cut = np.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], 1)
-        cut = cut.reshape(-1, 2)
-        points = cut if closed else np.vstack([points[:1], cut, points[-1:]])
-    return points
-
-
-def ribbon(line, width):
-    """Closed outline of a band along the polyline `line`; `width` in cm, a number or one each."""
-    along = np.gradient(line, axis=0)
-    along /= np.linalg.norm(along, axis=1, keepdims=True) + 1e-9
-    side = along[:, ::-1] * [1, -1] * np.broadcast_to(np.divide(width, 2), len(line))[:, None]
-    return np.vstack([line + side, (line - side)[::-1]])
-
-
-def _fixed(view, outlines, z):
-    pixels = [place(view, outline, z) for outline in outlines]
-    return [np.round(p * 16).astype(np.int32) for p in pixels]  # 4 fractional bits, as cv2 wants
-
-
-def fill(view, outlines, *, z=0.0, value=255, onto=None):
-    """Antialiased filled outlines on a uint8 canvas (a new one, or drawn over `onto`)."""
-    canvas = np.zeros((view.pixels, view.pixels), np.uint8) if onto is None else onto
-    for outline in _fixed(view, outlines, z):
-        cv2.fillPoly(canvas, [outline], value, cv2.LINE_AA, 4)
-    return canvas
-
-
-def stroke(view, lines, *, width, z=0.0, value=255, onto=None, closed=False):
-    """Antialiased polylines `width` cm thick (at least one pixel) on a uint8 canvas."""
-    canvas = np.zeros((view.pixels, view.pixels), np.uint8) if onto is None else onto
-    thick = max(1, round(width * view.per_cm))
-    cv2.polylines(canvas, _fixed(view, lines, z), closed, value, thick, cv2.LINE_AA, 4)
-    return canvas
-
-
-def bulge(view, filled, radius):
-    """Chord of a rounded body: 0 at the edge of a filled outline, 1 from `radius` cm inward.
-
-    A ray at depth d inside a circle of radius R crosses `2 sqrt(d (2R - d))`: as a share of
-    the diameter `sqrt(u (2 - u))`, with u = d / R cut at 1.
-    """
-    u = cv2.distanceTransform(filled, cv2.DIST_L2, 3)
-    u *= 1 / (radius * view.per_cm)
-    np.minimum(u, 1, out=u)
-    return np.sqrt(u * (2 - u))
 
 
 def draw_patient(rng):
@@ -118,19 +29,19 @@ def draw_patient(rng):
     female = rng.random() < 0.45
     fat = rng.gamma(2.5, 0.4)  # about 1 on average
     return {
-        "female": bool(female),
+        "sex": "F" if female else "M",
         "stature": rng.normal(0.93 if female else 1.0, 0.04),
         "breadth": rng.normal(1.0, 0.06),
         "length": rng.normal(1.0, 0.05),
         "fat": fat,
         "breast": rng.uniform(1.5, 4.5) * (0.5 + 0.5 * fat) if female else 0.0,
-        "heart": rng.normal(1.0, 0.12),
+        "heart": rng.normal(0.95, 0.12),
         "knob": rng.uniform(0.6, 1.3),
         "bow": rng.normal(0, 0.35),
         "rib_step": rng.normal(2.25, 0.06),
         "rib_slope": rng.normal(3.4, 0.4),
         "shoulder": rng.normal(0, 0.7),
-        "bubble": max(0.0, rng.normal(0.5, 0.5)),
+        "bubble": rng.normal(0.5, 0.5),
         "bone": rng.uniform(0.75, 1.25),
         "vessels": int(rng.integers(2**31)),
     }
@@ -147,16 +58,21 @@ def lungs(patient, *, breath=0.0):
     """
     outlines = {}
     for side, edge in edges(patient).items():
-        sign, middle, dome = (-1, 6.3, 8.0) if side == "right" else (1, 6.9, 9.0)
-        wall = smooth(np.array(WALL))
-        across = np.linspace(14, 2, 60)
-        below = np.stack([across, dome + breath + 0.1 * (across - middle) ** 2], 1)
+        sign = 1 if side == "left" else -1
+        wall, below = smooth(WALL), diaphragm(side, breath) * [sign, 1]
         wall = wall[wall[:, 1] < np.interp(wall[:, 0], below[::-1, 0], below[::-1, 1])]
         inner = np.interp(below[:, 1], edge[:, 1], edge[:, 0])
         below = below[(below[:, 0] < wall[-1, 0]) & (below[:, 0] > inner)]
-        edge = edge[edge[:, 1] < below[-1, 1]][::-1]
+        edge = edge[(edge[:, 1] < below[-1, 1]) & (edge[:, 1] > wall[0, 1])][::-1]
         outlines[side] = np.vstack([wall, below, edge]) * [sign, 1] * scale(patient)
     return outlines
+
+
+def diaphragm(side, breath):
+    """`(60, 2)` dome of the diaphragm in cm, from the chest wall towards the spine."""
+    sign, middle, top = (-1, 6.3, 8.0) if side == "right" else (1, 6.9, 9.0)
+    across = np.linspace(14, 2, 60)
+    return np.stack([sign * across, top + breath + 0.1 * (across - middle) ** 2], 1)
 
 
 def scale(patient):
@@ -167,10 +83,10 @@ def scale(patient):
 def edges(patient):
     """Both sides of the mediastinum, x away from the midline; heart and aorta as this patient's."""
     left = np.array(LEFT_EDGE)
-    left[8:13, 0] = 4.0 + (left[8:13, 0] - 4.0) * patient["heart"]
-    left[3:5, 0] += patient["knob"] - 1
+    left[9:14, 0] = 4.0 + (left[9:14, 0] - 4.0) * patient["heart"]
+    left[4:6, 0] += patient["knob"] - 1
     right = np.array(RIGHT_EDGE)
-    right[5:9, 0] += 2 * (patient["heart"] - 1)
+    right[6:10, 0] += 2 * (patient["heart"] - 1)
     return {"right": smooth(right), "left": smooth(left)}
 
 
@@ -205,9 +121,7 @@ def collapse(outline, area, *, site, rng):
         waves = np.sin(np.outer([2, 3, 4], np.radians(degrees)) + lobes[1])
         pull *= 1 + (lobes[0] * waves).sum(0)
         inward = np.maximum(degrees - 95, np.maximum(-degrees - 75, 0))
-        pull *= np.exp(
-            -0.5 * (inward / (9 + 70 * share)) ** 2
-        )  # towards the mediastinum the lung stays put
+        pull *= np.exp(-0.5 * (inward / (9 + 70 * share)) ** 2)  # the hilum holds the lung there
         pull = amount * np.maximum(pull - 0.04, 0)
         return points + (pull / (1 + pull))[:, None] * (hilum - points)
 
@@ -236,9 +150,7 @@ def vessel_tree(side, patient, *, rng):
     generations = []
     for radius, children, spread in ((0.28, 6, 0.55), (0.14, 5, 0.75), (0.075, 0, 0)):
         bend = np.cumsum(rng.normal(0, 0.26, (len(start), 6)), 1)
-        angle = (
-            heading[:, None] + bend + rng.normal(0, 0.25, (len(start), 1)) * np.linspace(0, 1, 6)
-        )
+        angle = heading[:, None] + bend
         steps = np.stack([np.cos(angle), np.sin(angle)], 2) * (length / 6)[:, None, None]
         paths = start[:, None] + np.concatenate([np.zeros_like(steps[:, :1]), steps], 1).cumsum(1)
         generations.append((paths * [sign, 1] * scale(patient), radius))
@@ -253,7 +165,7 @@ def vessel_tree(side, patient, *, rng):
 
 
 def ribs(patient):
-    """Centre lines of eleven rib pairs, `[(line (n, 2), z (n,), part), ...]`, part "back" or "front".
+    """Centre lines of eleven rib pairs, `[(line (n, 2), z (n,), "back" or "front"), ...]`.
 
     A rib is a tilted ring: it leaves the spine at the back, slopes down to the side wall and on
     to its end in front, where cartilage (invisible here) takes over.
@@ -286,7 +198,7 @@ def solid_body(view, patient, *, arms):
     )  # fmt: skip
     trunk[5:7, 1] += patient["shoulder"]
     trunk = smooth(np.vstack([trunk, trunk[::-1] * [-1, 1]]) * scale(patient))
-    coarse = view._replace(pixels=view.pixels // 4, per_cm=view.per_cm / 4, matrix=view.matrix / 4)
+    coarse = shrink(view, 4)
     rows = (np.arange(coarse.pixels) - coarse.matrix[1, 3]) / coarse.per_cm
     depth = np.interp(rows, [-17, -12, -6, 8], [0.75, 0.75, 1, 1.08]).astype(np.float32)
     solid = bulge(coarse, fill(coarse, [trunk]), 7.5)
@@ -302,12 +214,9 @@ def breasts(view, patient):
     """Soft tissue of both breasts in cm along each ray: a round lower border, a faint upper one."""
     if not patient["breast"]:
         return np.float32(0)
-    turn = np.linspace(0, 2 * np.pi, 40)
-    shape = np.stack([5.6 * np.cos(turn), 6.2 * np.sin(turn)], 1) * (
-        0.75 + 0.08 * patient["breast"]
-    )
-    low = 2.0 + 0.8 * patient["breast"]
-    discs = [(shape + [8.2 * sign, low]) * scale(patient) for sign in (-1, 1)]
+    size, low = 0.75 + 0.08 * patient["breast"], 2.0 + 0.8 * patient["breast"]
+    discs = [ellipse(5.6 * size, 6.2 * size, centre=(8.2 * sign, low)) for sign in (-1, 1)]
+    discs = [disc * scale(patient) for disc in discs]
     rows = (np.arange(view.pixels) - view.matrix[1, 3]) / view.per_cm
     hang = np.interp(rows - low, [-7, 5], [0.0, 1.0]).astype(np.float32)[:, None]
     return patient["breast"] * hang * bulge(view, fill(view, discs, z=-9.0), 4.0)
@@ -320,26 +229,19 @@ def upper_arms(patient, *, arms):
     return [np.linspace(shoulder, elbow, 8) * [sign, 1] * scale(patient) for sign in (-1, 1)]
 
 
-def air_space(view, patient, outlines, *, breath):
+def air_space(view, patient, *, breath):
     """Depth of the two pleural spaces in cm along each ray, heart and diaphragm left out."""
     size = scale(patient)
-    wall = smooth(np.array(WALL))
+    wall = smooth(WALL)
     cage = np.vstack([wall, wall[::-1] * [-1, 1]]) * size
     depth = 11.0 + 1.2 * patient["fat"] + 2.5 * patient["stature"]
     space = depth * bulge(view, fill(view, [cage]), 11.0)
     edge = edges(patient)
     middle = np.vstack([edge["right"] * [-1, 1], edge["left"][::-1]]) * size
-    heart = fill(view, [middle])
-    space *= 1 - 0.95 * bulge(view, heart, 4.0)
-    floor = [outline[outline[:, 1] > 6 * size[1]] for outline in outlines.values()]
-    floor = np.vstack([floor[0][np.argsort(floor[0][:, 0])], floor[1][np.argsort(floor[1][:, 0])]])
-    floor = np.vstack([[[-30, 14]], floor, [[30, 14], [30, 40], [-30, 40]]])
-    space *= 1 - bulge(view, fill(view, [floor]), 3.5)
-    if patient["bubble"]:
-        turn = np.linspace(0, 2 * np.pi, 40)
-        bubble = np.stack([2.6 * np.cos(turn), 1.0 * np.sin(turn)], 1) * patient["bubble"]
-        bubble += [6.0, 11.0 + breath + patient["bubble"]]
-        space += 3.5 * bulge(view, fill(view, [bubble * size]), 1.2)
+    space *= 1 - 0.95 * bulge(view, fill(view, [middle]), 4.0)  # some lung lies behind the heart
+    right, left = (diaphragm(side, breath) * size for side in ("right", "left"))
+    floor = np.vstack([right, left[::-1], [[30, 40], [-30, 40]]])
+    space *= 1 - bulge(view, fill(view, [floor]), 3.5)  # and some below the domes
     return space
 
 
@@ -360,25 +262,21 @@ def skeleton(view, patient, *, arms):
         shaft = ribbon(arm, np.interp(np.arange(8), [0, 1], [3.0, 2.2]))
         fill(view, [shaft], value=130, onto=layer)
         stroke(view, [shaft], width=0.35, value=190, onto=layer)
-        turn = np.linspace(0, 2 * np.pi, 30)
-        head = arm[0] + 2.3 * np.stack([np.cos(turn), np.sin(turn)], 1)
-        fill(view, [head], value=190, onto=layer)
+        fill(view, [ellipse(2.3, 2.3, centre=arm[0])], value=190, onto=layer)
     blade = np.array([[14.6, -11.0], [13.0, -6.5], [12.4, -1.5], [13.2, 1.5], [14.0, 0.5],
                       [15.2, -5.5], [16.2, -9.0]])  # fmt: skip
     clavicle = np.array([[1.3, -8.6], [3.5, -9.3], [7.5, -10.2], [11, -11.9], [15.2, -12.3]])
     for sign in (-1, 1):
-        bone = smooth(blade + [0, patient["shoulder"]], closed=True) * [sign, 1] * size
+        bone = smooth(np.add(blade, [0, patient["shoulder"]]), closed=True) * [sign, 1] * size
         fill(view, [bone], z=6.0, value=75, onto=layer)
         stroke(view, [bone], z=6.0, width=0.3, value=160, closed=True, onto=layer)
         lift = np.linspace(0, patient["shoulder"], 5)[:, None] * [0, 1]
         bar = ribbon(smooth(clavicle + lift) * [sign, 1] * size, 1.25)
         fill(view, [bar], z=-5.0, value=130, onto=layer)
         stroke(view, [bar], z=-5.0, width=0.14, value=215, onto=layer)
-    layers.append(layer)
-    layers.append(spine(view, patient))
-    total = layers[0].astype(np.float32)
-    for layer in layers[1:]:
-        cv2.accumulate(layer, total)
+    total = spine(view, patient).astype(np.float32)
+    for crossed in (*layers, layer):
+        cv2.accumulate(crossed, total)
     return total * (patient["bone"] / 255)
 
 
@@ -386,26 +284,29 @@ def spine(view, patient):
     """Vertebral bodies with their end plates and pedicles, 255 for 1 cm of cortical bone."""
     layer = np.zeros((view.pixels, view.pixels), np.uint8)
     body = np.array([[-1.6, -0.95], [1.6, -0.95], [1.4, 0], [1.6, 0.95], [-1.6, 0.95], [-1.4, 0]])
-    turn = np.linspace(0, 2 * np.pi, 12)
-    ring = np.stack([0.35 * np.cos(turn), 0.45 * np.sin(turn)], 1)
     for k, y in enumerate(np.arange(-19, 22, 2.3)):
         centre = np.array([patient["bow"] * np.sin(y / 6), y])
         bone = smooth(body, closed=True, rounds=1) * (0.82 + 0.02 * k) + centre
         fill(view, [bone * scale(patient)], z=4.0, value=85, onto=layer)
         stroke(view, [bone * scale(patient)], z=4.0, width=0.12, value=115, closed=True, onto=layer)
-        rings = [(ring + centre + [x, -0.2]) * scale(patient) for x in (-1.15, 1.15)]
+        rings = [ellipse(0.35, 0.45, centre=np.add(centre, [x, -0.2])) for x in (-1.15, 1.15)]
+        rings = [ring * scale(patient) for ring in rings]
         stroke(view, rings, z=6.0, width=0.12, value=135, closed=True, onto=layer)
     return layer
 
 
-def windpipe(view, patient):
-    """Air of the trachea and the main bronchi in cm along each ray."""
+def gas(view, patient, *, breath):
+    """Air outside the lungs in cm along each ray: trachea, main bronchi, stomach bubble."""
     bend = 0.4 * patient["knob"]  # the aortic arch pushes the trachea to the patient's right
     pipe = [(0.0, -22), (0.0, -13), (-bend, -7), (0.1, -4.2)]
     bronchi = [[(0.0, -4.8), (-1.2, -3.1), (-2.4, -2.0)], [(0.1, -4.8), (1.6, -3.5), (3.0, -2.5)]]
-    tubes = [ribbon(smooth(np.array(pipe)) * scale(patient), 1.7)]
-    tubes += [ribbon(smooth(np.array(tube)) * scale(patient), 1.1) for tube in bronchi]
-    return 1.1 * bulge(view, fill(view, tubes, z=1.0), 0.85)
+    tubes = [ribbon(smooth(pipe), 1.7), *(ribbon(smooth(tube), 1.1) for tube in bronchi)]
+    air = 1.1 * bulge(view, fill(view, [tube * scale(patient) for tube in tubes], z=1.0), 0.85)
+    if patient["bubble"] > 0.2:
+        size, below = patient["bubble"], 10.6 + breath + patient["bubble"]
+        bubble = ellipse(2.6 * size, 1.1 * size, centre=(6.0, below)) * scale(patient)
+        air += 3 * bulge(view, fill(view, [bubble]), 1.2)
+    return air
 
 
 def vasculature(view, patient, moved):

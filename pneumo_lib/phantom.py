@@ -15,12 +15,13 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib import anatomy, radiography
+from pneumo_lib import anatomy, projection, radiography
 
 VERSION = 1  # of the drawing: raise it whenever the same seed and index give another image
 
 # Area of the pneumothorax as a share of 1024 x 1024 pixels, at these quantiles of the positive
 # images of SIIM-ACR (counted from its run-length table).
+SITES = ("apical", "lateral", "basal")
 AREA_QUANTILES = np.array([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1])
 AREAS = np.array([55, 567, 1364, 4059, 8630, 18388, 34584, 48260, 86980, 161421]) / 1024**2
 
@@ -50,53 +51,52 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
         raise ValueError(f"`index` must be 0 or more. Received: index={index}")
     _check(size=size, seed=seed, prevalence=prevalence)
     info = describe(index, seed=seed, prevalence=prevalence)
+    patient = anatomy.draw_patient(np.random.default_rng([seed, info.pop("patient"), 1]))
     rng = np.random.default_rng([seed, index])
-    patient = anatomy.draw_patient(np.random.default_rng([seed, info["patient"], 1]))
     field = rng.uniform(32, 39) * patient["stature"]
-    view = anatomy.view(
+    view = projection.view(
         3 * size // 2,  # drawn finer, then averaged: smooth edges
         field=field,
         turn=np.radians(rng.normal(0, 1.8)),
         yaw=np.radians(rng.normal(0, 2.5)),
         shift=rng.normal(0, 0.6, 2),
     )
-    breath, arms = rng.normal(0, 1.2), rng.choice([0.12, 0.5]) + rng.normal(0, 0.08)
-    outlines = anatomy.lungs(patient, breath=breath)
-    rim, moved = np.zeros((view.pixels, view.pixels), np.uint8), {}
-    if info["has_pneumothorax"]:
-        side, site = info["side"], info["site"]
-        moved[side] = anatomy.collapse(
-            outlines[side], info["wanted"] * field**2, site=site, rng=rng
-        )
-        rim = anatomy.fill(view, [outlines[side]])
-        anatomy.fill(view, [moved[side](outlines[side])], value=0, onto=rim)
-    solid = anatomy.solid_body(view, patient, arms=arms)
-    space = anatomy.air_space(view, patient, outlines, breath=breath)
-    bone = anatomy.skeleton(view, patient, arms=arms)
-    blood = anatomy.vasculature(view, patient, moved)
-    pipe = anatomy.windpipe(view, patient)
-    soft = solid - space - bone - pipe
-    lung = space
-    if moved:
-        left = 1 - (rim > 127).astype(np.uint8)
-        lung = space * (0.4 * left + 0.6 * anatomy.bulge(view, left, 1.5))
-        outline = outlines[side]
-        inner = moved[side](outline)
-        gone = np.hypot(*(inner - outline).T) > 0.12
-        pieces = [inner[k : k + 2] for k in range(len(inner) - 1) if gone[k] and gone[k + 1]]
-        soft += anatomy.stroke(view, pieces, width=0.1) * np.float32(0.9 / 255)
-        blood *= left
-    soft += np.minimum(blood, 0.25 * lung)
-    soft += lung * anatomy.haze(view, rng=rng)
-    np.maximum(soft, 0, out=soft)
+    thickness, rim = _chest(view, patient, info, area=info.pop("share") * field**2, rng=rng)
     added, info["mimics"] = radiography.mimics(view, rng=rng)
-    thickness = {"soft": soft + added.pop("soft", 0), "lung": lung, "bone": bone, **added}
+    for material, depth in added.items():
+        thickness[material] = thickness.get(material, 0) + depth
     density = radiography.expose(thickness, size=size, field=field, rng=rng)
     image = radiography.collimate(radiography.display(density, field=field, rng=rng), rng=rng)
-    share = cv2.resize(rim, (size, size), interpolation=cv2.INTER_AREA)
-    mask = (share >= max(min(128, share.max()), 1)).astype(np.uint8)
-    info["area"] = int(mask.sum())
-    return image, mask, info
+    covered = cv2.resize(rim, (size, size), interpolation=cv2.INTER_AREA)
+    mask = (covered >= np.clip(covered.max(), 1, 128)).astype(np.uint8)  # the smallest keep a pixel
+    return image, mask, {**info, "sex": patient["sex"], "area": int(mask.sum())}
+
+
+def _chest(view, patient, info, *, area, rng):
+    """Thickness maps in cm of a chest, and the rim of air around a collapsed lung (uint8, 255)."""
+    breath, arms = rng.normal(0, 1.2), rng.choice([0.12, 0.5]) + rng.normal(0, 0.08)
+    space = anatomy.air_space(view, patient, breath=breath)
+    bone = anatomy.skeleton(view, patient, arms=arms)
+    soft = anatomy.solid_body(view, patient, arms=arms)
+    soft -= space + bone + anatomy.gas(view, patient, breath=breath)
+    rim, lung, moved = np.zeros((view.pixels, view.pixels), np.uint8), space, {}
+    if info["has_pneumothorax"]:
+        side = info["side"]
+        outline = anatomy.lungs(patient, breath=breath)[side]
+        moved[side] = anatomy.collapse(outline, area, site=info["site"], rng=rng)
+        inner = moved[side](outline)
+        projection.fill(view, [outline], onto=rim)
+        projection.fill(view, [inner], value=0, onto=rim)
+        inside = (rim < 128).astype(np.uint8)
+        # The lung keeps its tissue in less room, and rounds off towards its new edge.
+        lung = space * (0.4 * inside + 0.6 * projection.bulge(view, inside, 1.5))
+        free = np.hypot(*(inner - outline).T) > 0.12
+        pleura = [inner[k : k + 2] for k in np.flatnonzero(free[:-1] & free[1:])]
+        soft += projection.stroke(view, pleura, width=0.1) * np.float32(0.9 / 255)
+    blood = anatomy.vasculature(view, patient, moved)
+    blood[rim > 127] = 0
+    soft += np.minimum(blood, 0.25 * lung) + lung * anatomy.haze(view, rng=rng)
+    return {"soft": np.maximum(soft, 0), "lung": lung, "bone": bone}, rim
 
 
 def _check(*, size, seed, prevalence):
@@ -119,21 +119,17 @@ def describe(index, *, seed, prevalence):
     quantile = (rng.permutation(50)[place] + rng.random()) / 50
     positive = bool(quantile < prevalence)
     rng = np.random.default_rng([seed, index, 4])
-    info = {
+    area = np.exp(np.interp(quantile / max(prevalence, 1e-9), AREA_QUANTILES, np.log(AREAS)))
+    return {
         "image_id": f"phantom.{seed}.{index}",
         "patient_id": f"phantom.{seed}.patient.{patient}",
         "patient": patient,
         "official_part": "test" if pair % 9 == 1 else "train",
         "has_pneumothorax": positive,
         "side": str(rng.choice(["right", "left"])) if positive else "",
-        "site": str(rng.choice(["apical", "lateral", "basal"], p=[0.6, 0.2, 0.2]))
-        if positive
-        else "",
+        "site": str(rng.choice(SITES, p=[0.6, 0.2, 0.2])) if positive else "",
+        "share": float(area) if positive else 0.0,
     }
-    if positive:
-        areas = np.log(AREAS)
-        info["wanted"] = float(np.exp(np.interp(quantile / prevalence, AREA_QUANTILES, areas)))
-    return info
 
 
 def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=None):

@@ -7,7 +7,7 @@ different machines and exposures differ by about that much.
 import cv2
 import numpy as np
 
-from pneumo_lib.anatomy import fill, ribbon, smooth, stroke
+from pneumo_lib.projection import ellipse, fill, ribbon, smooth, stroke
 
 # Linear attenuation in 1/cm at 60 keV, about the mean energy of a 120 kV chest exposure: mass
 # attenuation (NIST X-ray tables 3 and 4, ICRU-44 tissues) times density in g/cm³.
@@ -59,7 +59,7 @@ def display(density, *, field, rng):
     """
     local = density + rng.uniform(0.5, 1.2) * (density - _broad(density, field=field, sigma=3.0))
     low, high = rng.uniform(-0.5, 0.1), np.quantile(local[::4, ::4], 0.95)
-    grey = np.maximum((local - low) / (high - low), 0) ** rng.uniform(1.2, 2.1)
+    grey = np.maximum((local - low) / (high - low), 0) ** rng.uniform(1.4, 2.3)
     bend = rng.uniform(0.3, 1.6)  # of the shoulder, where dense parts lose contrast
     grey = rng.uniform(185, 230) * (1 - np.exp(-bend * grey)) / (1 - np.exp(-bend))
     return np.clip(grey, 0, 250).astype(np.uint8)
@@ -100,15 +100,11 @@ def _skin_fold(view, rng):
     line = np.array([[x + rng.normal(0, 2), -14], [x, -6], [x + 1, 1], [x + rng.normal(2, 1.5), 9]])
     line = smooth(line[: rng.integers(3, 5)] * [sign, 1])
     width = rng.uniform(1.5, 3.5)
-    beside = (
-        ribbon(line, 2 * width)[: len(line)]
-        if rng.random() < 0.5
-        else ribbon(line, 2 * width)[: len(line) - 1 : -1]
-    )
-    step = fill(view, [np.vstack([line, beside[::-1]])]) > 127
-    ridge = stroke(view, [line], width=width)
-    ridge = cv2.blur(ridge, (int(width * view.per_cm) | 1,) * 2)
-    return ridge * step * np.float32(rng.uniform(0.8, 1.8) / 255)
+    band = ribbon(line, 2 * width)
+    half = band[: len(line)] if rng.random() < 0.5 else band[len(line) :][::-1]
+    edge = fill(view, [np.vstack([line, half[::-1]])]) * np.float32(rng.uniform(0.8, 1.8) / 255)
+    ridge = cv2.blur(stroke(view, [line], width=width), (round(width * view.per_cm) | 1,) * 2)
+    return edge * ridge * np.float32(1 / 255)
 
 
 def _tube(view, rng, layer):
@@ -133,9 +129,7 @@ def _leads(view, rng, layer):
         knee = (start + end) / 2 + rng.normal(0, 4, 2)
         wire = smooth(np.array([start, knee, end + rng.normal(0, 2, 2), end]), rounds=4)
         stroke(view, [wire], width=0.1, value=25, onto=layer)
-        turn = np.linspace(0, 2 * np.pi, 16)
-        disc = np.stack([np.cos(turn), np.sin(turn)], 1)
-        fill(view, [end + 0.35 * disc], value=60, onto=layer)
+        fill(view, [ellipse(0.35, 0.35, centre=end)], value=60, onto=layer)
 
 
 def _marker(view, rng, layer):
@@ -147,26 +141,19 @@ def _marker(view, rng, layer):
     letter = "L" if sign > 0 else "R"
     cv2.putText(layer, letter, corner.astype(int).tolist(), font, height, 255, thick, cv2.LINE_AA)
     if rng.random() < 0.3:
-        below = (corner + [-0.06 * view.pixels, 0.05 * view.pixels]).astype(int).tolist()
+        below = np.add(corner, np.multiply([-0.06, 0.05], view.pixels)).astype(int).tolist()
         cv2.putText(layer, "PORTABLE", below, font, height / 3, 200, 1, cv2.LINE_AA)
 
 
 def collimate(image, *, rng):
     """Sometimes black the edges of a grey image, as the shutters of the X-ray tube do."""
-    if rng.random() < 0.25:
-        size = len(image)
-        turn = rng.normal(0, 0.015)
-        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * size
-        inset = rng.choice([0, 0, 0.02, 0.06], 4) * size
-        edges = corners + [
-            [inset[0], inset[1]],
-            [-inset[2], inset[1]],
-            [-inset[2], -inset[3]],
-            [inset[0], -inset[3]],
-        ]
-        c, s = np.cos(turn), np.sin(turn)
-        edges = (edges - size / 2) @ np.array([[c, s], [-s, c]]) * 1.01 + size / 2
-        window = np.zeros_like(image)
-        cv2.fillPoly(window, [np.round(edges * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-        image = cv2.multiply(image, window, scale=1 / 255)
-    return image
+    if rng.random() > 0.25:
+        return image
+    size = len(image)
+    left, top, right, bottom = rng.choice([-0.1, -0.1, 0.02, 0.05], 4)
+    corners = np.array([[left, top], [1 - right, top], [1 - right, 1 - bottom], [left, 1 - bottom]])
+    c, s = np.cos(turn := rng.normal(0, 0.015)), np.sin(turn)
+    corners = ((corners - 0.5) @ [[c, s], [-s, c]] + 0.5) * size * 16
+    window = np.zeros_like(image)
+    cv2.fillPoly(window, [np.round(corners).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    return cv2.multiply(image, window, scale=1 / 255)
