@@ -1,0 +1,74 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pneumo_lib.fetch import fetch
+
+
+@pytest.fixture
+def kagglehub(monkeypatch, png_release):
+    """A stand-in that "downloads" the tiny data set and records what was asked for."""
+    asked = []
+
+    def dataset_download(handle):
+        asked.append(handle)
+        return str(png_release)
+
+    module = SimpleNamespace(dataset_download=dataset_download, asked=asked)
+    monkeypatch.setitem(sys.modules, "kagglehub", module)
+    return module
+
+
+def test_fetch_brings_the_data_set_and_checks_it(kagglehub, tmp_path):
+    folder = fetch(tmp_path / "siim")
+    assert kagglehub.asked == ["vbookshelf/pneumothorax-chest-xray-images-and-masks"]
+    assert (folder / "stage_1_train_images.csv").is_file()
+    assert len(list((folder / "png_images").iterdir())) == 12
+
+
+def test_fetch_asks_for_the_official_files(kagglehub, tmp_path):
+    fetch(tmp_path / "siim", layout="dicom")
+    assert kagglehub.asked == ["seesee/siim-train-test"]
+
+
+def test_fetch_again_keeps_the_files_that_are_there(kagglehub, tmp_path):
+    fetch(tmp_path / "siim")
+    fetch(tmp_path / "siim")
+    assert len(kagglehub.asked) == 2
+
+
+def test_fetch_copies_where_it_cannot_link(kagglehub, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    assert (fetch(tmp_path / "siim") / "patients.csv").is_file()
+
+
+def test_fetch_refuses_a_download_that_is_not_whole(kagglehub, png_release, tmp_path):
+    (png_release / "png_masks" / "0_train_1_.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 rows without a file in png_masks"):
+        fetch(tmp_path / "siim")
+
+
+def test_fetch_without_credentials_says_what_to_do(monkeypatch, tmp_path):
+    def dataset_download(handle):
+        raise RuntimeError("401 unauthorized")
+
+    monkeypatch.setitem(
+        sys.modules, "kagglehub", SimpleNamespace(dataset_download=dataset_download)
+    )
+    with pytest.raises(FileNotFoundError, match=r"kaggle\.json or set KAGGLE_API_TOKEN.*401"):
+        fetch(tmp_path)
+
+
+def test_fetch_without_kagglehub_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'pneumo\[kaggle\]'"):
+        fetch(tmp_path)
+
+
+def test_fetch_refuses_an_unknown_layout(tmp_path):
+    with pytest.raises(ValueError, match="layout='jpeg'"):
+        fetch(tmp_path, layout="jpeg")
