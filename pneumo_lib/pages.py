@@ -18,7 +18,8 @@ from nbconvert import HTMLExporter
 from pneumo_lib.paths import project_path
 
 _INDEX = Path(__file__).with_name("report.html")
-# nbconvert's page without the scripts it fetches from other hosts, with a way back.
+# nbconvert's page without the scripts it fetches from other hosts, with a way back, and with
+# words for those who cannot see a figure.
 _NOTEBOOK = """
 {%- extends "lab/index.html.j2" -%}
 {% block html_head_js %}{% endblock %}
@@ -27,6 +28,10 @@ _NOTEBOOK = """
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block body_header %}
 {{ super() }}<p><a href="index.html">← All of the report</a></p>
+{% endblock %}
+{% block data_png scoped %}
+<div class="jp-RenderedImage jp-OutputArea-output"><img alt="{{ output.metadata.alt | escape_html }}"
+src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"></div>
 {% endblock %}
 """
 # Formulas, and the code in which a dollar is just a dollar.
@@ -63,9 +68,7 @@ def write_notebook_page(executed, links):
         # A finished progress bar tells nothing, and it is a widget that needs a script to show.
         cell["outputs"] = [o for o in cell.get("outputs", []) if not _is_widget(o)]
         for output in cell["outputs"]:
-            for kind in ("image/png", "image/svg+xml"):
-                if kind in output.get("data", {}):
-                    output.metadata[kind] = {"alt": f"Figure: {heading}"}
+            output.setdefault("metadata", {})["alt"] = f"Figure: {heading}"
     exporter = _OfflineExporter(raw_template=_NOTEBOOK, embed_images=True)
     resources = {"metadata": {"name": executed.stem, "path": str(executed.parent)}}
     text, _ = exporter.from_notebook_node(nb, resources=resources)

@@ -21,10 +21,10 @@ import papermill
 import psutil
 import yaml
 from papermill.exceptions import PapermillExecutionError, strip_color
-from traitlets.config import Config
 
 from pneumo_lib import pages
 from pneumo_lib.paths import project_path
+from pneumo_lib.runs import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def run_report(*, data=None, params=None, overrides=None, folder=None, notebooks
         if step.notebook.stem == TRAINING:
             trained.append(key)  # what comes after reads the runs, so it depends on them
     summary = {"figures": str(pages.figures_folder(settings["data"])), "notebooks": records}
-    (folder / "report.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(folder / "report.json", summary)
     return pages.write_index(folder, records, settings)
 
 
@@ -226,7 +226,7 @@ def _run(step, key, folder, *, progress):
         _execute(step, unfinished, progress)
     unfinished.replace(executed)
     record = {"name": step.name, "key": key, "parameters": step.parameters, **used}
-    record_path.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(record_path, record)
     logger.info("%s %s: %.0f s, %.1f GB", progress, step.name, used["seconds"], used["peak_gb"])
     return record
 
@@ -239,7 +239,7 @@ def _execute(step, output, progress):
             step.parameters,
             kernel_name="python3",
             cwd=step.notebook.parent,
-            config=Config(KernelManager={"transport_encryption": "auto"}),  # else each kernel warns
+            extra_arguments=["--log-level=50"],  # kernels log about themselves; errors come back
             # `disable=None`: a bar in a terminal, nothing in a log file
             progress_bar={"desc": f"{progress} {step.name}", "leave": False, "disable": None},
         )

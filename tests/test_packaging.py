@@ -120,6 +120,7 @@ print(len(dir(pl)))
 """
     done = run_python(code)
     assert done.stdout.strip() == str(len(pl.__all__)), done.stderr
+    assert done.stderr == ""  # TensorFlow's start-up lines would stand in every notebook
 
 
 def test_an_unknown_name_is_an_attribute_error():
