@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib import anatomy, projection, radiography
+from pneumo_lib import anatomy, pneumothorax, projection, radiography
 
 VERSION = 1  # of the drawing: raise it whenever the same seed and index give another image
 
@@ -61,7 +61,14 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
         yaw=np.radians(rng.normal(0, 2.5)),
         shift=rng.normal(0, 0.6, 2),
     )
-    thickness, rim = _chest(view, patient, info, area=info.pop("share") * field**2, rng=rng)
+    breath, arms = rng.normal(0, 1.2), rng.choice([0.12, 0.5]) + rng.normal(0, 0.08)
+    area, moved = info.pop("share") * field**2, {}
+    if side := info["side"]:
+        # A stream of its own: without the pneumothorax the rest of the image stays as it is.
+        own = np.random.default_rng([seed, index, 5])
+        whole = anatomy.lungs(patient, breath=breath)[side]
+        moved[side] = pneumothorax.collapse(whole, area, site=info["site"], rng=own)
+    thickness, rim = _chest(view, patient, breath=breath, arms=arms, moved=moved, rng=rng)
     added, info["mimics"] = radiography.mimics(view, rng=rng)
     for material, depth in added.items():
         thickness[material] = thickness.get(material, 0) + depth
@@ -72,29 +79,20 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
     return image, mask, {**info, "sex": patient["sex"], "area": int(mask.sum())}
 
 
-def _chest(view, patient, info, *, area, rng):
+def _chest(view, patient, *, breath, arms, moved, rng):
     """Thickness maps in cm of a chest, and the rim of air around a collapsed lung (uint8, 255)."""
-    breath, arms = rng.normal(0, 1.2), rng.choice([0.12, 0.5]) + rng.normal(0, 0.08)
-    space = anatomy.air_space(view, patient, breath=breath)
+    lung = anatomy.air_space(view, patient, breath=breath)
     bone = anatomy.skeleton(view, patient, arms=arms)
     soft = anatomy.solid_body(view, patient, arms=arms)
-    soft -= space + bone + anatomy.gas(view, patient, breath=breath)
-    rim, lung, moved = np.zeros((view.pixels, view.pixels), np.uint8), space, {}
-    if info["has_pneumothorax"]:
-        side = info["side"]
-        outline = anatomy.lungs(patient, breath=breath)[side]
-        moved[side] = anatomy.collapse(outline, area, site=info["site"], rng=rng)
-        inner = moved[side](outline)
-        projection.fill(view, [outline], onto=rim)
-        projection.fill(view, [inner], value=0, onto=rim)
-        inside = (rim < 128).astype(np.uint8)
-        # The lung keeps its tissue in less room, and rounds off towards its new edge.
-        lung = space * (0.4 * inside + 0.6 * projection.bulge(view, inside, 1.5))
-        free = np.hypot(*(inner - outline).T) > 0.12
-        pleura = [inner[k : k + 2] for k in np.flatnonzero(free[:-1] & free[1:])]
-        soft += projection.stroke(view, pleura, width=0.1) * np.float32(0.9 / 255)
+    soft -= lung + bone + anatomy.gas(view, patient, breath=breath)
     blood = anatomy.vasculature(view, patient, moved)
-    blood[rim > 127] = 0
+    rim = np.zeros((view.pixels, view.pixels), np.uint8)
+    for side, shrink in moved.items():
+        whole = anatomy.lungs(patient, breath=breath)[side]
+        rim, filled, pleura = pneumothorax.air_rim(view, whole, shrink(whole))
+        lung *= filled
+        soft += pleura
+        blood[rim > 127] = 0
     soft += np.minimum(blood, 0.25 * lung) + lung * anatomy.haze(view, rng=rng)
     return {"soft": np.maximum(soft, 0), "lung": lung, "bone": bone}, rim
 

@@ -1,0 +1,70 @@
+"""How a lung collapses, and what that changes along each X-ray: the disease in a phantom."""
+
+import cv2
+import numpy as np
+
+from pneumo_lib.projection import bulge, fill, stroke
+
+
+def collapse(outline, area, *, site, rng):
+    """Pull a lung away from the chest wall until the air rim has the wanted area.
+
+    Each boundary point moves towards the hilum by a share that depends on its direction from
+    the middle of the lung: most at the site of the pneumothorax, little elsewhere. The
+    amount is found by bisection on the area between the two outlines.
+
+    Args:
+        outline: `(n, 2)` of the inflated lung, cm.
+        area: wanted area of the rim, cm²; at most 80 % of the lung is given.
+        site: "apical", "lateral" or "basal".
+        rng: `numpy.random.Generator`.
+
+    Returns:
+        A function that maps points of the inflated lung to where they lie in the collapsed one.
+    """
+    sign = np.sign(outline[:, 0].mean())
+    middle, hilum = np.array([6.6 * sign, -1.0]), np.array([4.6 * sign, 0.5])
+    whole = cv2.contourArea(outline.astype(np.float32))
+    share = min(area / whole, 0.8)
+    towards = {"apical": 75, "lateral": 10, "basal": -45}[site] + rng.normal(0, 8)
+    spread = rng.uniform(15, 28) + 170 * share
+    lobes = rng.normal(0, 0.1, 3)[:, None], rng.uniform(0, 2 * np.pi, 3)[:, None]
+
+    def moved(points, amount):
+        away = points - middle
+        degrees = np.degrees(np.arctan2(-away[:, 1], sign * away[:, 0]))  # 0 outward, 90 up
+        pull = np.exp(-0.5 * ((degrees - towards) / spread) ** 2)
+        waves = np.sin(np.outer([2, 3, 4], np.radians(degrees)) + lobes[1])
+        pull *= 1 + (lobes[0] * waves).sum(0)
+        inward = np.maximum(degrees - 95, np.maximum(-degrees - 75, 0))
+        pull *= np.exp(-0.5 * (inward / (9 + 70 * share)) ** 2)  # the hilum holds the lung there
+        pull = amount * np.maximum(pull - 0.04, 0)
+        return points + (pull / (1 + pull))[:, None] * (hilum - points)
+
+    low, high = 0.0, 60.0
+    for _ in range(30):
+        amount = (low + high) / 2
+        rim = whole - cv2.contourArea(moved(outline, amount).astype(np.float32))
+        low, high = (amount, high) if rim < share * whole else (low, amount)
+    return lambda points: moved(points, amount)
+
+
+def air_rim(view, whole, shrunk):
+    """What a lung that shrank from outline `whole` to `shrunk` leaves along each ray.
+
+    Returns:
+        rim: uint8, 255 where only air is left between chest wall and lung.
+        filled: float32 factor on the depth of lung tissue: 0 in the rim, and in the lung above 1
+            (the same tissue in less room) except where it rounds off towards its new edge.
+        pleura: float32, cm of visceral pleura, which the rays graze along the new edge.
+    """
+    lost = 1 - cv2.contourArea(np.float32(shrunk)) / cv2.contourArea(np.float32(whole))
+    rim = fill(view, [whole])
+    filled = 1 + rim * np.float32(0.8 * lost / 255)
+    fill(view, [shrunk], value=0, onto=rim)
+    inside = (rim < 128).astype(np.uint8)
+    filled *= 0.4 * inside + 0.6 * bulge(view, inside, 1.5)
+    gap = np.hypot(*(shrunk - whole).T)
+    free = gap > 0.1 * gap.max()
+    lines = [shrunk[k : k + 2] for k in np.flatnonzero(free[:-1] & free[1:])]
+    return rim, filled, stroke(view, lines, width=0.1) * np.float32(0.9 / 255)
