@@ -2,10 +2,13 @@
 
 `import pneumo_lib as pl` is all a notebook needs. Every public name below is loaded from its
 module the first time it is used: importing the package starts nothing and stays fast, and
-Keras is imported only when a network is built.
+Keras is imported only when a network is built (or asked for: `pl.keras`), without TensorFlow's
+start-up messages.
 """
 
 from importlib import import_module as _import_module
+
+from pneumo_lib.quiet import quiet_start as _quiet_start
 
 __version__ = "0.1.0"
 
@@ -15,27 +18,32 @@ _MODULE_OF = {
         "backbones": "build_backbone preprocess",
         "dataset": "read_cases read_image read_mask",
         "fcn": "build_fcn build_small_fcn layer_table split_fcn",
-        "metrics": "as_logged_dice as_logged_mean_iou confusion_counts score_table",
+        "metrics": "as_logged_dice as_logged_mean_iou confusion_counts",
+        "pages": "figures_folder",
         "paths": "project_path",
         "phantom": "draw_phantom make_phantoms",
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",
         "rle": "rle_decode rle_encode",
         "splits": "leaked_patients split_cases",
         "runs": "Run find_runs load_run",
+        "tables": "format_table score_table",
         "training": "train",
     }.items()
     for name in names.split()
 }
-_MODULES = ("figures", "layers", "losses", "metrics")
-__all__ = sorted([*_MODULE_OF, *_MODULES])
+_MODULES = ("diagrams", "fcn", "figures", "layers", "losses", "metrics")
+__all__ = sorted([*_MODULE_OF, *_MODULES, "keras"])
 
 
 def __getattr__(name):
-    if name in _MODULE_OF:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _quiet_start():
+        if name == "keras":
+            return _import_module("keras")
+        if name in _MODULES:
+            return _import_module(f"{__name__}.{name}")
         return getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    if name in _MODULES:
-        return _import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():

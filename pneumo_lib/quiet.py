@@ -1,0 +1,35 @@
+"""TensorFlow's start, without the messages that would open every notebook in red."""
+
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_start():
+    """Inside the block, what TensorFlow says while it is loaded is kept from the screen.
+
+    Its libraries write about oneDNN and missing GPU drivers to file descriptor 2 before any log
+    level counts (seen with 2.21), and Jupyter stores that in the notebook. Looking for a GPU
+    speaks too, so it is done here. If the block fails, everything said comes out after all.
+    Later errors are shown as ever, notes and warnings only where `TF_CPP_MIN_LOG_LEVEL` says so.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+            if "tensorflow" in sys.modules:
+                sys.modules["tensorflow"].config.list_physical_devices()
+        except BaseException:
+            said.seek(0)
+            os.write(screen, said.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
