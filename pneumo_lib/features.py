@@ -10,6 +10,8 @@ from tqdm.auto import tqdm
 from pneumo_lib.backbones import preprocess
 from pneumo_lib.paths import project_path, written_aside
 
+_BATCHES_BETWEEN_FLUSHES = 32  # seconds of work to lose, and hardly any time to write
+
 
 def cached_features(encoder, data, backbone, *, batch_size=32, folder="data/features"):
     """Features of every prepared image, from disk where they were computed before.
@@ -60,7 +62,7 @@ def _compute(encoder, images, backbone, path, *, batch_size):
         ):
             features[rows] = batch
             bar.update(len(batch))
-            if rows.stop % (32 * batch_size) == 0:  # seconds of work, not of writing
+            if rows.stop % (_BATCHES_BETWEEN_FLUSHES * batch_size) == 0:
                 features.flush()
                 with written_aside(count_file) as aside:
                     aside.write_text(str(rows.stop))

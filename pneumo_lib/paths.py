@@ -10,8 +10,9 @@ def project_path(path="."):
 
     Papermill runs a notebook in the caller's folder and nbval in the notebook's own, so a
     relative path would mean a different file in each. Everything the project reads or
-    writes is therefore resolved here, against the project's root: the folder above this
-    package when that is a checkout, else the current folder.
+    writes is therefore resolved here, against the project's root: the folder named by the
+    environment variable `PNEUMO_HOME` if it is set (another disk, say), else the folder above
+    this package when that is a checkout, else the current folder.
 
     Args:
         path: `str` or `Path`; `~` stands for the home folder.
@@ -21,6 +22,7 @@ def project_path(path="."):
     """
     checkout = Path(__file__).resolve().parent.parent
     root = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    root = Path(os.environ.get("PNEUMO_HOME") or root).expanduser()
     return (root / Path(path).expanduser()).resolve()
 
 

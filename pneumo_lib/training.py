@@ -67,7 +67,7 @@ def train(
         ValueError: if the training part is empty, or for what `build_fcn()` refuses.
     """
     settings = {
-        "data": data.meta["checksum"],
+        "data_checksum": data.meta["checksum"],
         "size": data.meta["size"],
         "backbone": backbone,
         "decoder": decoder,
@@ -165,8 +165,7 @@ def _compile(network, optimizer, settings, backbone, flips):
 
     def train_step(x, y):
         if flips is not None:
-            flip = keras.random.uniform((x.shape[0], 1, 1), seed=flips) < 0.5
-            x, y = ops.where(flip, x[:, :, ::-1], x), ops.where(flip, y[:, :, ::-1], y)
+            x, y = _flip_some(x, y, flips)
         x = x if backbone is None else preprocess(x, backbone)
         with tf.GradientTape() as tape:
             values, counts = measure(y, network(x, training=True))
@@ -199,6 +198,12 @@ def _compile(network, optimizer, settings, backbone, flips):
         return run
 
     return over_steps(train_step), over_steps(evaluation_step)
+
+
+def _flip_some(images, masks, seed):
+    """Half of the images, with their masks, mirrored left to right."""
+    chosen = keras.random.uniform((images.shape[0], 1, 1), seed=seed) < 0.5
+    return [ops.where(chosen, array[:, :, ::-1], array) for array in (images, masks)]
 
 
 def _run_epoch(step, inputs, masks, rows, batch_size):

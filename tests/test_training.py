@@ -1,0 +1,317 @@
+"""Training: equal seeds, equal numbers; whatever happens in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from pneumo_lib import fcn, features, metrics, runs, training
+from pneumo_lib.training import train
+
+CASES, SIZE = 24, 32
+SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
+
+
+def make_data(folder, *, seed=0, size=SIZE):
+    """Noise with a dark square that the mask marks: 24 cases, 14 to train on (3.5 batches)."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(100, 156, (CASES, size, size), dtype="uint8")
+    masks = np.zeros((CASES, size, size), "uint8")
+    masks[::3, 8:20, 4:12] = 1
+    images[masks == 1] = 20
+    cases = pd.DataFrame(
+        {
+            "image_id": [f"case.{number}" for number in range(CASES)],
+            "has_pneumothorax": masks.any(axis=(1, 2)),
+            "split": ["train"] * 14 + ["validation"] * 5 + ["test"] * 5,
+        }
+    )
+    meta = {
+        "name": "squares",
+        "size": size,
+        "checksum": f"seed {seed}",
+        "synthetic": True,
+        "split_scheme": "random",
+        "leaked_patients": 0,
+    }
+    return SimpleNamespace(images=images, masks=masks, cases=cases, meta=meta, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A project folder of its own, so that nothing touches the real runs."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PNEUMO_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def data(home):
+    return make_data(home / "data" / "squares")
+
+
+@pytest.fixture(scope="module")
+def finished(data):
+    """An undisturbed run, which several tests look at."""
+    return train(data, run="finished", **SETTINGS)
+
+
+def without_time(history):
+    return history.drop(columns="seconds")
+
+
+def test_run_folder_holds_everything_a_results_notebook_needs(finished, data):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        "config.json",
+        "settings.json",
+        "history.csv",
+        "scores.csv",
+        "model.keras",
+        "probabilities.npy",
+        "epoch_2.weights.h5",
+        "epoch_3.weights.h5",
+    }
+    assert list(finished.history["epoch"]) == [1, 2, 3]
+    assert list(finished.scores.groupby("epoch").size()) == [CASES, CASES]
+    assert list(finished.scores["image_id"][:CASES]) == list(data.cases["image_id"])
+    config = finished.config
+    assert config["weights"] == "random features"
+    assert config["milestones"] == [2, 3]
+    assert config["data"] == os.path.join("data", "squares")
+    assert config["parameters"]["trainable"] == 282_630
+
+
+def test_saved_network_gives_the_saved_probabilities_and_scores(finished, data):
+    network = keras.models.load_model(finished.folder / "model.keras")
+    softmax = np.concatenate(
+        [batch for _, batch in features.predict_batches(network, data.images, "vgg19")]
+    )
+    kept = np.load(finished.folder / "probabilities.npy")
+    np.testing.assert_allclose(kept / 255, softmax[..., 1], atol=0.5 / 255 + 1e-4)
+    last = finished.scores[finished.scores["epoch"] == 3]
+    counts = metrics.confusion_counts(data.masks, softmax[..., 1])
+    for name in metrics.COUNTS:
+        np.testing.assert_allclose(last[name], counts[name], atol=2)  # pixels at the threshold
+
+
+def test_history_of_validation_agrees_with_the_scores_of_the_same_epoch(finished):
+    row = finished.history.iloc[-1]
+    part = finished.scores.query("epoch == 3 and split == 'validation'")
+    expected = metrics.history_scores(metrics.pool(part))
+    for name, value in expected.items():
+        assert row[f"val_{name}"] == pytest.approx(value, nan_ok=True, abs=1e-5)
+
+
+def test_history_logs_what_keras_mean_iou_reads_from_a_softmax(finished, data):
+    network = keras.models.load_model(finished.folder / "model.keras")
+    rows = np.flatnonzero(data.cases["split"] == "validation")
+    softmax = network(training.preprocess(data.images[rows], "vgg19"), training=False)
+    judge = keras.metrics.MeanIoU(num_classes=2)
+    judge.update_state(np.eye(2, dtype="uint8")[data.masks[rows]], softmax)
+    logged = finished.history["val_logged_mean_iou"].iloc[-1]
+    assert logged == pytest.approx(float(judge.result()), abs=0.002)
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(finished, data):
+    again = train(data, run="again", **SETTINGS)
+    pd.testing.assert_frame_equal(without_time(again.history), without_time(finished.history))
+    pd.testing.assert_frame_equal(again.scores, finished.scores)
+    other = train(data, run="other", **SETTINGS | {"seed": 1})
+    assert other.history["loss"].iloc[0] != finished.history["loss"].iloc[0]
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_training import SETTINGS, make_data
+from pneumo_lib import training
+keep = training._save_state
+def keep_and_die(folder, variables, history, scores):
+    keep(folder, variables, history, scores)
+    if len(history) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+training._save_state = keep_and_die
+training.train(make_data(None), run="killed", **SETTINGS)
+"""
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_numbers(finished, data, home):
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, os.path.dirname(__file__)], env=os.environ, check=False
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert not runs.is_finished(home / "runs" / "killed")
+    first_rows = runs.read_csv(home / "runs" / "killed" / "history.csv")
+    assert len(first_rows) == 2
+    resumed = train(data, run="killed", **SETTINGS)
+    pd.testing.assert_frame_equal(without_time(resumed.history), without_time(finished.history))
+    pd.testing.assert_frame_equal(resumed.history.head(2), first_rows)
+    pd.testing.assert_frame_equal(resumed.scores, finished.scores)
+
+
+def test_training_on_cached_features_equals_training_through_the_frozen_backbone(data, home):
+    histories = []
+    for through_backbone in (False, True):
+        model = fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=0)
+        encoder, head = fcn.split_fcn(model)
+        network = model if through_backbone else head
+        inputs = (
+            data.images if through_backbone else features.cached_features(encoder, data, "vgg19")
+        )
+        folder = home / f"through-{through_backbone}"
+        folder.mkdir()
+        settings = {
+            "learning_rate": 1e-3,
+            "precision": "float32",
+            "seed": 0,
+            "epochs": 2,
+            "milestones": [2],
+            "loss": "crossentropy",
+            "backbone": "vgg19",
+            "batch_size": 4,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "_flip_some", lambda images, masks, seed: (images, masks))
+            training._fit(network, inputs, data, settings, folder)
+        histories.append(without_time(runs.read_csv(folder / "history.csv")))
+    pd.testing.assert_frame_equal(*histories, rtol=1e-3, atol=1e-4)
+
+
+def test_finished_run_is_returned_without_building_a_network(finished, data, monkeypatch):
+    monkeypatch.setattr(training, "_build", None)
+    again = train(data, run="finished", **SETTINGS)
+    pd.testing.assert_frame_equal(again.history, finished.history)
+
+
+def test_run_with_other_settings_is_moved_aside_not_overwritten(data, home):
+    train(data, run="changed", **SETTINGS | {"epochs": 1})
+    train(data, run="changed", **SETTINGS | {"epochs": 2})
+    assert len(runs.load_run("changed").history) == 2
+    assert len(runs.load_run("changed.old-1").history) == 1
+
+
+def test_small_fcn_learns_the_square_from_scratch(data):
+    run = train(
+        data,
+        backbone="small",
+        epochs=40,
+        batch_size=4,
+        learning_rate=3e-3,
+        loss="crossentropy_dice",
+    )
+    assert run.folder.name == "squares-small-32"
+    assert run.config["weights"] == "from scratch"
+    assert run.config["parameters"]["frozen"] == 0
+    assert run.history["dice"].iloc[-1] > 0.9
+
+
+def test_mixed_precision_trains_and_still_outputs_float32(data):
+    run = train(data, run="mixed", **SETTINGS | {"precision": "mixed_float16", "epochs": 1})
+    assert np.isfinite(run.history["loss"]).all()
+    network = keras.models.load_model(run.folder / "model.keras")
+    assert network.output.dtype == "float32"
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_flip_some_mirrors_image_and_mask_together():
+    images = np.arange(24, dtype="uint8").reshape(4, 1, 6)
+    flipped, masks = training._flip_some(images, images % 2, keras.random.SeedGenerator(1))
+    mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, images, strict=True)]
+    kept = [np.array_equal(a, b) for a, b in zip(flipped, images, strict=True)]
+    assert any(mirrored)
+    assert any(kept)
+    assert all(np.logical_xor(mirrored, kept))
+    np.testing.assert_array_equal(masks, np.asarray(flipped) % 2)
+
+
+def test_epoch_reads_every_case_once_in_whole_batches_and_a_rest(data):
+    rows = np.random.default_rng(0).permutation(14)
+    blocks = list(training._read(data.images, data.masks, rows, 4))
+    assert [block[0].shape[:2] for block in blocks] == [(3, 4), (1, 2)]
+    read = np.concatenate([images.reshape(-1, SIZE, SIZE) for images, _ in blocks])
+    np.testing.assert_array_equal(read, data.images[rows])
+
+
+def test_training_needs_training_cases(data):
+    nothing = SimpleNamespace(**vars(data) | {"cases": data.cases.assign(split="test")})
+    with pytest.raises(ValueError, match="needs cases in the split 'train'"):
+        train(nothing, **SETTINGS)
+
+
+def test_unknown_precision_is_refused(data):
+    with pytest.raises(ValueError, match=r"`precision` must be .* Received: precision='half'"):
+        train(data, **SETTINGS | {"precision": "half"})
+
+
+def test_run_refuses_a_folder_that_holds_something_else(data, home):
+    (home / "runs" / "report").mkdir(parents=True)
+    (home / "runs" / "report" / "index.html").write_text("")
+    with pytest.raises(ValueError, match="A run needs a folder of its own"):
+        train(data, run="report", **SETTINGS)
+
+
+def test_unfinished_run_is_not_loaded(home):
+    (home / "runs" / "begun").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="must hold a finished training run"):
+        runs.load_run("begun")
+
+
+def test_find_runs_filters_and_orders_by_backbone(finished, home):
+    for number, backbone in enumerate(["small", "resnet50", "vgg16"]):
+        folder = home / "runs" / f"found-{number}"
+        folder.mkdir()
+        config = finished.config | {"backbone": backbone, "data_name": "found"}
+        (folder / "config.json").write_text(json.dumps(config))
+        for name in ("history.csv", "scores.csv"):
+            (folder / name).write_bytes((finished.folder / name).read_bytes())
+    found = runs.find_runs(data_name="found", size=SIZE)
+    assert [run.config["backbone"] for run in found] == ["vgg16", "resnet50", "small"]
+
+
+def test_find_runs_says_how_to_train_when_there_is_none(home):
+    with pytest.raises(FileNotFoundError, match="Train one: papermill"):
+        runs.find_runs(data_name="nowhere")
+
+
+def test_features_are_computed_once_and_anew_for_other_weights_or_images(data, home, monkeypatch):
+    encoder, _ = fcn.split_fcn(fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=5))
+    first = features.cached_features(encoder, data, "vgg19", folder="once")
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_compute", None)
+        again = features.cached_features(encoder, data, "vgg19", folder="once")
+    np.testing.assert_array_equal(first, again)
+    other, _ = fcn.split_fcn(fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=6))
+    features.cached_features(other, data, "vgg19", folder="once")
+    features.cached_features(encoder, make_data(None, seed=1), "vgg19", folder="once")
+    assert len(list((home / "once").iterdir())) == 3
+
+
+def test_interrupted_feature_computation_goes_on_where_it_was(data, home, monkeypatch):
+    encoder, _ = fcn.split_fcn(fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=5))
+    whole = features.cached_features(encoder, data, "vgg19", folder="whole", batch_size=2)
+    batches, starts = features.predict_batches, []
+
+    def interrupted(*args, start=0, **kwargs):
+        starts.append(start)
+        for rows, batch in batches(*args, start=start, **kwargs):
+            yield rows, batch
+            if len(starts) == 1 and rows.stop == 16:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "predict_batches", interrupted)
+    monkeypatch.setattr(features, "_BATCHES_BETWEEN_FLUSHES", 4)
+    with pytest.raises(KeyboardInterrupt):
+        features.cached_features(encoder, data, "vgg19", folder="part", batch_size=2)
+    part = features.cached_features(encoder, data, "vgg19", folder="part", batch_size=2)
+    assert starts == [0, 16]
+    np.testing.assert_array_equal(part, whole)
+    assert [path.suffix for path in (home / "part").iterdir()] == [".npy"]
