@@ -84,7 +84,7 @@ def train(
     }
     if not (data.cases["split"] == "train").any():
         raise ValueError("Training needs cases in the split 'train'. Received: none")
-    name = run or f"{data.meta['name']}-{backbone}-{settings['size']}"
+    name = run or f"{data.meta['source']}-{backbone}-{settings['size']}"
     folder = runs.claim(name, settings)
     if not runs.is_finished(folder):
         model, network, inputs = _build(data, settings, weights)
@@ -291,7 +291,7 @@ def _finish(model, network, inputs, data, settings, folder):
     config = {
         "name": folder.name,
         "data": os.path.relpath(data.folder, root),
-        "data_name": data.meta["name"],
+        "data_name": data.meta["source"],
         "synthetic": data.meta["synthetic"],
         "split_scheme": data.meta["split_scheme"],
         "leaked_patients": data.meta["leaked_patients"],

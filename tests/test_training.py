@@ -34,7 +34,7 @@ def make_data(folder, *, seed=0, size=SIZE):
         }
     )
     meta = {
-        "name": "squares",
+        "source": "squares",
         "size": size,
         "checksum": f"seed {seed}",
         "synthetic": True,
