@@ -1,0 +1,239 @@
+"""Figures hold what they claim: panels, colours, values, notes, and files that repeat."""
+
+import types
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from pneumo_lib import figures, style
+from pneumo_lib.tables import format_table, score_table
+
+
+@pytest.fixture(autouse=True)
+def project_style():
+    with plt.rc_context():
+        figures.use_style()
+        yield
+    plt.close("all")
+
+
+def make_cases(n=4, size=16):
+    rng = np.random.default_rng(0)
+    images, masks = rng.integers(0, 256, (n, size, size), np.uint8), np.zeros((n, size, size), int)
+    masks[: n // 2, 4:8, 4:8] = 1  # the first half positive, 1/16 of the image
+    return images, masks
+
+
+def make_table():
+    rng, rows = np.random.default_rng(0), []
+    for backbone in ("vgg19", "small"):
+        for epoch in (50, 100):
+            for split in ("train", "test"):
+                scores = pd.DataFrame({"image_id": range(8), "tp": rng.integers(1, 9, 8)})
+                rows.append(scores.assign(backbone=backbone, epoch=epoch, split=split))
+    scores = pd.concat(rows).assign(has_pneumothorax=True, fp=3, fn=4, tn=80)
+    return score_table(scores, by=["backbone", "epoch"], n_bootstrap=20)
+
+
+def make_run(backbone):
+    history = pd.DataFrame({"epoch": [1, 2, 3], "iou": [0.1, 0.2, 0.3], "val_iou": [0.0, 0.1, 0.2]})
+    return types.SimpleNamespace(config={"backbone": backbone}, history=history)
+
+
+def legend_names(holder):
+    legend = holder.legends[0] if hasattr(holder, "legends") else holder.get_legend()
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def all_figures():
+    images, masks = make_cases()
+    cases = pd.DataFrame({"split": ["train", "test"] * 2, "has_pneumothorax": masks.any((1, 2))})
+    table = make_table()
+    return {
+        "show_case": lambda **k: figures.show_case(images[0], masks[0], masks[1], **k),
+        "gallery": lambda **k: figures.gallery(images, masks, [1, 1, 0, 0], **k),
+        "prediction_grid": lambda **k: figures.prediction_grid(
+            images, masks, masks, names="abcd", **k
+        ),
+        "class_balance": lambda **k: figures.class_balance(cases, **k),
+        "mask_areas": lambda **k: figures.mask_areas(masks, **k),
+        "mask_heatmap": lambda **k: figures.mask_heatmap(masks, images, **k),
+        "learning_curves": lambda **k: figures.learning_curves(
+            [make_run("vgg19"), make_run("small")], columns=["iou"], **k
+        ),
+        "milestone_chart": lambda **k: figures.milestone_chart(table, **k),
+        "show_table": lambda **k: figures.show_table(format_table(table), **k),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"export", "use_style"}))
+def test_every_plot_is_16_to_9_carries_its_note_and_draws_without_warning(name):
+    figure = all_figures()[name](note="synthetic").figure
+    figure.canvas.draw()
+    width, height = figure.get_size_inches()
+    assert width / height == pytest.approx(16 / 9)
+    assert figure.get_supxlabel() == "synthetic"
+
+
+def test_use_style_sets_letters_of_at_least_a_thirtieth_of_the_height():
+    height = plt.rcParams["figure.figsize"][1] * 72
+    sizes = [plt.rcParams[f"{part}.labelsize"] for part in ("axes", "xtick", "ytick")]
+    assert min(*sizes, plt.rcParams["legend.fontsize"]) >= height / 33
+
+
+def shown_colours(ax):
+    """Per pixel, the colours of all overlays on `ax`, as RGB or None."""
+    overlays = [image.get_array() for image in ax.get_images()[1:]]
+    return [{i for i in range(o[..., 3].size) if o[..., 3].flat[i] > 0} for o in overlays], [
+        tuple(o[0, 0, :3]) for o in overlays
+    ]
+
+
+def test_show_case_colours_each_pixel_by_what_happened_there():
+    mask, prediction = np.array([[1, 1, 0, 0]]), np.array([[1, 0, 1, 0]])
+    ax = figures.show_case(np.zeros((1, 4), np.uint8), mask, prediction)
+    pixels, colours = shown_colours(ax)
+    assert pixels == [{0}, {1}, {2}]
+    assert colours == [to_rgb(colour) for colour in figures.ERRORS.values()]
+    assert legend_names(ax) == ["found", "missed", "false alarm"]
+
+
+@pytest.mark.parametrize(
+    ("areas", "names"), [({"mask": 1}, ["pneumothorax"]), ({"prediction": 1}, ["prediction"])]
+)
+def test_show_case_names_a_mask_or_a_prediction_alone(areas, names):
+    areas = {name: np.full((2, 2), value) for name, value in areas.items()}
+    assert legend_names(figures.show_case(np.zeros((2, 2), np.uint8), **areas)) == names
+
+
+def test_show_case_draws_on_the_axes_it_is_given():
+    _, ax = plt.subplots()
+    assert figures.show_case(np.zeros((2, 2), np.uint8), ax=ax) is ax
+    assert ax.get_legend() is None
+
+
+def test_gallery_labels_each_case():
+    images, masks = make_cases()
+    axes = np.reshape(figures.gallery(images, masks, [True, True, False, False]).axes, (2, 4))
+    assert [ax.get_xlabel() for ax in axes[1]] == ["Label: 1", "Label: 1", "Label: 0", "Label: 0"]
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["Image", "Mask"]
+
+
+def test_prediction_grid_shows_image_mask_prediction_and_errors():
+    images, masks = make_cases(2)
+    figure = figures.prediction_grid(images, masks, 1 - masks, names=["train", "test"])
+    first = figure.axes[:4]
+    assert [ax.get_title() for ax in first] == ["Image", "True mask", "Prediction", "Errors"]
+    np.testing.assert_array_equal(first[1].get_images()[0].get_array(), masks[0])
+    np.testing.assert_array_equal(first[2].get_images()[0].get_array(), 1 - masks[0])
+    assert [figure.axes[i].get_ylabel() for i in (0, 4)] == ["train", "test"]
+
+
+def test_class_balance_counts_the_images_of_each_part():
+    cases = pd.DataFrame(
+        {"split": ["train"] * 4 + ["test"] * 2, "has_pneumothorax": [1, 0, 0, 0, 1, 0]}
+    )
+    figure = figures.class_balance(cases)
+    assert [ax.get_title() for ax in figure.axes] == ["TRAIN", "TEST"]
+    heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]
+    assert heights == [[3, 1], [1, 1]]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["3\n75 %", "1\n25 %"]
+
+
+def test_mask_areas_leaves_empty_masks_out():
+    _, masks = make_cases()
+    ax = figures.mask_areas(masks)
+    assert sum(bar.get_height() for bar in ax.patches) == 2
+    assert legend_names(ax) == ["median 6.2 %"]
+
+
+def test_mask_heatmap_is_the_share_of_positive_images():
+    images, masks = make_cases()
+    masks[1, 4] = 0  # one row in one of two positives
+    shown = figures.mask_heatmap(masks, images).get_images()[-1].get_array()
+    assert [shown[0, 0], shown[4, 4], shown[5, 5]] == [0, 50, 100]
+
+
+@pytest.mark.parametrize("plot", [figures.mask_areas, figures.mask_heatmap])
+def test_maps_of_empty_masks_are_refused(plot):
+    with pytest.raises(ValueError, match=r"at least one pneumothorax\. Received: 3 empty masks"):
+        plot(np.zeros((3, 4, 4)))
+
+
+def test_learning_curves_draw_validation_and_train_of_each_run():
+    figure = figures.learning_curves([make_run("vgg19"), make_run("small")], columns=["iou"])
+    lines = [list(line.get_ydata()) for line in figure.axes[0].get_lines() if len(line.get_xdata())]
+    assert lines == [[0.0, 0.1, 0.2], [0.1, 0.2, 0.3]] * 2
+    assert legend_names(figure)[:2] == ["VGG19", "small FCN (from scratch)"]
+
+
+def test_milestone_chart_places_each_score_and_the_numbers_of_the_report():
+    table = make_table()
+    figure = figures.milestone_chart(table)
+    assert [ax.get_title() for ax in figure.axes] == ["TRAIN", "TEST"]
+    ax = figure.axes[1]
+    ticks = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert ticks == ["50", "100", "report,\nas logged"]
+    row = table.query("backbone == 'vgg19' and split == 'test'")
+    drawn = [list(line.get_ydata()) for line in ax.get_lines()]
+    assert list(row["mean_iou"]) in drawn
+    assert [0.3190] in drawn
+    assert [table.query("split == 'test'")["mean_iou"].iloc[0]] * 2 in drawn  # all background
+
+
+def test_milestone_chart_can_leave_the_report_out():
+    ax = figures.milestone_chart(make_table(), score="iou", report=False).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["50", "100"]
+    assert ax.get_ylabel() == "Foreground IoU"
+
+
+def test_show_table_puts_intervals_below_their_scores():
+    text = pd.DataFrame(
+        {"backbone": ["vgg19"], "Mean IoU": ["0.61 [0.55, 0.66]"], "epoch": [pd.NA]}
+    )
+    cells = figures.show_table(text).axes[0].tables[0].get_celld()
+    shown = [cells[row, column].get_text().get_text() for row in (0, 1) for column in range(3)]
+    assert shown == ["backbone", "Mean\nIoU", "epoch", "VGG19", "0.61\n[0.55, 0.66]", ""]
+
+
+def test_export_writes_three_files_that_repeat_byte_for_byte(tmp_path):
+    contents = []
+    for folder in ("first", "second"):
+        images, masks = make_cases()
+        _, ax = plt.subplots(figsize=(3, 2))  # small: only the bytes matter
+        figures.show_case(images[0], masks[0], ax=ax, title="Title")
+        paths = figures.export(ax, "02_case", folder=tmp_path / "deep" / folder)
+        assert [path.name for path in paths] == ["02_case.png", "02_case.svg", "02_case.pdf"]
+        contents.append([path.read_bytes() for path in paths])
+    assert contents[0] == contents[1]
+
+
+def test_export_writes_png_at_300_dots_per_inch(tmp_path):
+    path = figures.export(plt.figure(figsize=(2, 1)), "small", folder=tmp_path)[0]
+    assert plt.imread(path).shape[:2] == (300, 600)
+
+
+def test_plots_show_and_save_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", lambda: pytest.fail("shown"))
+    for plot in all_figures().values():
+        plot()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_colours_of_errors_differ_in_grey_too():
+    weights = [0.2126, 0.7152, 0.0722]
+    grey = sorted(np.dot(to_rgb(colour), weights) for colour in figures.ERRORS.values())
+    assert np.diff(grey).min() > 0.15
+
+
+def test_every_backbone_has_its_own_colour_and_marker():
+    looks = list(style.BACKBONES.values())
+    assert len({colour for _, colour, _ in looks}) == len({m for *_, m in looks}) == len(looks)
