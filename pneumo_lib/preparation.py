@@ -183,7 +183,9 @@ def _tell(broken, cases):
 def _drop_rows(folder, keep):
     for path in (folder / "images.npy", folder / "masks.npy"):
         whole = np.load(path, mmap_mode="r")
-        kept = open_memmap(path.with_suffix(".kept"), "w+", "u1", (keep.sum(), *whole.shape[1:]))
+        kept = open_memmap(
+            path.with_suffix(".kept"), "w+", "u1", (int(keep.sum()), *whole.shape[1:])
+        )
         for row, source_row in enumerate(np.flatnonzero(keep)):
             kept[row] = whole[source_row]
         kept.flush()

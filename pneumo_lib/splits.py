@@ -147,10 +147,12 @@ def _deal(groups, positive, *, shares, seed):
     sizes, and it takes minutes for six thousand patients.)
     """
     shares = {side: share for side, share in shares.items() if share > 0}
-    sides, targets = list(shares), np.array(list(shares.values()))[:, None]
+    sides = list(shares)
     numbers, of_image = np.unique(groups, return_inverse=True)
     held = np.stack([np.bincount(of_image, weights=w) for w in (positive, ~positive)], axis=1)
     total = np.maximum(held.sum(axis=0), 1)
+    # a small data set must not round a side's share of the positives down to none
+    targets = np.maximum(np.array(list(shares.values()))[:, None], 1 / total)
     held, filled = held / total, np.zeros((len(sides), 2))
     chosen = np.zeros(len(numbers), int)
     order = np.random.default_rng(seed).permutation(len(numbers))

@@ -261,3 +261,11 @@ def test_split_refuses_fewer_positives_than_sides():
     cases["patient_id"] = cases["image_id"]
     with pytest.raises(ValueError, match=r"(test|validation|train) got none.*2 positive of 20"):
         split_without_files(cases, scheme="patient")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_small_data_sets_still_give_each_side_a_positive(seed):
+    cases = make_cases(20, per_patient=1)
+    cases["has_pneumothorax"] = [True, False, False, False, False] * 4
+    split = split_without_files(cases, scheme="random", seed=seed)
+    assert set(split["split"][split["has_pneumothorax"]]) == set(SIDES)
