@@ -7,7 +7,7 @@ patient was traced.
 import cv2
 import numpy as np
 
-from pneumo_lib.projection import bulge, ellipse, fill, ribbon, shrink, smooth, stroke
+from pneumo_lib.projection import bulge, ellipse, fill, ribbon, smooth, stroke, zoom
 
 WALL = [  # inner face of the rib cage, from the apex of a lung down: (x, y)
     (4.3, -13.0), (6.6, -12.2), (8.9, -9.6), (10.6, -6), (11.9, -2), (12.7, 2), (13.1, 6),
@@ -155,7 +155,7 @@ def solid_body(view, patient, *, arms):
     )  # fmt: skip
     trunk[5:7, 1] += patient["shoulder"]
     trunk = smooth(np.vstack([trunk, trunk[::-1] * [-1, 1]]) * scale(patient))
-    coarse = shrink(view, 4)
+    coarse = zoom(view, 1 / 4)
     rows = (np.arange(coarse.pixels) - coarse.matrix[1, 3]) / coarse.per_cm
     depth = np.interp(rows, [-17, -12, -6, 8], [0.75, 0.75, 1, 1.08]).astype(np.float32)
     solid = bulge(coarse, fill(coarse, [trunk]), 7.5)

@@ -19,9 +19,9 @@ from pneumo_lib import anatomy, pneumothorax, projection, radiography
 
 VERSION = 1  # of the drawing: raise it whenever the same seed and index give another image
 
+SITES = ("apical", "lateral", "basal")
 # Area of the pneumothorax as a share of 1024 x 1024 pixels, at these quantiles of the positive
 # images of SIIM-ACR (counted from its run-length table).
-SITES = ("apical", "lateral", "basal")
 AREA_QUANTILES = np.array([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1])
 AREAS = np.array([55, 567, 1364, 4059, 8630, 18388, 34584, 48260, 86980, 161421]) / 1024**2
 
@@ -62,39 +62,39 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
         shift=rng.normal(0, 0.6, 2),
     )
     breath, arms = rng.normal(0, 1.2), rng.choice([0.12, 0.5]) + rng.normal(0, 0.08)
-    area, moved = info.pop("share") * field**2, {}
+    area, lung, mask = info.pop("share") * field**2, None, np.zeros((size, size), np.uint8)
     if side := info["side"]:
         # A stream of its own: without the pneumothorax the rest of the image stays as it is.
         own = np.random.default_rng([seed, index, 5])
         whole = anatomy.lungs(patient, breath=breath)[side]
-        moved[side] = pneumothorax.collapse(whole, area, site=info["site"], rng=own)
-    thickness, rim = _chest(view, patient, breath=breath, arms=arms, moved=moved, rng=rng)
+        shrink = pneumothorax.collapse(whole, area, site=info["site"], rng=own)
+        mask = pneumothorax.rim_mask(view, whole, shrink(whole), size=size)
+        lung = side, whole, shrink
+    thickness = _chest(view, patient, breath=breath, arms=arms, collapsed=lung, rng=rng)
     added, info["mimics"] = radiography.mimics(view, rng=rng)
     for material, depth in added.items():
         thickness[material] = thickness.get(material, 0) + depth
-    density = radiography.expose(thickness, size=size, field=field, rng=rng)
+    own = np.random.default_rng([seed, index, 6])  # as many numbers as pixels: the rest must not
+    density = radiography.expose(thickness, size=size, field=field, rng=own)  # depend on `size`
     image = radiography.collimate(radiography.display(density, field=field, rng=rng), rng=rng)
-    covered = cv2.resize(rim, (size, size), interpolation=cv2.INTER_AREA)
-    mask = (covered >= np.clip(covered.max(), 1, 128)).astype(np.uint8)  # the smallest keep a pixel
     return image, mask, {**info, "sex": patient["sex"], "area": int(mask.sum())}
 
 
-def _chest(view, patient, *, breath, arms, moved, rng):
-    """Thickness maps in cm of a chest, and the rim of air around a collapsed lung (uint8, 255)."""
+def _chest(view, patient, *, breath, arms, collapsed, rng):
+    """Thickness maps in cm; `collapsed` is (side, outline, function that shrinks it) or None."""
     lung = anatomy.air_space(view, patient, breath=breath)
     bone = anatomy.skeleton(view, patient, arms=arms)
     soft = anatomy.solid_body(view, patient, arms=arms)
     soft -= lung + bone + anatomy.gas(view, patient, breath=breath)
-    blood = anatomy.vasculature(view, patient, moved)
-    rim = np.zeros((view.pixels, view.pixels), np.uint8)
-    for side, shrink in moved.items():
-        whole = anatomy.lungs(patient, breath=breath)[side]
-        rim, filled, pleura = pneumothorax.air_rim(view, whole, shrink(whole))
+    moved = {}
+    if collapsed:
+        side, whole, moved[collapsed[0]] = collapsed
+        filled, pleura = pneumothorax.air_rim(view, whole, moved[side](whole))
         lung *= filled
         soft += pleura
-        blood[rim > 127] = 0
-    soft += np.minimum(blood, 0.25 * lung) + lung * anatomy.haze(view, rng=rng)
-    return {"soft": np.maximum(soft, 0), "lung": lung, "bone": bone}, rim
+    blood = np.minimum(anatomy.vasculature(view, patient, moved), 0.25 * lung)  # none in the rim
+    soft += blood + lung * anatomy.haze(view, rng=rng)
+    return {"soft": np.maximum(soft, 0), "lung": lung, "bone": bone}
 
 
 def _check(*, size, seed, prevalence):
@@ -107,7 +107,11 @@ def _check(*, size, seed, prevalence):
 
 
 def describe(index, *, seed, prevalence):
-    """What image `index` will show, without drawing it."""
+    """What image `index` will show, without drawing it: a dict as `draw_phantom()` returns.
+
+    Its `share` is the wanted area of the pneumothorax as a share of the image, `patient` the
+    index of the first image of that patient.
+    """
     pair = index // 2
     twin = np.random.default_rng([seed, pair, 2]).random() < 0.3
     patient = 2 * pair if twin else index
@@ -174,47 +178,44 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
         )
     for part in (images, masks):
         part.mkdir(parents=True, exist_ok=True)
-    names = _names(count, seed=seed, prevalence=prevalence)
+    plan = _plan(count, seed=seed, prevalence=prevalence)
     there = {path.name for path in images.iterdir()} & {path.name for path in masks.iterdir()}
-    missing = [index for index, name in enumerate(names) if name not in there]
+    missing = [(index, name) for index, (name, _) in enumerate(plan) if name not in there]
     if done.exists() and not missing:
         return folder
     _write(begun, json.dumps(settings, indent=1).encode())
-    _draw_all(missing, [names[index] for index in missing], folder, settings, workers)
-    _write_tables(folder, names, seed=seed, prevalence=prevalence)
+    draw = partial(_draw_one, folder=folder, size=size, seed=seed, prevalence=prevalence)
+    _draw_all(draw, missing, workers=workers)
+    _write_tables(folder, plan)
     os.replace(begun, done)
     return folder
 
 
-def _names(count, *, seed, prevalence):
-    names, numbers = [], {"train": 0, "test": 0}
+def _plan(count, *, seed, prevalence):
+    plan, numbers = [], {"train": 0, "test": 0}
     for index in range(count):
         info = describe(index, seed=seed, prevalence=prevalence)
         part = info["official_part"]
-        names.append(f"{numbers[part]}_{part}_{int(info['has_pneumothorax'])}_.png")
+        plan.append((f"{numbers[part]}_{part}_{int(info['has_pneumothorax'])}_.png", info))
         numbers[part] += 1
-    return names
+    return plan
 
 
-def _draw_all(indices, names, folder, settings, workers):
-    job = partial(
-        _draw_one,
-        folder=folder,
-        **{key: settings[key] for key in ("size", "seed", "prevalence")},
-    )
-    workers = min(workers or os.cpu_count() or 1, len(indices) // 25)  # starting one costs a second
-    bar = partial(tqdm, total=len(indices), desc="phantoms", unit="image", disable=not indices)
+def _draw_all(draw, missing, *, workers):
+    workers = min(workers or os.cpu_count() or 1, len(missing) // 25)  # starting one takes a second
+    bar = partial(tqdm, total=len(missing), desc="phantoms", unit="image")
     if workers < 2:
-        for _ in bar(map(job, indices, names)):
+        for _ in bar(map(draw, missing)):
             pass
         return
     context = multiprocessing.get_context("spawn")  # forking a process with TensorFlow may hang
     with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
-        for _ in bar(pool.map(job, indices, names, chunksize=8)):
+        for _ in bar(pool.map(draw, missing, chunksize=8)):
             pass
 
 
-def _draw_one(index, name, *, folder, size, seed, prevalence):
+def _draw_one(job, *, folder, size, seed, prevalence):
+    index, name = job
     image, mask, _ = draw_phantom(index, size=size, seed=seed, prevalence=prevalence)
     for part, pixels in (("png_masks", 255 * mask), ("png_images", image)):
         _write(folder / part / name, cv2.imencode(".png", pixels)[1].tobytes())
@@ -226,14 +227,14 @@ def _write(path, content):
     os.replace(aside, path)  # readers see the whole file or none
 
 
-def _write_tables(folder, names, *, seed, prevalence):
-    rows = {"stage_1_train_images": [], "stage_1_test_images": [], "patients": []}
-    for index, name in enumerate(names):
-        info = describe(index, seed=seed, prevalence=prevalence)
-        row = name, info["image_id"], int(info["has_pneumothorax"])
-        rows[f"stage_1_{info['official_part']}_images"].append(row)
-        rows["patients"].append((info["image_id"], info["patient_id"]))
-    for table, lines in rows.items():
-        head = "ImageId,patient_id" if table == "patients" else "new_filename,ImageId,has_pneumo"
-        text = "\n".join([head, *(",".join(map(str, line)) for line in lines)]) + "\n"
-        _write(folder / f"{table}.csv", text.encode())
+def _write_tables(folder, plan):
+    head = "new_filename,ImageId,has_pneumo"
+    tables = {"train": [head], "test": [head], "patients": ["ImageId,patient_id"]}
+    for name, info in plan:
+        label = int(info["has_pneumothorax"])
+        tables[info["official_part"]].append(f"{name},{info['image_id']},{label}")
+        tables["patients"].append(f"{info['image_id']},{info['patient_id']}")
+    names = {"train": "stage_1_train_images.csv", "test": "stage_1_test_images.csv"}
+    for table, lines in tables.items():
+        text = "\n".join(lines) + "\n"
+        _write(folder / names.get(table, "patients.csv"), text.encode())

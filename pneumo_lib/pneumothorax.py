@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from pneumo_lib.projection import bulge, fill, stroke
+from pneumo_lib.projection import bulge, fill, place, stroke, zoom
 
 
 def collapse(outline, area, *, site, rng):
@@ -50,10 +50,9 @@ def collapse(outline, area, *, site, rng):
 
 
 def air_rim(view, whole, shrunk):
-    """What a lung that shrank from outline `whole` to `shrunk` leaves along each ray.
+    """What a lung that shrank from outline `whole` to `shrunk` changes along each ray.
 
     Returns:
-        rim: uint8, 255 where only air is left between chest wall and lung.
         filled: float32 factor on the depth of lung tissue: 0 in the rim, and in the lung above 1
             (the same tissue in less room) except where it rounds off towards its new edge.
         pleura: float32, cm of visceral pleura, which the rays graze along the new edge.
@@ -67,4 +66,20 @@ def air_rim(view, whole, shrunk):
     gap = np.hypot(*(shrunk - whole).T)
     free = gap > 0.1 * gap.max()
     lines = [shrunk[k : k + 2] for k in np.flatnonzero(free[:-1] & free[1:])]
-    return rim, filled, stroke(view, lines, width=0.1) * np.float32(0.9 / 255)
+    return filled, stroke(view, lines, width=0.1) * np.float32(0.9 / 255)
+
+
+def rim_mask(view, whole, shrunk, *, size):
+    """Mask `(size, size)` of the air rim, uint8 0 and 1, with as many pixels as the rim is large.
+
+    A pixel belongs to it where the rim covers most of it; of a rim thinner than a pixel, the
+    pixels it covers most.
+    """
+    fine = zoom(view, 6 * size / view.pixels)
+    rim = np.zeros((fine.pixels, fine.pixels), np.uint8)
+    for outline, value in ((whole, 36), (shrunk, 0)):
+        points = np.round(place(fine, outline)).astype(np.int32)
+        cv2.fillPoly(rim, [points], value)  # not antialiased: what they share must vanish
+    covered = rim.reshape(size, 6, size, 6).mean((1, 3))
+    pixels = max(round(covered.sum() / 36), 1)
+    return (covered >= max(np.sort(covered, axis=None)[-pixels], 1)).astype(np.uint8)

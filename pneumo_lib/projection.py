@@ -36,9 +36,9 @@ def view(pixels, *, field=40.0, turn=0.0, yaw=0.0, shift=(0.0, 0.0)):
     return View(pixels, per_cm, matrix * per_cm)
 
 
-def shrink(view, factor):
-    """The same view on a canvas `factor` times smaller."""
-    pixels = round(view.pixels / factor)
+def zoom(view, factor):
+    """The same view on a canvas with `factor` times as many pixels a side (rounded)."""
+    pixels = round(view.pixels * factor)
     ratio = pixels / view.pixels
     return View(pixels, view.per_cm * ratio, view.matrix * ratio)
 
