@@ -40,7 +40,7 @@ test: env ## all tests; nbval runs every notebook at its embedded defaults
 	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks
 
 lab: env ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=. notebooks
+	@$(BIN)/jupyter lab notebooks
 
 # -- upkeep ------------------------------------------------------------------------------------
 

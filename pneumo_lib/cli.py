@@ -13,15 +13,6 @@ from pathlib import Path
 
 import pneumo_lib as pl
 
-KAGGLE_DATA = "vbookshelf/pneumothorax-chest-xray-images-and-masks"
-NO_KAGGLE = f"""\
-The download from Kaggle failed: {{reason}}.
-Either sign in: create a token at https://www.kaggle.com/settings (API, "Create New Token"), store
-it as ~/.kaggle/kaggle.json or set KAGGLE_API_TOKEN, and run the command again. Or download
-https://www.kaggle.com/datasets/{KAGGLE_DATA}
-in a browser, unpack it in {{folder}}, and go on with:
-make report DATA={{folder}} PARAMS=params/siim.yaml"""
-
 
 def main(arguments=None):
     """Runs a command; returns its exit code: 0, 1 for an error, 130 for Ctrl-C."""
@@ -67,16 +58,9 @@ def report(options):
 
 def fetch(options):
     """Downloads the SIIM-ACR data set from Kaggle."""
-    try:
-        import kagglehub
-    except ModuleNotFoundError:
-        raise RuntimeError("the download needs kagglehub: pip install -e .[kaggle]") from None
-    folder = Path(options.to)
-    try:
-        kagglehub.dataset_download(KAGGLE_DATA, output_dir=str(folder))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RuntimeError(NO_KAGGLE.format(reason=reason.rstrip("."), folder=folder)) from error
+    from pneumo_lib.fetch import fetch
+
+    folder = _short(fetch(options.to, options.layout))
     print(f"Data set    {folder}\nNext        make report DATA={folder} PARAMS=params/siim.yaml")
 
 
@@ -107,6 +91,7 @@ def _parser():
     command = _add(commands, fetch, "download the SIIM-ACR data set from Kaggle")
     command.add_argument("data", choices=["siim"])
     command.add_argument("--to", required=True, metavar="FOLDER")
+    command.add_argument("--layout", choices=["png", "dicom"], default="png", help="default: png")
 
     command = _add(commands, phantoms, "draw synthetic chest X-rays")
     command.add_argument("--to", required=True, metavar="FOLDER")

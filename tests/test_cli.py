@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-import types
 
 import pytest
 
 import pneumo_lib as pl
+import pneumo_lib.fetch
 from pneumo_lib import report
 from pneumo_lib.cli import main
 
@@ -109,36 +109,18 @@ def test_an_unknown_command_is_refused_with_exit_code_2(capsys):
     assert "invalid choice" in capsys.readouterr().err
 
 
-def test_fetch_downloads_the_public_release_into_the_folder(capsys, monkeypatch, tmp_path):
-    received = {}
+def test_fetch_names_the_folder_and_the_next_command(capsys, monkeypatch, tmp_path):
+    received = []
 
-    def download(handle, **options):
-        received.update(options, handle=handle)
+    def download(to, layout):
+        received.append((to, layout))
+        return tmp_path / to
 
-    kaggle = types.SimpleNamespace(dataset_download=download)
-    monkeypatch.setitem(sys.modules, "kagglehub", kaggle)
-    assert main(["fetch", "siim", "--to", str(tmp_path)]) == 0
-    assert received["handle"] == "vbookshelf/pneumothorax-chest-xray-images-and-masks"
-    assert received["output_dir"] == str(tmp_path)
-    assert f"make report DATA={tmp_path} PARAMS=params/siim.yaml" in capsys.readouterr().out
-
-
-def test_fetch_that_fails_says_what_to_do(capsys, monkeypatch, tmp_path):
-    def download(handle, **options):
-        raise RuntimeError("User is not authenticated\nmore")
-
-    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=download))
-    assert main(["fetch", "siim", "--to", str(tmp_path)]) == 1
-    message = capsys.readouterr().err
-    assert "failed: User is not authenticated.\n" in message
-    assert "create a token at https://www.kaggle.com/settings" in message
-    assert f"unpack it in {tmp_path}" in message
-
-
-def test_fetch_without_kagglehub_says_how_to_get_it(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "kagglehub", None)
-    assert main(["fetch", "siim", "--to", str(tmp_path)]) == 1
-    assert "pip install -e .[kaggle]" in capsys.readouterr().err
+    monkeypatch.setattr(pneumo_lib.fetch, "fetch", download)
+    monkeypatch.chdir(tmp_path)
+    assert main(["fetch", "siim", "--to", "xrays", "--layout", "dicom"]) == 0
+    assert received == [("xrays", "dicom")]
+    assert "make report DATA=xrays PARAMS=params/siim.yaml" in capsys.readouterr().out
 
 
 def test_phantoms_draws_as_many_as_asked_for(capsys, monkeypatch, tmp_path):

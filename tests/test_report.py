@@ -13,8 +13,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pneumo_lib import pages, report
 from pneumo_lib.report import NotebookError, check_parameters, notebook_parameters, run_report
 
-# Starting a kernel opens sockets and event loops that pyzmq and Jupyter close at exit only.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture
