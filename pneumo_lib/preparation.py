@@ -1,27 +1,21 @@
-"""From case table to memory-mapped arrays, in parallel, through kills and broken files."""
+"""From a name or a case table to prepared arrays with their table and description."""
 
 import hashlib
 import json
 import logging
 import os
-import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.lib.format import open_memmap
-from tqdm.auto import tqdm
 
+from . import arrays
 from .dataset import read_cases
 from .paths import project_path
-from .pixels import read_pair
 from .splits import leaked_patients, split_cases
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 256  # images between two moments when everything done is safely on the disk
 
 
 class Prepared(NamedTuple):
@@ -60,24 +54,25 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=
     folder = Path(folder).expanduser().resolve()
     cases = cases.reset_index(drop=True)
     _check(cases, folder, size=size)
-    made_from = _fingerprints(cases, size=size)
-    inputs = _digest(cases, made_from)
-    meta = _read_meta(folder)
-    if meta.get("inputs") == inputs and (skip_broken or not meta["left_out"]):
-        return load_prepared(folder)
-    aside = folder.with_name(folder.name + ".partial")
-    broken = _fill(cases, aside, made_from, size=size, workers=workers)
-    if broken and (not skip_broken or len(broken) == len(cases)):
-        raise ValueError(_tell(broken, cases))
-    keep = ~cases.index.isin(broken)
-    if broken:
-        logger.warning("%s\nThey are left out.", _tell(broken, cases))
-        _drop_rows(aside, keep)
-    meta = _describe(cases[keep], size=size, source=source)
-    meta |= {"left_out": cases["image_id"][~keep].tolist(), "inputs": inputs}
-    _write_cases(cases[keep], aside / "cases.csv")
-    _write_meta(aside, meta | {"checksum": _checksum(aside)})
-    _swap(aside, folder)
+    made_from = arrays.fingerprints(cases, size=size)
+    inputs = arrays.digest(cases, made_from)
+    with arrays.alone_beside(folder):
+        meta = _read_meta(folder)
+        if meta.get("inputs") == inputs and (skip_broken or not meta["left_out"]):
+            return load_prepared(folder)
+        aside = folder.with_name(folder.name + ".partial")
+        broken = arrays.fill(cases, aside, made_from, size=size, workers=workers)
+        if broken and (not skip_broken or len(broken) == len(cases)):
+            raise ValueError(_tell(broken, cases))
+        keep = ~cases.index.isin(broken)
+        if broken:
+            logger.warning("%s\nThey are left out.", _tell(broken, cases))
+            arrays.drop_rows(aside, keep)
+        meta = _describe(cases[keep], size=size, source=source)
+        meta |= {"left_out": cases["image_id"][~keep].tolist(), "inputs": inputs}
+        _write_cases(cases[keep], aside / "cases.csv")
+        _write_meta(aside, meta | {"checksum": arrays.checksum(aside)})
+        arrays.swap(aside, folder)
     return load_prepared(folder)
 
 
@@ -97,108 +92,22 @@ def _check(cases, folder, *, size):
         )
 
 
-def _fingerprints(cases, *, size):
-    """`(n,)` uint64: what the arrays' row of each case is made from, never 0."""
-    columns = [c for c in ("image_path", "mask_path", "rles", "has_pneumothorax") if c in cases]
-    prints = np.zeros(len(cases), np.uint64)
-    for row, values in enumerate(cases[columns].itertuples(index=False, name=None)):
-        text = [size, *values]
-        for path in values[: 2 if "mask_path" in columns else 1]:
-            if os.path.isfile(str(path)):
-                found = os.stat(path)
-                text += [found.st_size, found.st_mtime_ns]
-        digest = hashlib.blake2b(repr(text).encode(), digest_size=8).digest()
-        prints[row] = int.from_bytes(digest) | 1
-    return prints
-
-
-def _digest(cases, made_from, *settings):
-    """One text for a whole call: the files behind the table, the table, the settings."""
-    parts = (made_from.tobytes(), cases.to_csv().encode(), repr(settings).encode())
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _fill(cases, aside, made_from, *, size, workers):
-    """Makes the rows that are not done yet; the broken ones as `{row: what was wrong}`."""
-    shape = (len(cases), size, size)
-    done = _open_arrays(aside, shape)[2]
-    todo = np.flatnonzero(done != made_from)
-    records = cases.to_dict("records")
-    broken = {}
-    with (
-        ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads,
-        tqdm(total=len(todo), desc="preparing", unit="image", delay=1) as bar,
-    ):
-        for start in range(0, len(todo), CHUNK):
-            rows = todo[start : start + CHUNK]
-            # opened anew for each chunk: pages once written would stay in this process's memory
-            images, masks, done = _open_arrays(aside, shape)
-
-            def make(row, images=images, masks=masks):
-                images[row], masks[row] = read_pair(records[row], size)
-
-            for row, future in [(row, threads.submit(make, row)) for row in rows]:
-                if error := future.exception():
-                    broken[int(row)] = str(error).split("\n")[0] or repr(error)
-                bar.update()
-            images.flush()
-            masks.flush()
-            good = [row for row in rows if row not in broken]
-            done[good] = made_from[good]  # marked only after the pixels are on the disk
-            done.flush()
-    return broken
-
-
-def _open_arrays(folder, shape):
-    """Images, masks and the fingerprints of their rows, writable; made where they are not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {"images": (shape, "u1"), "masks": (shape, "u1"), "made_from": (shape[:1], "u8")}
-    try:
-        arrays = [open_memmap(folder / f"{name}.npy", mode="r+") for name in wanted]
-        if [array.shape for array in arrays] == [shape for shape, _ in wanted.values()]:
-            return arrays
-    except (OSError, ValueError):
-        pass  # not there, or killed while it was being made
-    # fingerprints last: they must never tell of arrays that are made anew
-    (folder / "made_from.npy").unlink(missing_ok=True)
-    return [
-        open_memmap(folder / f"{name}.npy", mode="w+", shape=shape, dtype=dtype)
-        for name, (shape, dtype) in wanted.items()
-    ]
-
-
 def _tell(broken, cases):
-    lines = [f"  {cases['image_id'][row]}: {why}" for row, why in broken.items()]
-    return "\n".join(
-        [
-            "Each image and mask must be readable, and agree with its label. Received: "
-            f"{len(broken)} of {len(cases)} that do not; all others are done. Mend them and call "
-            "again, or leave them out with skip_broken=True:",
-            *lines[:20],
-            *([f"  and {len(lines) - 20} more"] if len(lines) > 20 else []),
-        ]
+    lines = [f"\n  {cases['image_id'][row]}: {why}" for row, why in broken.items()]
+    more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+    return (
+        f"Each image and mask must be readable, and agree with its label. Received: {len(lines)} "
+        f"of {len(cases)} that do not; all others are done. Mend them and call again, or leave "
+        f"them out with skip_broken=True: {''.join(lines[:20])}{more}"
     )
-
-
-def _drop_rows(folder, keep):
-    for path in (folder / "images.npy", folder / "masks.npy"):
-        whole = np.load(path, mmap_mode="r")
-        kept = open_memmap(
-            path.with_suffix(".kept"), "w+", "u1", (int(keep.sum()), *whole.shape[1:])
-        )
-        for row, source_row in enumerate(np.flatnonzero(keep)):
-            kept[row] = whole[source_row]
-        kept.flush()
-        os.replace(path.with_suffix(".kept"), path)
 
 
 def _describe(cases, *, size, source):
     root = Path(os.path.commonpath([Path(path).parent for path in cases["image_path"]]))
     root = root.parent if root.name == "png_images" else root
-    groups = (
-        {"all": cases, **dict(list(cases.groupby("split")))} if "split" in cases else {"all": cases}
-    )
-    known = "split" in cases and cases["patient_id"].notna().any()
+    split = "split" in cases
+    groups = {"all": cases, **(dict(list(cases.groupby("split"))) if split else {})}
+    known = split and cases["patient_id"].notna().any()
     return {
         "source": source or root.name,
         "synthetic": (root / "phantoms.json").is_file(),
@@ -207,33 +116,13 @@ def _describe(cases, *, size, source):
             column: "list" if isinstance(cases[column].iloc[0], list) else str(cases[column].dtype)
             for column in cases
         },
-        "split_scheme": cases["split_scheme"].iloc[0] if "split" in cases else None,
+        "split_scheme": cases["split_scheme"].iloc[0] if split else None,
         "leaked_patients": leaked_patients(cases) if known else None,
         "counts": {
             name: {"images": len(group), "positive": int(group["has_pneumothorax"].sum())}
             for name, group in groups.items()
         },
     }
-
-
-def _checksum(folder):
-    """SHA-256 over the two array files, images first."""
-    sha = hashlib.sha256()
-    for name in ("images.npy", "masks.npy"):
-        with open(folder / name, "rb") as file:
-            while block := file.read(1 << 20):
-                sha.update(block)
-    return sha.hexdigest()
-
-
-def _swap(aside, folder):
-    former = folder.with_name(folder.name + ".former")
-    shutil.rmtree(former, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, former)
-    os.replace(aside, folder)
-    (folder / "made_from.npy").unlink()
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def _read_meta(folder):
@@ -340,7 +229,7 @@ def prepare_data(
     place = hashlib.sha256(str(folder).encode()).hexdigest()[:6]
     name = folder.name if data == "phantoms" else f"{folder.name}-{place}"
     prepared = project_path(f"data/prepared/{name}_{size}_{split}-split{seed}")
-    request = _digest(cases, _fingerprints(cases, size=size), split, seed)
+    request = arrays.digest(cases, arrays.fingerprints(cases, size=size), split, seed)
     if _read_meta(prepared).get("request") != request:
         # without this record, each call would compare all images again to split them
         cases = split_cases(cases, scheme=split, seed=seed)

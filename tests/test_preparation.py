@@ -5,13 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib import preparation
+from pneumo_lib import arrays, preparation
 from pneumo_lib.dataset import read_cases
 from pneumo_lib.preparation import find_cases, load_prepared, prepare, prepare_data
 from pneumo_lib.splits import split_cases
@@ -140,7 +141,7 @@ def test_real_masks_keep_their_foreground(siim_real, tmp_path):
 
 def test_prepare_again_returns_at_once(cases, tmp_path, monkeypatch):
     first = prepare(cases, tmp_path / "out", size=32)
-    monkeypatch.setattr(preparation, "read_pair", None)  # reading anything would fail
+    monkeypatch.setattr(arrays, "read_pair", None)  # reading anything would fail
     again = prepare(cases, tmp_path / "out", size=32)
     assert first.meta == again.meta
 
@@ -165,16 +166,17 @@ def test_prepare_never_serves_stale_arrays(cases, tmp_path, change):
 
 SLOW_PREPARE = """
 import sys, time
-from pneumo_lib import preparation
+from pneumo_lib import arrays, preparation
 from pneumo_lib.dataset import read_cases
 
-quick, done = preparation.read_pair, []
+quick = arrays.read_pair
+
 def slow(case, size):
     time.sleep(0.01)
     return quick(case, size)
 
-preparation.read_pair = slow
-preparation.CHUNK = 5
+arrays.read_pair = slow
+arrays.CHUNK = 5
 preparation.prepare(read_cases(sys.argv[1]), sys.argv[2], size=32, workers=2)
 """
 
@@ -214,9 +216,9 @@ def test_prepare_killed_midway_ends_as_if_undisturbed(png_release, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
     read = []
-    quick = preparation.read_pair
+    quick = arrays.read_pair
     monkeypatch.setattr(
-        preparation, "read_pair", lambda case, size: read.append(case) or quick(case, size)
+        arrays, "read_pair", lambda case, size: read.append(case) or quick(case, size)
     )
     cases = read_cases(png_release)
     prepare(cases, tmp_path / "out", size=32)
@@ -228,10 +230,10 @@ def test_prepare_killed_midway_ends_as_if_undisturbed(png_release, tmp_path, mon
 @pytest.mark.parametrize("torn", ["images.npy", "masks.npy", "made_from.npy"])
 def test_prepare_starts_over_from_a_torn_partial_folder(cases, tmp_path, torn):
     expected = contents(prepare(cases, tmp_path / "undisturbed", size=32).folder)
-    preparation._fill(
+    arrays.fill(
         cases,
         tmp_path / "out.partial",
-        preparation._fingerprints(cases, size=32),
+        arrays.fingerprints(cases, size=32),
         size=32,
         workers=1,
     )
@@ -275,9 +277,9 @@ def test_prepare_after_mending_reads_only_what_was_broken(broken, tmp_path, monk
     for row in (2, 4):
         cv2.imwrite(broken["mask_path"][row], np.zeros((64, 64), np.uint8))
     read = []
-    quick = preparation.read_pair
+    quick = arrays.read_pair
     monkeypatch.setattr(
-        preparation, "read_pair", lambda case, size: read.append(case) or quick(case, size)
+        arrays, "read_pair", lambda case, size: read.append(case) or quick(case, size)
     )
     prepared = prepare(broken, tmp_path / "out", size=32)
     assert sorted(case["image_id"] for case in read) == ["train.1", "train.2", "train.4"]
@@ -379,3 +381,18 @@ def test_prepare_data_tells_phantoms_by_count_and_marks_them(project):
     assert few.folder != more.folder
     assert few.meta["source"] == "phantoms"
     assert few.meta["synthetic"] is True
+
+
+def test_prepare_refuses_a_disk_that_is_too_small(cases, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+    with pytest.raises(ValueError, match=r"0\.0 GB of disk.*smaller `size`"):
+        prepare(cases, tmp_path / "out", size=32)
+
+
+def test_two_processes_at_once_prepare_the_data_once(png_release, tmp_path):
+    command = [sys.executable, "-c", SLOW_PREPARE, str(png_release), str(tmp_path / "out")]
+    root = Path(preparation.__file__).parents[1]
+    both = [subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert sorted(contents(tmp_path / "out")) == FILES
+    assert not list(tmp_path.glob("out.*"))
