@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -71,6 +72,8 @@ _BACKBONES = {
     ),
 }
 BACKBONES = tuple(_BACKBONES)
+_PREPROCESSING = {name: backbone.preprocess for name, backbone in _BACKBONES.items()}
+_PREPROCESSING["small"] = applications.inception_v3.preprocess_input
 
 
 def build_backbone(name, *, size=128, weights="auto", seed=0):
@@ -95,10 +98,10 @@ def build_backbone(name, *, size=128, weights="auto", seed=0):
             does not fit.
         FileNotFoundError: if the weight file does not exist or cannot be downloaded.
     """
-    backbone = _find(name)
-    _check_size(size, name, smallest=backbone.smallest)
+    _check_known(name, BACKBONES)
+    _check_size(size, name)
     with _global_random_state_kept():
-        model = backbone.build(include_top=False, weights=None, input_shape=(size, size, 3))
+        model = _BACKBONES[name].build(include_top=False, weights=None, input_shape=(size, size, 3))
     _number_layers_from_zero(model)
     model.weights_used = _set_weights(model, name, weights=weights, seed=seed)
     model.trainable = False
@@ -121,27 +124,25 @@ def preprocess(images, backbone):
     Raises:
         ValueError: for an unknown `backbone` or images that are not a grey batch.
     """
-    to_input = applications.inception_v3.preprocess_input
-    if backbone != "small":
-        to_input = _find(backbone).preprocess
+    _check_known(backbone, _PREPROCESSING)
     if len(images.shape) != 3:
         raise ValueError(
             "`images` must have the shape (batch, height, width). "
             f"Received: shape={tuple(images.shape)}"
         )
     grey = ops.cast(ops.convert_to_tensor(images), "float32")
-    return to_input(ops.stack([grey, grey, grey], axis=-1))
+    return _PREPROCESSING[backbone](ops.stack([grey, grey, grey], axis=-1))
 
 
-def _find(name):
-    if name not in _BACKBONES:
+def _check_known(name, known):
+    if name not in known:
         raise ValueError(
-            f"`backbone` must be one of {', '.join(BACKBONES)}. Received: backbone={name!r}"
+            f"`backbone` must be one of {', '.join(known)}. Received: backbone={name!r}"
         )
-    return _BACKBONES[name]
 
 
-def _check_size(size, name, *, smallest):
+def _check_size(size, name):
+    smallest = _BACKBONES[name].smallest
     if size % 32:
         raise ValueError(f"`size` must be a multiple of 32. Received: size={size}")
     if size < smallest:
@@ -190,9 +191,12 @@ def _set_weights(model, name, *, weights, seed):
             '`weights` must be "imagenet", "auto", None or an existing file. '
             f"Received: weights={str(weights)!r}"
         )
+    load = _load_npz if path.suffix == ".npz" else keras.Model.load_weights
     try:
-        _load_npz(model, path) if path.suffix == ".npz" else model.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
+        # Of a file that does not fit, Keras warns first and then raises what says more.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            load(model, path)
+    except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise ValueError(f"`weights` must fit {name}. Received: {path} ({error})") from error
     return "imagenet" if weights == "imagenet" else path.name
 
@@ -239,7 +243,7 @@ def _answers(url):
 
 def _load_npz(model, path):
     variables = {f"{layer.name}/{v.name}": v for layer in model.layers for v in layer.weights}
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
         if missing := sorted(variables.keys() - set(arrays)):
             raise ValueError(f"{len(missing)} arrays are missing, the first is {missing[0]}")
         if unknown := sorted(set(arrays) - variables.keys()):

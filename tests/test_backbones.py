@@ -1,0 +1,381 @@
+"""Backbones against Keras' own classifiers, weight files against what they hold."""
+
+import random
+import threading
+import urllib.request
+from pathlib import Path
+
+import cv2
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pneumo_lib import backbones
+from pneumo_lib.backbones import BACKBONES, build_backbone, preprocess
+
+VGG16_FILE = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_notop.npz"
+KERAS_PREPROCESSING = {
+    "vgg16": keras.applications.vgg16.preprocess_input,
+    "vgg19": keras.applications.vgg19.preprocess_input,
+    "resnet50": keras.applications.resnet50.preprocess_input,
+    "inceptionv3": keras.applications.inception_v3.preprocess_input,
+}
+KERAS_BUILDERS = {
+    "vgg16": keras.applications.VGG16,
+    "vgg19": keras.applications.VGG19,
+    "resnet50": keras.applications.ResNet50,
+    "inceptionv3": keras.applications.InceptionV3,
+}
+FORMATS = (".npz", ".weights.h5", "_notop.h5")
+
+
+@pytest.fixture(scope="module")
+def random_networks():
+    return {name: build_backbone(name, weights=None) for name in BACKBONES}
+
+
+@pytest.fixture(scope="module")
+def vgg16_arrays(random_networks):
+    return arrays_of(random_networks["vgg16"])
+
+
+@pytest.fixture
+def empty_keras_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path / "keras"
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def arrays_of(model):
+    return {f"{x.name}/{v.name}": np.array(v) for x in model.layers for v in x.weights}
+
+
+def write_legacy_h5(path, model):
+    """The layout of the files Keras publishes, as its version 2 wrote them."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{variable.name}:0" for variable in layer.weights]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, variable in zip(names, layer.weights, strict=True):
+                group[name] = np.array(variable)
+
+
+def write_weights(path, model):
+    if path.name.endswith(".npz"):
+        np.savez(path, **arrays_of(model))
+    elif path.name.endswith(".weights.h5"):
+        model.save_weights(path)
+    else:
+        write_legacy_h5(path, model)
+    return path
+
+
+def grey_batch(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (3, 8, 8), np.uint8)
+
+
+def in_colour(images):
+    return np.repeat(images[..., None], 3, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "parameters"),
+    [
+        ("vgg16", (4, 4, 512), 14_714_688),
+        ("vgg19", (4, 4, 512), 20_024_384),
+        ("resnet50", (4, 4, 2048), 23_587_712),
+        ("inceptionv3", (2, 2, 2048), 21_802_784),
+    ],
+)
+def test_backbone_has_the_output_and_parameters_of_the_report(
+    random_networks, name, features, parameters
+):
+    model = random_networks[name]
+    assert model.input_shape == (None, 128, 128, 3)
+    assert model.output_shape == (None, *features)
+    assert model.count_params() == parameters
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_is_frozen(random_networks, name):
+    model = random_networks[name]
+    assert model.trainable_weights == []
+    assert not any(layer.trainable for layer in model.layers)
+
+
+def test_layer_names_do_not_depend_on_what_was_built_before(random_networks):
+    keras.layers.Conv2D(1, 1)
+    again = build_backbone("inceptionv3", weights=None)
+    names = [layer.name for layer in again.layers]
+    assert names == [layer.name for layer in random_networks["inceptionv3"].layers]
+    assert len(set(names)) == len(names)
+    assert {"input_layer", "conv2d", "conv2d_93", "batch_normalization_93"} <= set(names)
+
+
+def test_build_backbone_refuses_an_unknown_name():
+    with pytest.raises(ValueError, match=r"must be one of vgg16, vgg19.*backbone='alexnet'"):
+        build_backbone("alexnet")
+
+
+@pytest.mark.parametrize("size", [100, 33, 16])
+def test_build_backbone_refuses_a_size_that_32_does_not_divide(size):
+    with pytest.raises(ValueError, match=f"a multiple of 32. Received: size={size}"):
+        build_backbone("vgg16", size=size, weights=None)
+
+
+def test_build_backbone_refuses_images_too_small_for_it():
+    with pytest.raises(ValueError, match=r"at least 32 for vgg16. Received: size=0"):
+        build_backbone("vgg16", size=0, weights=None)
+    with pytest.raises(ValueError, match=r"at least 96 for inceptionv3. Received: size=64"):
+        build_backbone("inceptionv3", size=64, weights=None)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_preprocess_equals_the_one_of_keras(name, dtype):
+    images = grey_batch().astype(dtype)
+    expected = KERAS_PREPROCESSING[name](in_colour(images).astype(np.float32))
+    found = preprocess(images, name)
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_preprocess_equals_the_one_of_keras_on_real_radiographs(name, siim_real):
+    paths = sorted((siim_real / "png_images").iterdir())[:3]
+    images = np.stack([cv2.resize(cv2.imread(str(p), 0), (128, 128)) for p in paths])
+    expected = KERAS_PREPROCESSING[name](in_colour(images).astype(np.float32))
+    np.testing.assert_allclose(preprocess(images, name), expected, rtol=0, atol=1e-5)
+
+
+def test_preprocess_of_black_and_white_is_what_the_papers_say():
+    images = np.array([[[0, 255]]], np.uint8)
+    blue_green_red = np.array([103.939, 116.779, 123.68])
+    np.testing.assert_allclose(preprocess(images, "vgg19")[0, 0, 0], -blue_green_red, rtol=1e-6)
+    np.testing.assert_allclose(
+        preprocess(images, "vgg19")[0, 0, 1], 255 - blue_green_red, rtol=1e-6
+    )
+    for name in ("inceptionv3", "small"):
+        np.testing.assert_allclose(preprocess(images, name)[0, 0], [[-1] * 3, [1] * 3])
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "small"])
+def test_preprocess_runs_inside_a_compiled_graph(name):
+    images = grey_batch()
+    compiled = tf.function(lambda batch: preprocess(batch, name), jit_compile=True)
+    np.testing.assert_allclose(compiled(images), preprocess(images, name), rtol=0, atol=1e-5)
+
+
+def test_preprocess_leaves_its_input_as_it_was():
+    images = grey_batch().astype(np.float32)
+    before = images.copy()
+    preprocess(images, "inceptionv3")
+    np.testing.assert_array_equal(images, before)
+
+
+def test_preprocess_refuses_an_unknown_backbone():
+    with pytest.raises(ValueError, match=r"must be one of .*inceptionv3, small. .*'unet'"):
+        preprocess(grey_batch(), "unet")
+
+
+def test_preprocess_refuses_images_with_channels():
+    with pytest.raises(ValueError, match=r"\(batch, height, width\).*\(3, 8, 8, 3\)"):
+        preprocess(in_colour(grey_batch()), "vgg19")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_random_weights_keep_the_features_in_proportion(random_networks, name):
+    shades = np.linspace(0, 255, 128, dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8)
+    images = np.stack([np.tile(shades, (128, 1)), np.tile(shades, (128, 1)).T, noise])
+    features = np.asarray(random_networks[name](preprocess(images, name)))
+    assert 0.1 < features.std() < 10
+    assert np.abs(features).max() < 100
+    assert features.std(axis=0).mean() > 0.01  # different images give different features
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_random_weights_come_from_the_seed_alone(random_networks, name):
+    keras.utils.set_random_seed(99)
+    again, expected = build_backbone(name, weights=None), arrays_of(random_networks[name])
+    assert again.weights_used == "random features"
+    for key, array in arrays_of(again).items():
+        np.testing.assert_array_equal(array, expected[key], err_msg=key)
+
+
+def test_random_weights_differ_between_seeds_and_layers(random_networks):
+    other = build_backbone("vgg16", weights=None, seed=1)
+    names = [f"block5_conv{number}" for number in (1, 2, 3)]
+    networks = (random_networks["vgg16"], other)
+    kernels = [np.array(m.get_layer(n).kernel).ravel() for m in networks for n in names]
+    correlations = np.corrcoef(kernels) - np.eye(len(kernels))
+    assert np.abs(correlations).max() < 0.01
+
+
+@pytest.mark.parametrize("name", ["resnet50", "inceptionv3"])
+def test_random_weights_leave_batch_statistics_neutral(random_networks, name):
+    neutral = {"gamma": 1, "beta": 0, "moving_mean": 0, "moving_variance": 1}
+    for key, array in arrays_of(random_networks[name]).items():
+        kind = key.split("/")[1]
+        assert kind == "kernel" or (array == neutral.get(kind, 0)).all(), key
+
+
+def test_build_backbone_leaves_the_global_random_state_as_it_was():
+    python, numpy = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    build_backbone("vgg16", weights=None)
+    assert random.getstate() == python
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy)  # noqa: NPY002
+
+
+def test_real_vgg16_weights_are_those_of_their_file():
+    if not VGG16_FILE.is_file():
+        pytest.skip("the real VGG16 weights are not here: ../shared/weights/vgg16_notop.npz")
+    model = build_backbone("vgg16", weights=VGG16_FILE)
+    assert model.weights_used == "vgg16_notop.npz"
+    with np.load(VGG16_FILE) as expected:
+        found = arrays_of(model)
+        assert found.keys() == set(expected)
+        for key, array in found.items():
+            np.testing.assert_array_equal(array, expected[key], err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [*(("vgg16", suffix) for suffix in FORMATS), ("inceptionv3", FORMATS[2])]
+)
+def test_weights_in_each_file_format_arrive_unchanged(random_networks, tmp_path, name, suffix):
+    path = write_weights(tmp_path / f"{name}{suffix}", random_networks[name])
+    loaded = build_backbone(name, weights=str(path), seed=1)
+    assert loaded.weights_used == path.name
+    assert loaded.trainable_weights == []
+    expected = arrays_of(random_networks[name])
+    for key, array in arrays_of(loaded).items():
+        np.testing.assert_array_equal(array, expected[key], err_msg=key)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_weights_of_another_backbone_are_refused(random_networks, tmp_path, suffix):
+    path = write_weights(tmp_path / f"vgg16{suffix}", random_networks["vgg16"])
+    says = r"(arrays are missing|objects could not be loaded|Layer count mismatch)"
+    with pytest.raises(ValueError, match=rf"`weights` must fit vgg19. .*vgg16.* \(.*{says}"):
+        build_backbone("vgg19", weights=path)
+
+
+def test_npz_without_one_of_the_layers_is_refused_by_its_name(vgg16_arrays, tmp_path):
+    vgg16_arrays = {k: v for k, v in vgg16_arrays.items() if k != "block3_conv2/bias"}
+    np.savez(tmp_path / "short.npz", **vgg16_arrays)
+    with pytest.raises(ValueError, match="1 arrays are missing, the first is block3_conv2/bias"):
+        build_backbone("vgg16", weights=tmp_path / "short.npz")
+
+
+def test_npz_with_an_unknown_layer_is_refused_by_its_name(vgg16_arrays, tmp_path):
+    np.savez(tmp_path / "long.npz", **vgg16_arrays, **{"fc1/kernel": np.zeros(3)})
+    with pytest.raises(ValueError, match="1 arrays are unknown, the first is fc1/kernel"):
+        build_backbone("vgg16", weights=tmp_path / "long.npz")
+
+
+def test_npz_with_a_wrong_shape_is_refused_by_its_name(vgg16_arrays, tmp_path):
+    np.savez(tmp_path / "odd.npz", **(vgg16_arrays | {"block1_conv1/bias": np.zeros(3)}))
+    with pytest.raises(ValueError, match=r"block1_conv1/bias has the shape \(3,\), not \(64,\)"):
+        build_backbone("vgg16", weights=tmp_path / "odd.npz")
+
+
+@pytest.mark.parametrize("name", ["torn.npz", "torn.weights.h5", "torn.h5", "weights.txt"])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\x03\x04 but no more")
+    with pytest.raises(ValueError, match=f"`weights` must fit vgg16. Received: .*{name}"):
+        build_backbone("vgg16", weights=tmp_path / name)
+
+
+def test_a_weight_file_that_does_not_exist_is_named():
+    with pytest.raises(FileNotFoundError, match=r'"imagenet", "auto".*imagnet'):
+        build_backbone("vgg16", weights="imagnet")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_download_is_the_one_of_keras_applications(monkeypatch, empty_keras_home, name):
+    asked = []
+
+    def record(file, url, **settings):
+        asked.append((file, url, settings["cache_subdir"], settings["file_hash"]))
+        raise OSError("recorded")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", record)
+    with pytest.raises(OSError, match="recorded"):
+        KERAS_BUILDERS[name](include_top=False, weights="imagenet")
+    monkeypatch.setattr(keras.utils, "get_file", record)
+    monkeypatch.setattr(backbones, "_answers", lambda url: True)
+    with pytest.raises(FileNotFoundError, match="recorded"):
+        build_backbone(name, weights="imagenet")
+    assert asked[0] == asked[1]
+
+
+def test_imagenet_weights_are_loaded_from_the_downloaded_file(
+    random_networks, monkeypatch, empty_keras_home
+):
+    file = empty_keras_home / "models" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    file.parent.mkdir(parents=True)
+    write_legacy_h5(file, random_networks["vgg16"])
+    monkeypatch.setattr(keras.utils, "get_file", lambda *args, **settings: str(file))
+    for weights in ("imagenet", "auto"):
+        model = build_backbone("vgg16", weights=weights, seed=1)
+        assert model.weights_used == "imagenet"
+        expected = arrays_of(random_networks["vgg16"])["block1_conv1/kernel"]
+        np.testing.assert_array_equal(model.get_layer("block1_conv1").kernel, expected)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_failed_download_names_the_file_and_its_folder(no_network, empty_keras_home, name):
+    file = Path(backbones._BACKBONES[name].url).name
+    folder = empty_keras_home / "models"
+    with pytest.raises(FileNotFoundError, match=f"{file} and put it into {folder} by hand"):
+        build_backbone(name, weights="imagenet")
+
+
+def test_a_download_that_breaks_off_is_told_with_its_cause(monkeypatch, empty_keras_home):
+    def break_off(*args, **settings):
+        raise Exception("URL fetch failure on https://...: 502")  # as get_file() raises it
+
+    monkeypatch.setattr(backbones, "_answers", lambda url: True)
+    monkeypatch.setattr(keras.utils, "get_file", break_off)
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(URL fetch failure"):
+        build_backbone("vgg16", weights="imagenet")
+
+
+def test_auto_takes_random_weights_and_warns_without_network(no_network, empty_keras_home):
+    with pytest.warns(UserWarning, match="random features: .*its host does not answer"):
+        model = build_backbone("vgg16", weights="auto", seed=5)
+    assert model.weights_used == "random features"
+    same = build_backbone("vgg16", weights=None, seed=5)
+    np.testing.assert_array_equal(*(m.get_layer("block5_conv3").kernel for m in (model, same)))
+
+
+def test_auto_does_not_wait_for_a_silent_host(monkeypatch, empty_keras_home):
+    released = threading.Event()
+
+    def stay_silent(*args, **kwargs):
+        released.wait(60)
+        raise OSError("released")
+
+    monkeypatch.setattr(urllib.request, "urlopen", stay_silent)
+    monkeypatch.setattr(backbones, "_SECONDS_TO_ANSWER", 0.1)
+    with pytest.warns(UserWarning, match="random features"):
+        build_backbone("vgg16", weights="auto")
+    assert not released.is_set()
+    released.set()
+
+
+def test_a_host_that_answers_is_recognised(tmp_path):
+    (tmp_path / "weights.h5").write_bytes(b"")
+    assert backbones._answers((tmp_path / "weights.h5").as_uri())
+    assert not backbones._answers((tmp_path / "absent.h5").as_uri())
