@@ -30,7 +30,8 @@ _NOTEBOOK = """
 {{ super() }}<p><a href="index.html">← All of the report</a></p>
 {% endblock %}
 {% block data_png scoped %}
-<div class="jp-RenderedImage jp-OutputArea-output"><img alt="{{ output.metadata.alt | escape_html }}"
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img alt="{{ output.metadata.alt | escape_html }}"
 src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"></div>
 {% endblock %}
 """

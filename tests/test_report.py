@@ -14,7 +14,6 @@ from pneumo_lib import pages, report
 from pneumo_lib.report import NotebookError, check_parameters, notebook_parameters, run_report
 
 
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty project: notebooks/ and data/, nothing of the real one is read or written."""
@@ -121,7 +120,7 @@ def test_a_notebook_is_run_again_when_its_inputs_change(project, executed, chang
     data.mkdir()
     (data / "a.png").write_bytes(b"1")
     write_notebook(project, "01_first", "size = 1")
-    run_report(data=data)
+    run_report(data=data, overrides={"size": 1})
     size = 2 if change == "parameter" else 1
     if change == "source":
         write_notebook(project, "01_first", "size = 1", "'more'")
