@@ -1,5 +1,6 @@
 """Fully convolutional networks: the report's three, and a small one trained from scratch."""
 
+import itertools
 import math
 
 import keras
@@ -82,6 +83,75 @@ def build_fcn(
     x = layers.Softmax(dtype="float32", name="softmax")(x)  # float32 under mixed precision too
     model = keras.Model(encoder.input, x, name=f"fcn_{backbone}")
     model.weights_used = encoder.weights_used
+    return model
+
+
+def build_small_fcn(*, size=128, filters=16, seed=0):
+    """Small FCN with skip connections, to be trained from scratch: what transfer must beat.
+
+    A stem of stride 2, four times convolution and halving, and the way back, where each grid
+    is joined by the one of its size from the way down (`skip_*`). Every weight is trained; no
+    batch normalisation, whose statistics swing with the few positives of a small batch. The
+    scores start at a foreground probability of 1 %, about the share on positive images, so
+    that the first epochs are not spent on learning that the target is rare.
+
+    Args:
+        size: height and width in pixels, a multiple of 32.
+        filters: channels after the stem; doubled with each halving, up to 8 times as many.
+        seed: of the weights.
+
+    Returns:
+        `keras.Model` as of `build_fcn()`, for images preprocessed for "small"; `weights_used`
+        is "from scratch".
+
+    Raises:
+        ValueError: if `size` is not a multiple of 32.
+
+    Reference:
+        Ronneberger, Fischer, Brox (2015), U-Net, arXiv:1505.04597.
+    """
+    if size % 32 or size < 32:
+        raise ValueError(f"`size` must be a multiple of 32. Received: size={size}")
+    seeds = itertools.count(_layer_seed(seed, 0))
+
+    def convolution(x, channels, kernel, name, *, layer=layers.Conv2D, strides=1):
+        initialiser = keras.initializers.HeNormal(next(seeds))
+        return layer(
+            channels,
+            kernel,
+            strides=strides,
+            padding="same",
+            activation="relu",
+            kernel_initializer=initialiser,
+            name=name,
+        )(x)
+
+    image = keras.Input((size, size, 3), name="image")
+    x = convolution(image, filters, 5, "stem", strides=2)
+    skips = []
+    for level in (1, 2, 3, 4):
+        x = convolution(x, x.shape[-1], 3, f"encode_{level}")
+        skips.append(x)
+        x = convolution(x, min(2 * x.shape[-1], 8 * filters), 3, f"halve_{level}", strides=2)
+    x = convolution(x, x.shape[-1], 3, "bottom_1")
+    x = convolution(x, x.shape[-1], 3, "bottom_2")
+    for level, skip in zip((4, 3, 2, 1), reversed(skips), strict=True):
+        channels = skip.shape[-1]
+        x = convolution(x, channels, 2, f"double_{level}", layer=layers.Conv2DTranspose, strides=2)
+        x = layers.Concatenate(name=f"skip_{level}")([x, skip])
+        x = convolution(x, channels, 3, f"decode_{level}")
+    x = layers.Conv2DTranspose(
+        CLASSES,
+        4,
+        strides=2,
+        padding="same",
+        kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
+        name="score",
+    )(x)
+    model = keras.Model(image, layers.Softmax(dtype="float32", name="softmax")(x), name="small")
+    log_odds = math.log(0.01 / 0.99)
+    model.get_layer("score").bias.assign([-log_odds / 2, log_odds / 2])
+    model.weights_used = "from scratch"
     return model
 
 
