@@ -33,7 +33,7 @@ def train(
     milestones=(),
     batch_size=16,
     learning_rate=1e-3,
-    loss="crossentropy",
+    loss="auto",
     dropout=0.5,
     precision="auto",
     seed=0,
@@ -56,7 +56,8 @@ def train(
             epoch always is one.
         batch_size: images a step.
         learning_rate: of Adam.
-        loss: a name of `losses.get_loss()`.
+        loss: a name of `losses.get_loss()`, or "auto": "crossentropy" as in the report, and
+            "crossentropy_dice" for "small", the best we can do from scratch.
         precision: "float32", "mixed_float16", or "auto": mixed on a GPU, else float32.
         seed: of weights, dropout, flips and the order of the images.
 
@@ -76,7 +77,7 @@ def train(
         "milestones": sorted({m for m in milestones if m < epochs} | {epochs}),
         "batch_size": batch_size,
         "learning_rate": learning_rate,
-        "loss": loss,
+        "loss": _choose_loss(loss, backbone),
         "dropout": dropout,
         "precision": choose_precision(precision),
         "seed": seed,
@@ -91,6 +92,12 @@ def train(
         _fit(network, inputs, data, settings, folder)
         _finish(model, network, inputs, data, settings, folder)
     return runs.load_run(folder)
+
+
+def _choose_loss(loss, backbone):
+    if loss != "auto":
+        return loss
+    return "crossentropy_dice" if backbone == "small" else "crossentropy"
 
 
 def _build(data, settings, weights):

@@ -214,6 +214,12 @@ def test_small_fcn_learns_the_square_from_scratch(data):
     assert run.history["dice"].iloc[-1] > 0.9
 
 
+def test_auto_is_the_loss_of_the_report_and_from_scratch_one_that_learns_from_few_positives():
+    assert training._choose_loss("auto", "vgg19") == "crossentropy"
+    assert training._choose_loss("auto", "small") == "crossentropy_dice"
+    assert training._choose_loss("dice", "small") == "dice"
+
+
 def test_mixed_precision_trains_and_still_outputs_float32(data):
     run = train(data, run="mixed", **SETTINGS | {"precision": "mixed_float16", "epochs": 1})
     assert np.isfinite(run.history["loss"]).all()
