@@ -15,7 +15,9 @@ import pandas as pd
 from latex2mathml.converter import convert as mathml
 from nbconvert import HTMLExporter
 
-from pneumo_lib.paths import project_path
+from pneumo_lib.paths import figures_folder
+from pneumo_lib.runs import find_runs
+from pneumo_lib.tables import format_table, score_table
 
 _INDEX = Path(__file__).with_name("report.html")
 # nbconvert's page without the scripts it fetches from other hosts, with a way back, and with
@@ -112,7 +114,7 @@ def write_index(folder, records, settings):
         sections=[section for section in sections if section[1]],
         configs=configs,
         random_features=[c["backbone"] for c in configs if c["weights"] == "random features"],
-        results=_results_table(runs),
+        results=_results_tables(runs),
         seconds=sum(record["seconds"] for record in records),
         peak_gb=max(record["peak_gb"] for record in records),
     )
@@ -120,19 +122,8 @@ def write_index(folder, records, settings):
     return page
 
 
-def report_folder(data):
-    """`runs/report` for phantoms; real data get a folder of their own."""
-    return project_path("runs/report" if data == "phantoms" else f"runs/report-{Path(data).name}")
-
-
-def figures_folder(data):
-    """Where notebooks export figures: those of real X-rays stay out of the repository."""
-    return project_path("figures") if data == "phantoms" else report_folder(data) / "figures"
-
-
 def _finished_runs(settings, records):
     """The runs that this report trained, in the order of the networks."""
-    from pneumo_lib import find_runs
 
     trained = {r["parameters"]["backbone"] for r in records if "backbone" in r["parameters"]}
     if not trained:
@@ -141,22 +132,25 @@ def _finished_runs(settings, records):
     return [run for run in runs if run.config["backbone"] in trained]
 
 
-def _results_table(runs):
-    """Scores after the last epoch as HTML, all-background row first in each split; or ''."""
+def _results_tables(runs):
+    """Scores after the last epoch: dict from split to HTML, the all-background row first."""
     if not runs:
-        return ""
-    from pneumo_lib.tables import format_table, score_table
-
+        return {}
     parts = [
         run.scores[run.scores["epoch"] == run.scores["epoch"].max()].assign(
             network=run.config["backbone"], weights=run.config["weights"]
         )
         for run in runs
     ]
-    table = score_table(pd.concat(parts), by=["network", "weights"])
-    order = {split: place for place, split in enumerate(("train", "validation", "test"))}
-    table = table.sort_values("split", key=lambda split: split.map(order), kind="stable")
-    return format_table(table).fillna("–").to_html(index=False, border=0, escape=True)
+    table = format_table(score_table(pd.concat(parts), by=["network", "weights"])).fillna("–")
+    found = {}
+    for split in ("test", "validation", "train"):
+        rows = table[table["split"] == split].drop(columns="split")
+        if len(rows):
+            text = rows.to_html(index=False, border=0, escape=True)
+            # the interval goes below its score, so that all columns fit on a page
+            found[split] = re.sub(r" (\[[\d., -]+\])</td>", r"<br><small>\1</small></td>", text)
+    return found
 
 
 def _title(executed):

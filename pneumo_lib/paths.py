@@ -26,6 +26,16 @@ def project_path(path="."):
     return (root / Path(path).expanduser()).resolve()
 
 
+def report_folder(data):
+    """`runs/report` for phantoms; real data get a folder of their own."""
+    return project_path("runs/report" if data == "phantoms" else f"runs/report-{Path(data).name}")
+
+
+def figures_folder(data):
+    """Where notebooks export figures: those of real X-rays stay out of the repository."""
+    return project_path("figures") if data == "phantoms" else report_folder(data) / "figures"
+
+
 @contextmanager
 def written_aside(path):
     """A temporary path to write to; it becomes `path` when the block ends without an error.

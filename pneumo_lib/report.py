@@ -23,7 +23,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from pneumo_lib import pages
-from pneumo_lib.paths import project_path
+from pneumo_lib.paths import figures_folder, project_path, report_folder
 from pneumo_lib.runs import write_json
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def run_report(*, data=None, params=None, overrides=None, folder=None, notebooks
     settings = _absolute_paths(settings | ({} if data is None else {"data": data}))
     steps = plan(paths, settings)
     links = {step.notebook.name: f"{step.name}.html" for step in reversed(steps)}
-    folder = project_path(folder or pages.report_folder(settings["data"]))
+    folder = project_path(folder or report_folder(settings["data"]))
     folder.mkdir(parents=True, exist_ok=True)
 
     inputs = _fingerprint(settings)
@@ -85,7 +85,7 @@ def run_report(*, data=None, params=None, overrides=None, folder=None, notebooks
         pages.write_notebook_page(folder / f"{step.name}.ipynb", links)
         if step.notebook.stem == TRAINING:
             trained.append(key)  # what comes after reads the runs, so it depends on them
-    summary = {"figures": str(pages.figures_folder(settings["data"])), "notebooks": records}
+    summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
     write_json(folder / "report.json", summary)
     return pages.write_index(folder, records, settings)
 

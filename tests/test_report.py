@@ -10,15 +10,15 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from pneumo_lib import pages, report
+from pneumo_lib import pages, paths, report
 from pneumo_lib.report import NotebookError, check_parameters, notebook_parameters, run_report
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty project: notebooks/ and data/, nothing of the real one is read or written."""
-    monkeypatch.setattr(pages, "project_path", lambda path=".": tmp_path / path)
-    monkeypatch.setattr(report, "project_path", lambda path=".": tmp_path / path)
+    for module in (paths, report):
+        monkeypatch.setattr(module, "project_path", lambda path=".": tmp_path / path)
     monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [])
     (tmp_path / "notebooks").mkdir()
     return tmp_path
@@ -282,7 +282,7 @@ def test_real_data_get_a_folder_of_their_own_for_pages_and_figures(project):
     assert index == project / "runs/report-xrays/index.html"
     assert outputs(index.with_name("01_first.ipynb")).strip() == str(data)
     assert "Synthetic data" not in index.read_text()
-    assert pages.figures_folder(str(data)) == project / "runs/report-xrays/figures"
+    assert paths.figures_folder(str(data)) == project / "runs/report-xrays/figures"
 
 
 def test_the_index_shows_the_exported_figures_of_its_notebooks(project):
@@ -325,7 +325,7 @@ def test_progress_widgets_are_left_out_of_the_pages(project):
     assert "widget-view" not in page
 
 
-def test_the_results_table_starts_each_split_with_the_all_background_row(
+def test_the_results_of_each_split_start_with_the_all_background_row(
     project, executed, monkeypatch
 ):
     scores = pd.DataFrame(
@@ -346,13 +346,17 @@ def test_the_results_table_starts_each_split_with_the_all_background_row(
     monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [run])
     write_notebook(project, "01_first", "size = 1")
     text = run_report().read_text()
-    rows = re.findall(r"<tr>\s*<td>(.+?)</td>\s*<td>(.+?)</td>\s*<td>(train|test)</td>", text)
+    rows = re.findall(r"<h3>(\w+)</h3>|<tr>\s*<td>([^<]+)</td>\s*<td>([^<]+)</td>", text)
     assert rows == [
-        ("all background", "–", "train"),
-        ("&lt;vgg19&gt;", "random features", "train"),
-        ("all background", "–", "test"),
-        ("&lt;vgg19&gt;", "random features", "test"),
+        ("Test", "", ""),
+        ("", "all background", "–"),
+        ("", "&lt;vgg19&gt;", "random features"),
+        ("Train", "", ""),
+        ("", "all background", "–"),
+        ("", "&lt;vgg19&gt;", "random features"),
     ]
-    assert "1.00 [1.00, 1.00]" in text  # of the last epoch: the first found nothing
+    assert (
+        "<td>1.00<br><small>[1.00, 1.00]</small></td>" in text
+    )  # of the last epoch: the first found nothing
     assert "Random features" in text
     assert "3 patients" in text
