@@ -185,6 +185,9 @@ def test_milestone_chart_places_each_score_and_the_numbers_of_the_report():
     drawn = [list(line.get_ydata()) for line in ax.get_lines()]
     assert list(row["mean_iou"]) in drawn
     assert [0.3190] in drawn
+    low, high = row["mean_iou_lower"].iloc[0], row["mean_iou_upper"].iloc[0]
+    np.testing.assert_allclose(ax.collections[0].get_segments()[0][:, 1], [low, high])
+    assert legend_names(figure) == ["all background", "VGG19", "small FCN (from scratch)"]
     assert [table.query("split == 'test'")["mean_iou"].iloc[0]] * 2 in drawn  # all background
 
 
@@ -192,6 +195,7 @@ def test_milestone_chart_can_leave_the_report_out():
     ax = figures.milestone_chart(make_table(), score="iou", report=False).axes[0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["50", "100"]
     assert ax.get_ylabel() == "Foreground IoU"
+    assert [0.3012] not in [list(line.get_ydata()) for line in ax.get_lines()]
 
 
 def test_show_table_puts_intervals_below_their_scores():
