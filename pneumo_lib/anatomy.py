@@ -42,7 +42,7 @@ def draw_patient(rng):
         "rib_slope": rng.normal(3.4, 0.4),
         "shoulder": rng.normal(0, 0.7),
         "bubble": rng.normal(0.5, 0.5),
-        "bone": rng.uniform(0.75, 1.25),
+        "bone": rng.uniform(0.8, 1.5),
         "vessels": int(rng.integers(2**31)),
     }
 
@@ -155,7 +155,7 @@ def solid_body(view, patient, *, arms):
     )  # fmt: skip
     trunk[5:7, 1] += patient["shoulder"]
     trunk = smooth(np.vstack([trunk, trunk[::-1] * [-1, 1]]) * scale(patient))
-    coarse = zoom(view, 1 / 4)
+    coarse = zoom(view, 1 / 2)
     rows = (np.arange(coarse.pixels) - coarse.matrix[1, 3]) / coarse.per_cm
     depth = np.interp(rows, [-17, -12, -6, 8], [0.75, 0.75, 1, 1.08]).astype(np.float32)
     solid = bulge(coarse, fill(coarse, [trunk]), 7.5)
@@ -163,7 +163,7 @@ def solid_body(view, patient, *, arms):
     limbs = [ribbon(limb, 8.0 + patient["fat"]) for limb in upper_arms(patient, arms=arms)]
     np.maximum(solid, 9.0 * bulge(coarse, fill(coarse, limbs), 4.5), out=solid)
     solid += breasts(coarse, patient)
-    solid = cv2.GaussianBlur(solid, (0, 0), 0.45 * coarse.per_cm)  # no creases in skin
+    solid = cv2.GaussianBlur(solid, (0, 0), 0.25 * coarse.per_cm)  # no creases in skin
     return cv2.resize(solid, (view.pixels, view.pixels), interpolation=cv2.INTER_CUBIC)
 
 
@@ -266,8 +266,11 @@ def gas(view, patient, *, breath):
     return air
 
 
-def vasculature(view, patient, moved):
-    """Blood in the lung vessels in cm along each ray; `moved[side]` maps points of a lung."""
+def vasculature(view, patient, lung, *, moved):
+    """Blood in the lung vessels in cm along each ray, at most a quarter of the depth of `lung`.
+
+    `moved` maps "left" or "right" to the function that shrinks the points of that lung.
+    """
     rng = np.random.default_rng(patient["vessels"])
     layer = np.zeros((view.pixels, view.pixels), np.uint8)
     trees = {side: vessel_tree(side, patient, rng=rng) for side in ("right", "left")}
@@ -280,7 +283,7 @@ def vasculature(view, patient, moved):
                 width = 2 * radius * (1 - end / 8)
                 lines, value = points.reshape(-1, 3, 2), int(min(255, 400 * width))
                 stroke(view, lines, width=width, value=value, onto=layer)
-    return layer * np.float32(2 / 255)  # an artery and a vein
+    return np.minimum(layer * np.float32(2 / 255), 0.25 * lung)  # an artery and a vein
 
 
 def haze(view, *, rng):

@@ -92,8 +92,8 @@ def _chest(view, patient, *, breath, arms, collapsed, rng):
         filled, pleura = pneumothorax.air_rim(view, whole, moved[side](whole))
         lung *= filled
         soft += pleura
-    blood = np.minimum(anatomy.vasculature(view, patient, moved), 0.25 * lung)  # none in the rim
-    soft += blood + lung * anatomy.haze(view, rng=rng)
+    soft += anatomy.vasculature(view, patient, lung, moved=moved)
+    soft += lung * anatomy.haze(view, rng=rng)
     return {"soft": np.maximum(soft, 0), "lung": lung, "bone": bone}
 
 
