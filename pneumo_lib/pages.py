@@ -133,7 +133,7 @@ def _finished_runs(settings, records):
 
 
 def _results_tables(runs):
-    """Scores after the last epoch: dict from split to HTML, the all-background row first."""
+    """Scores after the last epoch: dict from caption to HTML, the all-background row first."""
     if not runs:
         return {}
     parts = [
@@ -145,11 +145,15 @@ def _results_tables(runs):
     table = format_table(score_table(pd.concat(parts), by=["network", "weights"])).fillna("–")
     found = {}
     for split in ("test", "validation", "train"):
-        rows = table[table["split"] == split].drop(columns="split")
+        rows = table[table["split"] == split]
         if len(rows):
-            text = rows.to_html(index=False, border=0, escape=True)
+            images, positives = rows.iloc[0][["images", "positives"]]
+            text = rows.drop(columns=["split", "images", "positives"]).to_html(
+                index=False, border=0, escape=True
+            )
             # the interval goes below its score, so that all columns fit on a page
-            found[split] = re.sub(r" (\[[\d., -]+\])</td>", r"<br><small>\1</small></td>", text)
+            text = re.sub(r" (\[[\d., -]+\])</td>", r"<br><small>\1</small></td>", text)
+            found[f"{split}: {images} images, {positives} of them with pneumothorax"] = text
     return found
 
 

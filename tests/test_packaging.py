@@ -177,7 +177,7 @@ def test_the_layout_is_complete(path):
 def test_nothing_tracked_names_this_machine_or_a_private_package_index():
     private = [
         *(re.escape(f"{p}/") for p in (ROOT, Path.home()) if len(p.parts) > 2),  # not "/tmp/"
-        r"(?:--|\b)(?:extra-)?index-url +\S|--find-links +\S",
+        r"(?<!emit-)(?:extra-)?index-url[ =]|--find-links[ =]",
         r"https?://[^\s\"']*(?:devpi|artifactory|mirror)",
     ]
     found = []

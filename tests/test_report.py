@@ -346,12 +346,12 @@ def test_the_results_of_each_split_start_with_the_all_background_row(
     monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [run])
     write_notebook(project, "01_first", "size = 1")
     text = run_report().read_text()
-    rows = re.findall(r"<h3>(\w+)</h3>|<tr>\s*<td>([^<]+)</td>\s*<td>([^<]+)</td>", text)
+    rows = re.findall(r"<h3>([^<]+)</h3>|<tr>\s*<td>([^<]+)</td>\s*<td>([^<]+)</td>", text)
     assert rows == [
-        ("Test", "", ""),
+        ("Test: 1 images, 1 of them with pneumothorax", "", ""),
         ("", "all background", "–"),
         ("", "&lt;vgg19&gt;", "random features"),
-        ("Train", "", ""),
+        ("Train: 1 images, 1 of them with pneumothorax", "", ""),
         ("", "all background", "–"),
         ("", "&lt;vgg19&gt;", "random features"),
     ]
