@@ -24,7 +24,7 @@ _MODULE_OF = {
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",
         "rle": "rle_decode rle_encode",
         "splits": "leaked_patients split_cases",
-        "runs": "Run find_runs load_run",
+        "runs": "Run caveats find_runs load_run log_line",
         "tables": "format_table score_table",
         "training": "train",
     }.items()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,12 @@ from pneumo_lib.paths import project_path, written_aside
 
 logger = logging.getLogger(__name__)
 ORDER = ("vgg16", "vgg19", "resnet50", "inceptionv3", "small")
+_LOGGED = (  # name in the report's log, column of history.csv, sign
+    ("loss", "loss", 1),
+    ("accuracy", "accuracy", 1),
+    ("mean_io_u", "logged_mean_iou", 1),
+    ("dice", "logged_dice", -1),
+)
 _DECIDES_RESULTS = ("backbones", "fcn", "layers", "losses", "metrics", "training")
 
 
@@ -50,12 +57,13 @@ def load_run(folder):
     return Run(folder, config, read_csv(folder / "history.csv"), read_csv(folder / "scores.csv"))
 
 
-def find_runs(data_name=None, size=None):
+def find_runs(data_name=None, size=None, *, data=None):
     """Finished runs, in the order of `ORDER`.
 
     Args:
         data_name: only runs on this data ("phantoms", or the name of the folder).
         size: only runs at this image size in pixels.
+        data: `Prepared`; only runs on exactly these images, masks and splits.
 
     Returns:
         List of `Run`.
@@ -66,17 +74,62 @@ def find_runs(data_name=None, size=None):
     folders = sorted(p.parent for p in project_path("runs").glob("*/config.json"))
     found = [load_run(folder) for folder in folders if ".old-" not in folder.name]
     wanted = {"data_name": data_name, "size": size}
+    if data is not None:
+        wanted = {"data_name": data.meta["source"], "size": data.meta["size"]}
+        wanted |= {"checksum": data_checksum(data)}
     found = [
         run
         for run in found
-        if all(value in (None, run.config[key]) for key, value in wanted.items())
+        if all(value in (None, run.config.get(key)) for key, value in wanted.items())
     ]
     if not found:
         raise FileNotFoundError(
-            f"There is no finished run in {project_path('runs')} for data {data_name!r} at size "
-            f"{size}. Train one: papermill notebooks/05_train_fcn.ipynb out.ipynb -p backbone vgg19"
+            f"There is no finished run in {project_path('runs')} for {wanted}. "
+            "Train one: papermill notebooks/05_train_fcn.ipynb out.ipynb -p backbone vgg19"
         )
     return sorted(found, key=lambda run: ORDER.index(run.config["backbone"]))
+
+
+def caveats(runs):
+    """What a reader must know beside every number of these runs: small print for figures.
+
+    Args:
+        runs: list of `Run` on the same data.
+
+    Returns:
+        Text such as "synthetic radiographs · random features: vgg19, resnet50 · split: official".
+    """
+    config = runs[0].config
+    random = [r.config["backbone"] for r in runs if r.config["weights"] == "random features"]
+    leaked = config["leaked_patients"]
+    notes = [
+        "synthetic radiographs" if config["synthetic"] else "",
+        f"random features: {', '.join(random)}" if random else "",
+        f"split: {config['split_scheme']}",
+        f"{leaked} patients on two sides of it" if leaked else "",
+    ]
+    return " · ".join(note for note in notes if note)
+
+
+def log_line(run, epoch):
+    """The line that Keras would have logged after `epoch`, with the metrics of the report.
+
+    Args:
+        run: `Run`.
+        epoch: 1 or later.
+    """
+    row = run.history.set_index("epoch").loc[epoch]
+    cases = run.scores.drop_duplicates("image_id")
+    steps = math.ceil((cases["split"] == "train").sum() / run.config["batch_size"])
+    seconds = row["seconds"]
+    values = [
+        f"{prefix}{name}: {sign * row[prefix + column]:.4f}"
+        for prefix in ("", "val_")
+        for name, column, sign in _LOGGED
+        if prefix + column in row
+    ]
+    start = f"{steps}/{steps} - {seconds:.0f}s {1000 * seconds / steps:.0f}ms/step"
+    return " - ".join([start, *values])
 
 
 def claim(name, settings):
@@ -118,6 +171,12 @@ def claim(name, settings):
 def is_finished(folder):
     """Whether the run in `folder` went to its last epoch: `config.json` is written last."""
     return (folder / "config.json").is_file()
+
+
+def data_checksum(data):
+    """Checksum of the prepared images and masks, and of the split each of them is in."""
+    table = data.cases[["image_id", "split"]].to_csv(index=False)
+    return hashlib.sha256(f"{data.meta['checksum']}\n{table}".encode()).hexdigest()[:16]
 
 
 def code_checksum():

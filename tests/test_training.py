@@ -283,6 +283,45 @@ def test_find_runs_filters_and_orders_by_backbone(finished, home):
     assert [run.config["backbone"] for run in found] == ["vgg16", "resnet50", "small"]
 
 
+def test_find_runs_on_data_leaves_out_runs_on_another_split_of_it(data, home):
+    checksums = {"kept": runs.data_checksum(data), "other-split": "another"}
+    for name, checksum in checksums.items():
+        folder = home / "runs" / name
+        folder.mkdir()
+        config = {"data_name": "squares", "size": SIZE, "backbone": "vgg19", "checksum": checksum}
+        runs.write_json(folder / "config.json", config)
+        for table in ("history.csv", "scores.csv"):
+            runs.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
+    found = {run.folder.name for run in runs.find_runs(data=data)}
+    assert "kept" in found
+    assert "other-split" not in found
+
+
+def test_checksum_of_data_depends_on_the_split(data):
+    cases = data.cases.assign(split=data.cases["split"][::-1].to_list())
+    other = SimpleNamespace(cases=cases, meta=data.meta)
+    assert runs.data_checksum(other) != runs.data_checksum(data)
+
+
+def test_caveats_name_what_limits_the_numbers(finished):
+    other = finished.config | {"synthetic": False, "weights": "imagenet", "leaked_patients": 2}
+    other = finished._replace(config=other)
+    assert runs.caveats([finished]) == (
+        "synthetic radiographs · random features: vgg19 · split: random"
+    )
+    assert runs.caveats([other]) == "split: random · 2 patients on two sides of it"
+
+
+def test_log_line_reads_like_the_log_of_the_report(finished):
+    row = {"epoch": 1, "seconds": 2.0, "loss": 0.04441, "logged_dice": 0.9764}
+    row |= {"accuracy": 0.984, "logged_mean_iou": 0.2523, "val_loss": 0.016}
+    run = finished._replace(history=pd.DataFrame([row]))
+    assert runs.log_line(run, 1) == (  # 14 cases in batches of 4
+        "4/4 - 2s 500ms/step - loss: 0.0444 - accuracy: 0.9840 - mean_io_u: 0.2523 - "
+        "dice: -0.9764 - val_loss: 0.0160"
+    )
+
+
 def test_find_runs_says_how_to_train_when_there_is_none(home):
     with pytest.raises(FileNotFoundError, match="Train one: papermill"):
         runs.find_runs(data_name="nowhere")
