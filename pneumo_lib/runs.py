@@ -76,7 +76,7 @@ def find_runs(data_name=None, size=None, *, data=None):
     wanted = {"data_name": data_name, "size": size}
     if data is not None:
         wanted = {"data_name": data.meta["source"], "size": data.meta["size"]}
-        wanted |= {"checksum": data_checksum(data)}
+        wanted |= {"data_checksum": data_checksum(data)}
     found = [
         run
         for run in found

@@ -68,7 +68,7 @@ def train(
         ValueError: if the training part is empty, or for what `build_fcn()` refuses.
     """
     settings = {
-        "data_checksum": data.meta["checksum"],
+        "data_checksum": runs.data_checksum(data),
         "size": data.meta["size"],
         "backbone": backbone,
         "decoder": decoder,

@@ -288,7 +288,8 @@ def test_find_runs_on_data_leaves_out_runs_on_another_split_of_it(data, home):
     for name, checksum in checksums.items():
         folder = home / "runs" / name
         folder.mkdir()
-        config = {"data_name": "squares", "size": SIZE, "backbone": "vgg19", "checksum": checksum}
+        config = {"data_name": "squares", "size": SIZE, "backbone": "vgg19"}
+        config["data_checksum"] = checksum
         runs.write_json(folder / "config.json", config)
         for table in ("history.csv", "scores.csv"):
             runs.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
