@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from pneumo_lib import anatomy, pneumothorax, projection, radiography
 
-VERSION = 1  # of the drawing: raise it whenever the same seed and index give another image
+VERSION = 2  # of the drawing: raise it whenever the same seed and index give another image
 
 SITES = ("apical", "lateral", "basal")
 # Area of the pneumothorax as a share of 1024 x 1024 pixels, at these quantiles of the positive
@@ -51,6 +51,7 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
         raise ValueError(f"`index` must be 0 or more. Received: index={index}")
     _check(size=size, seed=seed, prevalence=prevalence)
     info = describe(index, seed=seed, prevalence=prevalence)
+    del info["number"]
     patient = anatomy.draw_patient(np.random.default_rng([seed, info.pop("patient"), 1]))
     rng = np.random.default_rng([seed, index])
     field = rng.uniform(32, 39) * patient["stature"]
@@ -109,16 +110,20 @@ def _check(*, size, seed, prevalence):
 def describe(index, *, seed, prevalence):
     """What image `index` will show, without drawing it: a dict as `draw_phantom()` returns.
 
-    Its `share` is the wanted area of the pneumothorax as a share of the image, `patient` the
-    index of the first image of that patient.
+    Beside it: `share`, the wanted area of the pneumothorax as a share of the image; `patient`,
+    the index of the first image of that patient; `number`, counted within the official part.
     """
     pair = index // 2
     twin = np.random.default_rng([seed, pair, 2]).random() < 0.3
     patient = 2 * pair if twin else index
-    # Each run of 50 images gets its share of positives, from the smallest to the largest.
-    block, place = divmod(index, 50)
-    rng = np.random.default_rng([seed, block, 3])
-    quantile = (rng.permutation(50)[place] + rng.random()) / 50
+    # Of 18 images, the third and fourth are official test images; `number` counts within a part.
+    cycle, step = divmod(index, 18)
+    test = step in (2, 3)
+    number = 2 * cycle + step - 2 if test else 16 * cycle + step - 2 * (step > 3)
+    # Any nine images of a part in a row hold their share of positives, small ones and large ones.
+    block, place = divmod(number, 9)
+    rng = np.random.default_rng([seed, block, 3, test])
+    quantile = (rng.permutation(9)[place] + rng.random()) / 9
     positive = bool(quantile < prevalence)
     rng = np.random.default_rng([seed, index, 4])
     area = np.exp(np.interp(quantile / max(prevalence, 1e-9), AREA_QUANTILES, np.log(AREAS)))
@@ -126,7 +131,8 @@ def describe(index, *, seed, prevalence):
         "image_id": f"phantom.{seed}.{index}",
         "patient_id": f"phantom.{seed}.patient.{patient}",
         "patient": patient,
-        "official_part": "test" if pair % 9 == 1 else "train",
+        "number": number,
+        "official_part": "test" if test else "train",
         "has_pneumothorax": positive,
         "side": str(rng.choice(["right", "left"])) if positive else "",
         "site": str(rng.choice(SITES, p=[0.6, 0.2, 0.2])) if positive else "",
@@ -192,12 +198,11 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
 
 
 def _plan(count, *, seed, prevalence):
-    plan, numbers = [], {"train": 0, "test": 0}
+    plan = []
     for index in range(count):
         info = describe(index, seed=seed, prevalence=prevalence)
-        part = info["official_part"]
-        plan.append((f"{numbers[part]}_{part}_{int(info['has_pneumothorax'])}_.png", info))
-        numbers[part] += 1
+        label = int(info["has_pneumothorax"])
+        plan.append((f"{info['number']}_{info['official_part']}_{label}_.png", info))
     return plan
 
 

@@ -27,7 +27,7 @@ def collapse(outline, area, *, site, rng):
     whole = cv2.contourArea(outline.astype(np.float32))
     share = min(area / whole, 0.8)
     towards = {"apical": 75, "lateral": 10, "basal": -45}[site] + rng.normal(0, 8)
-    spread = rng.uniform(15, 28) + 170 * share
+    spread = rng.uniform(11, 22) + 170 * share
     lobes = rng.normal(0, 0.1, 3)[:, None], rng.uniform(0, 2 * np.pi, 3)[:, None]
 
     def moved(points, amount):
@@ -62,11 +62,11 @@ def air_rim(view, whole, shrunk):
     filled = 1 + rim * np.float32(0.8 * lost / 255)
     fill(view, [shrunk], value=0, onto=rim)
     inside = (rim < 128).astype(np.uint8)
-    filled *= 0.4 * inside + 0.6 * bulge(view, inside, 1.5)
+    filled *= 0.5 * inside + 0.5 * bulge(view, inside, 1.5)
     gap = np.hypot(*(shrunk - whole).T)
     free = gap > 0.1 * gap.max()
     lines = [shrunk[k : k + 2] for k in np.flatnonzero(free[:-1] & free[1:])]
-    return filled, stroke(view, lines, width=0.1) * np.float32(0.9 / 255)
+    return filled, stroke(view, lines, width=0.1) * np.float32(1.1 / 255)
 
 
 def rim_mask(view, whole, shrunk, *, size):

@@ -103,7 +103,8 @@ def _skin_fold(view, rng):
     band = ribbon(line, 2 * width)
     half = band[: len(line)] if rng.random() < 0.5 else band[len(line) :][::-1]
     edge = fill(view, [np.vstack([line, half[::-1]])]) * np.float32(rng.uniform(0.8, 1.8) / 255)
-    ridge = cv2.blur(stroke(view, [line], width=width), (round(width * view.per_cm) | 1,) * 2)
+    kernel = (round(width * view.per_cm) | 1,) * 2
+    ridge = cv2.blur(stroke(view, [line[5:-5]], width=width), kernel)  # short: its ends fade out
     return edge * ridge * np.float32(1 / 255)
 
 

@@ -105,10 +105,10 @@ def test_air_rim_holds_no_lung_and_ends_in_a_line_of_pleura():
     shrink = pneumothorax.collapse(whole, 60.0, site="apical", rng=np.random.default_rng(1))
     filled, pleura = pneumothorax.air_rim(view, whole, shrink(whole))
     rim = pneumothorax.rim_mask(view, whole, shrink(whole), size=384)
-    deep = cv2.erode(rim, np.ones((5, 5), np.uint8)) == 1
+    deep = cv2.erode(rim, np.ones((9, 9), np.uint8)) == 1
     assert filled[deep].max() == 0
     assert pleura[deep].max() == 0
-    assert pleura.max() == pytest.approx(0.9, abs=0.1)  # cm of pleura grazed
+    assert pleura.max() == pytest.approx(1.1, abs=0.1)  # cm of pleura grazed
     assert filled.max() > 1.1  # the rest of the lung is denser than before
 
 
@@ -146,9 +146,18 @@ def test_draw_phantom_refuses_settings_out_of_range(arguments, message):
 # --- many images -------------------------------------------------------------------------------
 
 
-def test_every_fifty_images_hold_the_wanted_share_of_positives():
-    labels = [describe(i, seed=5, prevalence=0.22)["has_pneumothorax"] for i in range(500)]
-    assert np.reshape(labels, (10, 50)).sum(1).tolist() == [11] * 10
+@pytest.mark.parametrize("prevalence", [0.0, 0.22, 0.5, 1.0])
+def test_both_official_parts_hold_the_wanted_share_of_positives(prevalence):
+    cases = pd.DataFrame([describe(i, seed=5, prevalence=prevalence) for i in range(900)])
+    shares = cases.groupby("official_part")["has_pneumothorax"].mean()
+    assert shares["train"] == pytest.approx(prevalence, abs=0.01)
+    assert shares["test"] == pytest.approx(prevalence, abs=0.03)
+
+
+def test_images_are_numbered_within_their_official_part_without_a_gap():
+    cases = pd.DataFrame([describe(i, seed=0, prevalence=0.22) for i in range(100)])
+    for _, part in cases.groupby("official_part"):
+        assert part["number"].tolist() == list(range(len(part)))
 
 
 def test_wanted_areas_have_the_quantiles_of_the_real_data_set():
