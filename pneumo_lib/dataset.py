@@ -135,7 +135,7 @@ def _read_rle_table(root):
     """Series of lists of run-length texts by image, in the order of the table."""
     tables = {}
     for path in sorted([*root.rglob("*.csv"), *root.rglob("*.csv.gz")]):
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str, encoding="utf-8-sig")
+        first = pd.read_csv(path, header=None, nrows=1, dtype=str)
         cells = first.iloc[0].fillna("").str.strip().tolist()
         headless = len(cells) == 2 and re.fullmatch(r"-1|\d[\d ]*", cells[1])
         if (cells == ["ImageId", "EncodedPixels"] or headless) and "submission" not in path.name:
@@ -146,7 +146,7 @@ def _read_rle_table(root):
             f"same folder. Received: {[path.name for path in tables] or 'none'} in {root}"
         )
     [(path, header)] = tables.items()
-    table = pd.read_csv(path, header=header, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    table = pd.read_csv(path, header=header, dtype=str, keep_default_na=False)
     table.columns = ["image_id", "rle"]
     rles = table["rle"].str.strip().groupby(table["image_id"].str.strip(), sort=False)
     return rles.agg(list)
@@ -194,7 +194,7 @@ def _read_patients(root):
 
 
 def _read_table(path, columns):
-    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table = table.rename(columns=str.strip)
     if not set(columns) <= set(table.columns):
         raise ValueError(f"{path.name} must have the columns {columns}. Received: {list(table)}")

@@ -165,12 +165,9 @@ def test_read_cases_unites_the_rows_of_a_dicom_image(official_release):
 
 
 def test_read_cases_takes_the_official_part_from_the_innermost_folder(official_release):
-    # the outer folder, siim-train-test, names both
-    assert read_cases(official_release.parent)["official_part"].tolist() == [
-        "train",
-        "train",
-        "test",
-    ]
+    next(official_release.rglob("1.1.dcm")).rename(official_release / "1.1.dcm")
+    parts = read_cases(official_release.parent)["official_part"]
+    assert parts.fillna("").tolist() == ["", "train", "test"]  # siim-train-test names both
 
 
 def test_read_cases_keeps_age_sex_view_and_spacing_and_nothing_else(official_release):
@@ -221,7 +218,8 @@ def test_read_cases_skips_tables_that_hold_no_truth(official_release):
     shutil.copy(
         official_release / "siim" / "train-rle.csv", official_release / "sample_submission.csv"
     )
-    (official_release / "patients.csv").write_text("ImageId,patient_id\n1.1,007\n1.2,\n1.3,8\n")
+    table = "ImageId,patient_id\n1.1,007\n1.2,\n1.3,8\n"
+    (official_release / "patients.csv").write_text(table, encoding="utf-8-sig")
     assert read_cases(official_release)["patient_id"].fillna("").tolist() == ["007", "", "8"]
 
 

@@ -146,11 +146,15 @@ def test_prepare_again_returns_at_once(cases, tmp_path, monkeypatch):
     assert first.meta == again.meta
 
 
-@pytest.mark.parametrize("change", ["file", "size", "split"])
+@pytest.mark.parametrize("change", ["file", "time", "size", "split"])
 def test_prepare_never_serves_stale_arrays(cases, tmp_path, change):
-    prepare(cases, tmp_path / "out", size=32)
+    former = prepare(cases, tmp_path / "out", size=32)
+    (tmp_path / "out.former").mkdir()
+    (tmp_path / "out.former" / "left by a kill").touch()
     size = 32
-    if change == "file":
+    if change == "time":  # a file may be written anew at the same size
+        os.utime(cases["image_path"][0], (1, 1))
+    elif change == "file":
         cv2.imwrite(cases["image_path"][0], np.full((64, 64), 9, np.uint8))
     elif change == "size":
         size = 16
@@ -158,7 +162,8 @@ def test_prepare_never_serves_stale_arrays(cases, tmp_path, change):
         cases["split"] = cases["split"].iloc[::-1].to_numpy()
     prepared = prepare(cases, tmp_path / "out", size=size)
     fresh = prepare(cases, tmp_path / "fresh", size=size)
-    assert {**prepared.meta, "source": ""} == {**fresh.meta, "source": ""}
+    assert prepared.meta == fresh.meta
+    assert prepared.meta["inputs"] != former.meta["inputs"]
     np.testing.assert_array_equal(prepared.images, fresh.images)
     pd.testing.assert_frame_equal(prepared.cases, cases)
     assert not list(tmp_path.glob("out.*"))
@@ -387,6 +392,25 @@ def test_prepare_refuses_a_disk_that_is_too_small(cases, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
     with pytest.raises(ValueError, match=r"0\.0 GB of disk.*smaller `size`"):
         prepare(cases, tmp_path / "out", size=32)
+
+
+def test_prepare_keeps_other_processes_out_while_it_works(cases, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
+    quick, refused = arrays.read_pair, []
+
+    def try_to_enter(case, size):
+        handle = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refused.append(case["image_id"])
+        finally:
+            os.close(handle)
+        return quick(case, size)
+
+    monkeypatch.setattr(arrays, "read_pair", try_to_enter)
+    prepare(cases, tmp_path / "out", size=32)
+    assert len(refused) == 12
 
 
 def test_two_processes_at_once_prepare_the_data_once(png_release, tmp_path):

@@ -235,6 +235,17 @@ def test_flat_and_broken_images_are_near_identical_to_nothing(tmp_path):
     assert near_duplicate_pairs(pd.DataFrame({"image_path": paths})).shape == (0, 2)
 
 
+def test_near_identical_images_are_found_among_more_than_a_thousand(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{number}.png") for number in range(1020)]
+    for path in paths:
+        cv2.imwrite(path, rng.integers(0, 256, (48, 48), np.uint8))
+    shutil.copy(paths[3], paths[1018])
+    shutil.copy(paths[1010], paths[1019])
+    pairs = near_duplicate_pairs(pd.DataFrame({"image_path": paths}))
+    assert pairs.tolist() == [[3, 1018], [1010, 1019]]
+
+
 # Refusals
 
 
@@ -265,7 +276,7 @@ def test_split_refuses_fewer_positives_than_sides():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_small_data_sets_still_give_each_side_a_positive(seed):
-    cases = make_cases(20, per_patient=1)
-    cases["has_pneumothorax"] = [True, False, False, False, False] * 4
+    cases = make_cases(24, per_patient=1)
+    cases["has_pneumothorax"] = [True, False, False, False, False, False, False, False] * 3
     split = split_without_files(cases, scheme="random", seed=seed)
     assert set(split["split"][split["has_pneumothorax"]]) == set(SIDES)
