@@ -64,5 +64,5 @@ lock: env ## choose exact versions for pyproject.toml again; UPGRADE=--upgrade t
 	  --custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links -o requirements.lock
 
 clean: ## remove what was made: .venv, runs, phantoms, prepared arrays, caches (downloaded data stay)
-	rm -rf .venv runs data/phantoms data/prepared .pytest_cache .ruff_cache .hypothesis .coverage htmlcov \
+	rm -rf .venv runs data/phantoms* data/prepared .pytest_cache .ruff_cache .hypothesis .coverage htmlcov \
 	  *.egg-info */__pycache__ */.ipynb_checkpoints

@@ -7,7 +7,6 @@ that `pneumo --help` answers at once.
 import argparse
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -34,7 +33,6 @@ def main(arguments=None):
 
 def report(options):
     """Runs all notebooks and names the files they made."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         from pneumo_lib.report import run_report
     except ModuleNotFoundError as error:

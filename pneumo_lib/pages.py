@@ -102,6 +102,7 @@ def write_index(folder, records, settings):
     sections = [
         (title, [_figure(path, stem) for path in sorted(figures.glob(f"{stem}_*.png"))])
         for stem, title in titles.items()
+        if settings.get("export", True)  # else those that lie there are of another run
     ]
     configs = [run.config for run in runs]
     template = jinja2.Environment(autoescape=True).from_string(_INDEX.read_text(encoding="utf-8"))

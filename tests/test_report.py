@@ -296,6 +296,13 @@ def test_the_index_shows_the_exported_figures_of_its_notebooks(project):
     assert 'alt="Rare target"' in text
 
 
+def test_figures_of_an_earlier_run_are_not_shown_when_none_were_exported(project, executed):
+    (project / "figures").mkdir()
+    (project / "figures" / "01_first_rare_target.png").write_bytes(b"png")
+    write_notebook(project, "01_first", "export = False")
+    assert "<img" not in run_report(overrides={"export": False}).read_text()
+
+
 def test_notebook_pages_load_nothing_and_keep_formulas_and_links(project, executed):
     write_notebook(project, "05_train_fcn", "backbone = 'a'", "import math")
     write_notebook(project, "01_first", "size = 1", "from IPython.display import SVG")
