@@ -110,7 +110,8 @@ def prediction_grid(images, masks, predictions, *, names, title=None, note=None)
         predictions: `(n, height, width)` of 0 and 1.
         names: n texts for the left of the rows, such as "test\\nDice 0.61".
     """
-    figure, axes = new_figure(len(images), 4, title=title, note=note)
+    size = 12.8, min(7.2, 0.8 + 2.4 * len(images))
+    figure, axes = new_figure(len(images), 4, title=title, note=note, figsize=size)
     cases = zip(axes, images, masks, predictions, names, strict=True)
     for row, image, mask, prediction, name in cases:
         row[0].imshow(image, cmap="gray", vmin=0, vmax=255)
@@ -222,7 +223,10 @@ def learning_curves(runs, *, columns=("loss", "iou"), title=None, note=None):
             epochs = run.history["epoch"]
             ax.plot(epochs, run.history[f"val_{column}"], color=colour, label=name)
             ax.plot(epochs, run.history[column], color=colour, linestyle=":", linewidth=2)
-        ax.set(xlabel="Epoch", title=HEADINGS.get(column, column.capitalize()))
+        # a score shows its whole range, or noise near zero would look like learning
+        ylim = (0, None) if column == "loss" else (-0.02, 1.02)
+        ax.set(xlabel="Epoch", title=HEADINGS.get(column, column.capitalize()), ylim=ylim)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].plot([], [], color="gray", label="validation")
     axes[0, 0].plot([], [], color="gray", linestyle=":", linewidth=2, label="train")
     legend_below(figure, axes[0, 0])

@@ -20,6 +20,9 @@ BACKBONES = {
 }
 
 
+_SMALL_PRINT = {"fontsize": 13, "fontstyle": "italic", "color": "dimgray"}
+
+
 def use_style():
     """Set matplotlib to the project's one style: 16:9, letters for the back of a room."""
     sns.set_theme(
@@ -84,10 +87,15 @@ def new_axes(ax, note):
 
 
 def legend_below(figure, ax):
-    """One legend for all panels, from the names in `ax`."""
+    """One legend for all panels, from the names in `ax`; the small print becomes its title."""
     handles, names = ax.get_legend_handles_labels()
     columns = len(names) if len(names) < 5 else (len(names) + 1) // 2
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    note = figure.get_supxlabel()
+    figure.supxlabel("")  # the layout would print one over the other
+    legend = figure.legend(
+        handles, names, loc="outside lower center", ncols=columns, title=note or None
+    )
+    legend.get_title().set(**_SMALL_PRINT)
 
 
 def tint(area, colour, alpha=0.55):
@@ -105,4 +113,4 @@ def without_ticks(axes):
 
 def _annotate(figure, note):
     if note:  # as the label below the figure: the layout keeps room for it
-        figure.supxlabel(note, x=0.995, ha="right", fontsize=13, style="italic", color="dimgray")
+        figure.supxlabel(note, x=0.995, ha="right", **_SMALL_PRINT)

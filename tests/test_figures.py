@@ -79,7 +79,13 @@ def test_every_plot_is_16_to_9_carries_its_note_and_draws_without_warning(name):
     figure.canvas.draw()
     width, height = figure.get_size_inches()
     assert width / height == pytest.approx(16 / 9)
-    assert figure.get_supxlabel() == "synthetic"
+    in_legends = [legend.get_title().get_text() for legend in figure.legends]
+    assert "synthetic" in [figure.get_supxlabel(), *in_legends]
+
+
+def test_curves_of_scores_show_their_whole_range():
+    (ax,) = figures.learning_curves([make_run("vgg19")], columns=["iou"]).axes
+    assert ax.get_ylim() == (-0.02, 1.02)
 
 
 def test_use_style_sets_letters_of_at_least_a_thirtieth_of_the_height():
