@@ -8,7 +8,7 @@ import pandas as pd
 from keras import layers
 
 from pneumo_lib.backbones import build_backbone
-from pneumo_lib.layers import FourierConv2DTranspose
+from pneumo_lib.layers import FourierConv2DTranspose, HashedDropout
 
 # Kernel and stride of each deconvolution; they follow from the parameter counts of the report.
 DECONVOLUTIONS = {
@@ -36,9 +36,9 @@ def build_fcn(
     is trained is one linear map of the features. One flat functional model: every layer of the
     backbone is a layer of it.
 
-    InceptionV3 pads nothing, so its grid is smaller than the `size / 64` the deconvolutions
-    multiply (128 pixels happen to give 2 x 2): at other sizes the grid is resized bilinearly to
-    `size / 64`, rounded up, and what that rounding adds is cropped evenly before the softmax.
+    The deconvolutions of InceptionV3 multiply by 64, but its own grid has about `size / 32 - 2`
+    cells a side (128 pixels happen to give 2): at other sizes the grid is resized bilinearly to
+    `size / 64`, rounded up, and what the rounding adds is cropped evenly before the softmax.
 
     Args:
         backbone: one of `backbones.BACKBONES`.
@@ -67,7 +67,7 @@ def build_fcn(
     x = _fit_grid(encoder.output, DECONVOLUTIONS[backbone], size=size)
     for number, (kernel, stride) in enumerate(DECONVOLUTIONS[backbone], start=1):
         if number > 1:
-            x = layers.Dropout(
+            x = HashedDropout(
                 dropout, seed=_layer_seed(seed, number), name=f"dropout_{number - 1}"
             )(x)
         x = FourierConv2DTranspose(
