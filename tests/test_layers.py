@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import convolve2d
 
-from pneumo_lib.layers import FourierConv2DTranspose
+from pneumo_lib.layers import FourierConv2DTranspose, HashedDropout
 
 # (input side, channels, kernel, stride) of every deconvolution of the three networks.
 NETWORK_LAYERS = [
@@ -193,3 +193,60 @@ def test_auto_stays_stock_and_fourier_is_refused_where_there_is_no_fourier_form(
 def test_unknown_method_is_refused():
     with pytest.raises(ValueError, match=r"`method` must be .* Received: method='fft'"):
         FourierConv2DTranspose(2, 4, method="fft")
+
+
+def test_dropout_drops_its_share_and_scales_the_rest():
+    ones = np.ones((64, 32, 32, 2), "float32")
+    dropped = HashedDropout(0.25, seed=3)(ones, training=True).numpy()
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
+    deviation = np.sqrt(0.25 * 0.75 / ones.size)
+    assert abs((dropped == 0).mean() - 0.25) < 4 * deviation
+
+
+def test_dropout_noise_is_independent_between_calls_neighbours_and_seeds():
+    ones = np.ones((16, 64, 64, 1), "float32")
+    layer, other = HashedDropout(0.5, seed=0), HashedDropout(0.5, seed=1)
+    first, second = (layer(ones, training=True).numpy() - 1 for _ in range(2))
+    foreign = other(ones, training=True).numpy() - 1
+    limit = 4 / np.sqrt(ones.size)
+    for a, b in [
+        (first, second),
+        (first, foreign),
+        (first[:, 1:], first[:, :-1]),
+        (first[:, :, 1:], first[:, :, :-1]),
+        (first[1:], first[:-1]),
+    ]:
+        assert abs((a * b).mean()) < limit
+    # Neighbouring calls do not merely reorder the same noise.
+    assert first.sum() != second.sum()
+
+
+def test_dropout_repeats_with_its_seed_also_when_compiled_and_continues_from_its_state():
+    ones = np.ones((2, 8, 8, 2), "float32")
+    plain, compiled = HashedDropout(0.5, seed=7), HashedDropout(0.5, seed=7)
+    compiled_call = tf.function(lambda x: compiled(x, training=True), jit_compile=True)
+    for _ in range(3):
+        expected = plain(ones, training=True)
+        np.testing.assert_array_equal(compiled_call(ones), expected)
+    resumed = HashedDropout(0.5, seed=0)
+    resumed.seed_generator.state.assign(plain.seed_generator.state)
+    np.testing.assert_array_equal(resumed(ones, training=True), plain(ones, training=True))
+
+
+def test_dropout_passes_gradients_only_where_it_kept():
+    x = tf.ones((1, 8, 8, 2))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = HashedDropout(0.5, seed=0)(x, training=True)
+    np.testing.assert_array_equal(tape.gradient(y, x), y)
+
+
+def test_dropout_does_nothing_outside_training_or_at_rate_zero():
+    x = normal(1, 4, 4, 2)
+    np.testing.assert_array_equal(HashedDropout(0.5)(x, training=False), x)
+    np.testing.assert_array_equal(HashedDropout(0.0)(x, training=True), x)
+
+
+def test_dropout_refuses_a_noise_shape():
+    with pytest.raises(ValueError, match=r"not supported; use keras.* noise_shape=\(1, 2\)"):
+        HashedDropout(0.5, noise_shape=(1, 2))
