@@ -246,6 +246,7 @@ def milestone_chart(table, *, score="mean_iou", report=True, title=None, note=No
     networks, baselines = table[~is_baseline], table[is_baseline].set_index("split")[score]
     epochs, splits = sorted(networks["epoch"].unique()), list(networks["split"].unique())
     backbones = list(networks["backbone"].unique())
+    report = report and not REPORT_MEAN_IOU.keys().isdisjoint(backbones)
     offsets = 0.14 * (np.arange(len(backbones)) - (len(backbones) - 1) / 2)
     figure, axes = new_figure(1, len(splits), title=title, note=note, sharey=True)
     for ax, split in zip(axes[0], splits, strict=True):
