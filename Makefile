@@ -48,7 +48,8 @@ lint: env ## check style and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-notebooks: env ## run the notebooks in place, to refresh the outputs that are committed
+# After the report, so that notebook 06 finds every network trained.
+notebooks: report ## run the notebooks in place, to refresh the outputs that are committed
 	@for notebook in $(NOTEBOOKS); do $(BIN)/jupyter execute --inplace $$notebook || exit 1; done
 	@$(BIN)/nbstripout --keep-output --keep-count --keep-id \
 	  --extra-keys "metadata.language_info cell.metadata.execution" $(NOTEBOOKS)
