@@ -1,4 +1,4 @@
-"""The run folder: one training run, whole, under `runs/<name>/`."""
+"""The run folder: one training run, under way or whole, under `runs/<name>/`."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pneumo_lib.paths import project_path, written_aside
@@ -19,7 +20,7 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("mean_io_u", "logged_mean_iou", 1),
     ("dice", "logged_dice", -1),
 )
-_DECIDES_RESULTS = ("backbones", "fcn", "layers", "losses", "metrics", "training")
+_DECIDES_RESULTS = ("backbones", "batches", "fcn", "layers", "losses", "metrics", "training")
 
 
 class Run(NamedTuple):
@@ -171,6 +172,44 @@ def claim(name, settings):
 def is_finished(folder):
     """Whether the run in `folder` went to its last epoch: `config.json` is written last."""
     return (folder / "config.json").is_file()
+
+
+def save_state(folder, variables, history, scores):
+    """Keep all that training needs to go on after the last epoch of `history`.
+
+    Args:
+        folder: the run folder.
+        variables: list of `keras.Variable`: weights, optimiser, random states.
+        history: list of dicts, one an epoch.
+        scores: list of tables, one a milestone.
+    """
+    write_csv(folder / "history.csv", pd.DataFrame(history))
+    if scores:
+        table = pd.concat(scores, ignore_index=True)
+        write_csv(folder / "scores.csv", table[["epoch", *table.columns.drop("epoch")]])
+    # Last, for it decides how many rows of the tables above count.
+    with written_aside(folder / "state.npz") as aside:
+        np.savez(aside, *[np.asarray(v) for v in variables], epoch=len(history))
+
+
+def load_state(folder, variables):
+    """Set `variables` to the last state in `folder`.
+
+    Returns:
+        `(history, scores)` so far, as given to `save_state()`; empty lists if there is none.
+    """
+    if not (folder / "state.npz").exists():
+        return [], []
+    with np.load(folder / "state.npz") as state:
+        epoch = int(state["epoch"])
+        for number, variable in enumerate(variables):
+            variable.assign(state[f"arr_{number}"])
+    history = read_csv(folder / "history.csv").head(epoch)
+    scores = []
+    if (folder / "scores.csv").exists():
+        table = read_csv(folder / "scores.csv")
+        scores = [rows for number, rows in table.groupby("epoch") if number <= epoch]
+    return history.to_dict("records"), scores
 
 
 def data_checksum(data):

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import keras
 import numpy as np
@@ -14,12 +14,11 @@ from tqdm.auto import tqdm
 
 from pneumo_lib import fcn, metrics, runs
 from pneumo_lib.backbones import preprocess
+from pneumo_lib.batches import epoch_order, read_blocks
 from pneumo_lib.devices import choose_precision, device_name, dtype_policy
 from pneumo_lib.features import cached_features, predict_batches
 from pneumo_lib.losses import TRAINING_COUNTS, get_loss, training_counts
 from pneumo_lib.paths import project_path, written_aside
-
-_CHUNK = 32  # steps between two visits to Python
 
 
 def train(
@@ -36,15 +35,17 @@ def train(
     loss="auto",
     dropout=0.5,
     precision="auto",
+    feature_precision="float32",
+    flips="auto",
     seed=0,
 ):
     """Train one FCN and keep all that a results notebook needs in `runs/<name>/`.
 
     A frozen backbone's features are computed once and only the head is trained, on them; the
-    small FCN ("small") is trained from scratch, end to end, with random left-right flips. After
-    every epoch the state is written: a killed run goes on where it was and ends with the same
-    numbers. A finished run with the same settings is returned at once; one with other settings
-    under the same name is moved aside, never overwritten.
+    small FCN ("small") is trained from scratch, end to end. After every epoch the state is
+    written: a killed run goes on where it was and ends with the same numbers. A finished run
+    with the same settings is returned at once; one with other settings under the same name is
+    moved aside, never overwritten.
 
     Args:
         data: `Prepared`, see `preparation.prepare()`.
@@ -59,6 +60,10 @@ def train(
         loss: a name of `losses.get_loss()`, or "auto": "crossentropy" as in the report, and
             "crossentropy_dice" for "small", the best we can do from scratch.
         precision: "float32", "mixed_float16", or "auto": mixed on a GPU, else float32.
+        feature_precision: of a frozen backbone, see `features.cached_features()`.
+        flips: whether each epoch shows half of the images mirrored left to right, or "auto": yes
+            for "small"; no for a frozen backbone, as in the report. There it takes a second file
+            of features.
         seed: of weights, dropout, flips and the order of the images.
 
     Returns:
@@ -80,6 +85,8 @@ def train(
         "loss": _choose_loss(loss, backbone),
         "dropout": dropout,
         "precision": choose_precision(precision),
+        "feature_precision": feature_precision,
+        "flips": backbone == "small" if flips == "auto" else bool(flips),
         "seed": seed,
         "code": runs.code_checksum(),
     }
@@ -88,8 +95,8 @@ def train(
     name = run or f"{data.meta['source']}-{backbone}-{settings['size']}"
     folder = runs.claim(name, settings)
     if not runs.is_finished(folder):
-        model, network, inputs = _build(data, settings, weights)
-        _fit(network, inputs, data, settings, folder)
+        model, network, inputs, flipped = _build(data, settings, weights)
+        _fit(network, inputs, data, settings, folder, flipped=flipped)
         _finish(model, network, inputs, data, settings, folder)
     return runs.load_run(folder)
 
@@ -101,12 +108,15 @@ def _choose_loss(loss, backbone):
 
 
 def _build(data, settings, weights):
-    """`(model, trained part, inputs of the trained part)`; inputs are images or features."""
+    """`(model, trained part, its inputs, mirrored inputs)`: images, or features of them.
+
+    Images are mirrored when they are seen, so the last is None for them, and without flips.
+    """
     backbone, size, seed = settings["backbone"], settings["size"], settings["seed"]
     with dtype_policy(settings["precision"]):
         if backbone == "small":
             model = fcn.build_small_fcn(size=size, seed=seed)
-            return model, model, data.images
+            return model, model, data.images, None
         model = fcn.build_fcn(
             backbone,
             decoder=settings["decoder"],
@@ -116,10 +126,13 @@ def _build(data, settings, weights):
             seed=seed,
         )
     encoder, head = fcn.split_fcn(model)
-    return model, head, cached_features(encoder, data, backbone)
+    compute = partial(
+        cached_features, encoder, data, backbone, precision=settings["feature_precision"]
+    )
+    return model, head, compute(), compute(flipped=True) if settings["flips"] else None
 
 
-def _fit(network, inputs, data, settings, folder):
+def _fit(network, inputs, data, settings, folder, *, flipped=None):
     """Train `network` to the last epoch, from the state in `folder` if there is one."""
     end_to_end = inputs is data.images
     backbone = settings["backbone"] if end_to_end else None
@@ -129,30 +142,33 @@ def _fit(network, inputs, data, settings, folder):
     optimizer.build(network.trainable_variables)
     flips = keras.random.SeedGenerator(settings["seed"])
     variables = [*network.variables, *optimizer.variables, flips.state]
-    train_part, evaluate = _compile(
-        network, optimizer, settings, backbone, flips if end_to_end else None
-    )
+    flips = flips if end_to_end and settings["flips"] else None
+    train_part, evaluate = _compile(network, optimizer, settings, backbone, flips)
     parts = {part: np.flatnonzero(data.cases["split"] == part) for part in ("train", "validation")}
 
-    history, scores = _load_state(folder, variables)
+    history, scores = runs.load_state(folder, variables)
     epochs = settings["epochs"]
     with tqdm(total=epochs, initial=len(history), desc=settings["backbone"], unit="epoch") as bar:
         for epoch in range(len(history) + 1, epochs + 1):
             started = time.monotonic()
-            order = np.random.default_rng([settings["seed"], epoch]).permutation(parts["train"])
+            order = epoch_order(
+                parts["train"], seed=settings["seed"], epoch=epoch, flips=flipped is not None
+            )
             row = {"epoch": epoch, "seconds": 0.0}
             for prefix, step, rows in (
                 ("", train_part, order),
                 ("val_", evaluate, parts["validation"]),
             ):
-                sums = _run_epoch(step, inputs, data.masks, rows, settings["batch_size"])
+                sums = _run_epoch(
+                    step, inputs, data.masks, rows, settings["batch_size"], flipped=flipped
+                )
                 row |= {prefix + name: score for name, score in sums.items()}
             if epoch in settings["milestones"]:
                 scores.append(_score(network, inputs, data, backbone).assign(epoch=epoch))
                 network.save_weights(folder / f"epoch_{epoch}.weights.h5")
             row["seconds"] = time.monotonic() - started
             history.append(row)
-            _save_state(folder, variables, history, scores)
+            runs.save_state(folder, variables, history, scores)
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.3f}")
             bar.update()
 
@@ -161,10 +177,12 @@ def _compile(network, optimizer, settings, backbone, flips):
     """Two compiled functions of `(steps, batch, ...)` inputs and masks: train, evaluate.
 
     Each returns `(steps, 1 + len(TRAINING_COUNTS))`: the summed loss and the counts of every
-    step, so that an epoch costs Python a call per `_CHUNK` steps. XLA compiles the step for
-    whole batches; what is left at the end of an epoch is not worth a second compilation.
+    step, so that an epoch costs Python a call per block of `read_blocks()`. XLA halves the time
+    of a head's step; for whole networks TensorFlow's own convolutions are faster than XLA's on
+    a processor, and what is left at the end of an epoch is not worth a second compilation.
     """
     loss = get_loss(settings["loss"])
+    heads_only = backbone is None
 
     def measure(y, y_pred):
         values = loss(y, y_pred)
@@ -186,7 +204,7 @@ def _compile(network, optimizer, settings, backbone, flips):
         return measure(y, network(x, training=False))[1]
 
     def over_steps(step):
-        compiled = tf.function(step, jit_compile=True)
+        compiled = tf.function(step, jit_compile=heads_only)
 
         @tf.function(reduce_retracing=True)
         def run_whole_batches(x, y):
@@ -213,36 +231,17 @@ def _flip_some(images, masks, seed):
     return [ops.where(chosen, array[:, :, ::-1], array) for array in (images, masks)]
 
 
-def _run_epoch(step, inputs, masks, rows, batch_size):
+def _run_epoch(step, inputs, masks, rows, batch_size, *, flipped=None):
     """Scores of one pass over `rows`, for history.csv; empty if there are none."""
     if len(rows) == 0:
         return {}
     sums = [
         step(tf.constant(x), tf.constant(y)).numpy()
-        for x, y in _read(inputs, masks, rows, batch_size)
+        for x, y in read_blocks(inputs, masks, rows, batch_size, flipped=flipped)
     ]
     sums = np.concatenate(sums).sum(axis=0, dtype="float64")
     scores = metrics.history_scores(dict(zip(TRAINING_COUNTS, sums[1:], strict=True)))
     return {"loss": sums[0] / len(rows), **scores}
-
-
-def _read(inputs, masks, rows, batch_size):
-    """Yield `(steps, batch, ...)` blocks of inputs and masks, reading the next one meanwhile."""
-    whole = len(rows) - len(rows) % batch_size
-    length = _CHUNK * batch_size
-    blocks = [rows[i : min(i + length, whole)] for i in range(0, whole, length)]
-    blocks += [rows[whole:]] if whole < len(rows) else []
-
-    def read(block):
-        steps = (-1, min(batch_size, len(block)))
-        return [array[block].reshape(*steps, *array.shape[1:]) for array in (inputs, masks)]
-
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        coming = reader.submit(read, blocks[0])
-        for block in blocks[1:]:
-            ready, coming = coming.result(), reader.submit(read, block)
-            yield ready
-        yield coming.result()
 
 
 def _score(network, inputs, data, backbone):
@@ -254,32 +253,6 @@ def _score(network, inputs, data, backbone):
         tables.append(pd.DataFrame(counts | metrics.saturation_counts(y_true, softmax)))
     cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
     return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
-
-
-def _save_state(folder, variables, history, scores):
-    runs.write_csv(folder / "history.csv", pd.DataFrame(history))
-    if scores:
-        table = pd.concat(scores, ignore_index=True)
-        runs.write_csv(folder / "scores.csv", table[["epoch", *table.columns.drop("epoch")]])
-    # Last, for it decides how many rows of the tables above count.
-    with written_aside(folder / "state.npz") as aside:
-        np.savez(aside, *[np.asarray(v) for v in variables], epoch=len(history))
-
-
-def _load_state(folder, variables):
-    """Set `variables` to the last state in `folder`; return its history and scores so far."""
-    if not (folder / "state.npz").exists():
-        return [], []
-    with np.load(folder / "state.npz") as state:
-        epoch = int(state["epoch"])
-        for number, variable in enumerate(variables):
-            variable.assign(state[f"arr_{number}"])
-    history = runs.read_csv(folder / "history.csv").head(epoch)
-    scores = []
-    if (folder / "scores.csv").exists():
-        table = runs.read_csv(folder / "scores.csv")
-        scores = [rows for number, rows in table.groupby("epoch") if number <= epoch]
-    return history.to_dict("records"), scores
 
 
 def _finish(model, network, inputs, data, settings, folder):

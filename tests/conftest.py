@@ -1,12 +1,14 @@
 """Fixtures that several test files share."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
+CASES, SIZE = 24, 32  # of `make_data()`
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -63,3 +65,42 @@ def png_release(tmp_path):
     table = pd.DataFrame(patients, columns=["ImageId", "patient_id"])
     table.to_csv(folder / "patients.csv", index=False)
     return folder
+
+
+def make_data(folder, *, seed=0, size=SIZE):
+    """Noise with a dark square that the mask marks: 24 cases, 14 to train on (3.5 batches)."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(100, 156, (CASES, size, size), dtype="uint8")
+    masks = np.zeros((CASES, size, size), "uint8")
+    masks[::3, 8:20, 4:12] = 1
+    images[masks == 1] = 20
+    cases = pd.DataFrame(
+        {
+            "image_id": [f"case.{number}" for number in range(CASES)],
+            "has_pneumothorax": masks.any(axis=(1, 2)),
+            "split": ["train"] * 14 + ["validation"] * 5 + ["test"] * 5,
+        }
+    )
+    meta = {
+        "source": "squares",
+        "size": size,
+        "checksum": f"seed {seed}",
+        "synthetic": True,
+        "split_scheme": "random",
+        "leaked_patients": 0,
+    }
+    return SimpleNamespace(images=images, masks=masks, cases=cases, meta=meta, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A project folder of its own, so that nothing touches the real runs."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PNEUMO_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def data(home):
+    return make_data(home / "data" / "squares")

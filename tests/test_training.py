@@ -11,51 +11,12 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CASES, SIZE
 
 from pneumo_lib import fcn, features, metrics, runs, training
 from pneumo_lib.training import train
 
-CASES, SIZE = 24, 32
 SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
-
-
-def make_data(folder, *, seed=0, size=SIZE):
-    """Noise with a dark square that the mask marks: 24 cases, 14 to train on (3.5 batches)."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(100, 156, (CASES, size, size), dtype="uint8")
-    masks = np.zeros((CASES, size, size), "uint8")
-    masks[::3, 8:20, 4:12] = 1
-    images[masks == 1] = 20
-    cases = pd.DataFrame(
-        {
-            "image_id": [f"case.{number}" for number in range(CASES)],
-            "has_pneumothorax": masks.any(axis=(1, 2)),
-            "split": ["train"] * 14 + ["validation"] * 5 + ["test"] * 5,
-        }
-    )
-    meta = {
-        "source": "squares",
-        "size": size,
-        "checksum": f"seed {seed}",
-        "synthetic": True,
-        "split_scheme": "random",
-        "leaked_patients": 0,
-    }
-    return SimpleNamespace(images=images, masks=masks, cases=cases, meta=meta, folder=folder)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A project folder of its own, so that nothing touches the real runs."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PNEUMO_HOME", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def data(home):
-    return make_data(home / "data" / "squares")
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +93,15 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(finished, data):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from test_training import SETTINGS, make_data
-from pneumo_lib import training
-keep = training._save_state
+from conftest import make_data
+from test_training import SETTINGS
+from pneumo_lib import runs, training
+keep = runs.save_state
 def keep_and_die(folder, variables, history, scores):
     keep(folder, variables, history, scores)
     if len(history) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-training._save_state = keep_and_die
+runs.save_state = keep_and_die
 training.train(make_data(None), run="killed", **SETTINGS)
 """
 
@@ -158,16 +120,22 @@ def test_killed_run_goes_on_and_ends_with_the_same_numbers(finished, data, home)
     pd.testing.assert_frame_equal(resumed.scores, finished.scores)
 
 
-def test_training_on_cached_features_equals_training_through_the_frozen_backbone(data, home):
+@pytest.mark.parametrize("flips", [False, True])
+def test_training_on_cached_features_equals_training_through_the_frozen_backbone(flips, data, home):
     histories = []
     for through_backbone in (False, True):
         model = fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=0)
         encoder, head = fcn.split_fcn(model)
         network = model if through_backbone else head
-        inputs = (
-            data.images if through_backbone else features.cached_features(encoder, data, "vgg19")
+        plain, mirrored = (
+            (data.images, data.images[:, :, ::-1])
+            if through_backbone
+            else (
+                features.cached_features(encoder, data, "vgg19", flipped=flipped)
+                for flipped in (False, True)
+            )
         )
-        folder = home / f"through-{through_backbone}"
+        folder = home / f"through-{through_backbone}-{flips}"
         folder.mkdir()
         settings = {
             "learning_rate": 1e-3,
@@ -178,10 +146,9 @@ def test_training_on_cached_features_equals_training_through_the_frozen_backbone
             "loss": "crossentropy",
             "backbone": "vgg19",
             "batch_size": 4,
+            "flips": False,  # not inside the step: `flipped` brings its own
         }
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "_flip_some", lambda images, masks, seed: (images, masks))
-            training._fit(network, inputs, data, settings, folder)
+        training._fit(network, plain, data, settings, folder, flipped=mirrored if flips else None)
         histories.append(without_time(runs.read_csv(folder / "history.csv")))
     pd.testing.assert_frame_equal(*histories, rtol=1e-3, atol=1e-4)
 
@@ -228,6 +195,45 @@ def test_mixed_precision_trains_and_still_outputs_float32(data):
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.parametrize(
+    ("backbone", "flips", "in_the_step", "as_features"),
+    [
+        ("small", "auto", True, False),
+        ("small", False, False, False),
+        ("vgg19", "auto", False, False),
+        ("vgg19", True, False, True),
+    ],
+)
+def test_flips_are_made_in_the_step_or_come_as_features(
+    backbone, flips, in_the_step, as_features, data, monkeypatch
+):
+    seen = {}
+    fit = training._fit
+
+    def look(*args, flipped):
+        seen["as_features"] = flipped is not None
+        fit(*args, flipped=flipped)
+
+    def stop(network, optimizer, settings, backbone, flips):
+        seen["in_the_step"] = flips is not None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_fit", look)
+    monkeypatch.setattr(training, "_compile", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, run="looked-at", **SETTINGS | {"backbone": backbone, "flips": flips})
+    assert seen == {"in_the_step": in_the_step, "as_features": as_features}
+
+
+def test_bfloat16_features_train_to_nearly_the_same_scores(finished, data):
+    run = train(data, run="bfloat16", **SETTINGS | {"feature_precision": "bfloat16"})
+    assert run.history["loss"].iloc[0] != finished.history["loss"].iloc[0]
+    for prefix in ("", "val_"):
+        for name, tolerance in {"loss": 1e-3, "accuracy": 2e-3, "dice": 5e-3}.items():
+            near, exact = (r.history[prefix + name] for r in (run, finished))
+            np.testing.assert_allclose(near, exact, atol=tolerance)
+
+
 def test_flip_some_mirrors_image_and_mask_together():
     images = np.arange(24, dtype="uint8").reshape(4, 1, 6)
     flipped, masks = training._flip_some(images, images % 2, keras.random.SeedGenerator(1))
@@ -237,14 +243,6 @@ def test_flip_some_mirrors_image_and_mask_together():
     assert any(kept)
     assert all(np.logical_xor(mirrored, kept))
     np.testing.assert_array_equal(masks, np.asarray(flipped) % 2)
-
-
-def test_epoch_reads_every_case_once_in_whole_batches_and_a_rest(data):
-    rows = np.random.default_rng(0).permutation(14)
-    blocks = list(training._read(data.images, data.masks, rows, 4))
-    assert [block[0].shape[:2] for block in blocks] == [(3, 4), (1, 2)]
-    read = np.concatenate([images.reshape(-1, SIZE, SIZE) for images, _ in blocks])
-    np.testing.assert_array_equal(read, data.images[rows])
 
 
 def test_training_needs_training_cases(data):
@@ -326,38 +324,3 @@ def test_log_line_reads_like_the_log_of_the_report(finished):
 def test_find_runs_says_how_to_train_when_there_is_none(home):
     with pytest.raises(FileNotFoundError, match="Train one: papermill"):
         runs.find_runs(data_name="nowhere")
-
-
-def test_features_are_computed_once_and_anew_for_other_weights_or_images(data, home, monkeypatch):
-    encoder, _ = fcn.split_fcn(fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=5))
-    first = features.cached_features(encoder, data, "vgg19", folder="once")
-    with monkeypatch.context() as patch:
-        patch.setattr(features, "_compute", None)
-        again = features.cached_features(encoder, data, "vgg19", folder="once")
-    np.testing.assert_array_equal(first, again)
-    other, _ = fcn.split_fcn(fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=6))
-    features.cached_features(other, data, "vgg19", folder="once")
-    features.cached_features(encoder, make_data(None, seed=1), "vgg19", folder="once")
-    assert len(list((home / "once").iterdir())) == 3
-
-
-def test_interrupted_feature_computation_goes_on_where_it_was(data, home, monkeypatch):
-    encoder, _ = fcn.split_fcn(fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=5))
-    whole = features.cached_features(encoder, data, "vgg19", folder="whole", batch_size=2)
-    batches, starts = features.predict_batches, []
-
-    def interrupted(*args, start=0, **kwargs):
-        starts.append(start)
-        for rows, batch in batches(*args, start=start, **kwargs):
-            yield rows, batch
-            if len(starts) == 1 and rows.stop == 16:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(features, "predict_batches", interrupted)
-    monkeypatch.setattr(features, "_BATCHES_BETWEEN_FLUSHES", 4)
-    with pytest.raises(KeyboardInterrupt):
-        features.cached_features(encoder, data, "vgg19", folder="part", batch_size=2)
-    part = features.cached_features(encoder, data, "vgg19", folder="part", batch_size=2)
-    assert starts == [0, 16]
-    np.testing.assert_array_equal(part, whole)
-    assert [path.suffix for path in (home / "part").iterdir()] == [".npy"]

@@ -1,0 +1,60 @@
+"""The cases of an epoch, in random order and whole batches, read ahead of the training step."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+_CHUNK = 32  # steps between two visits to Python
+
+
+def epoch_order(rows, *, seed, epoch, flips=False):
+    """`rows` in the order of one epoch; a row `i` that is to be mirrored is written as `~i`.
+
+    Args:
+        rows: `(n,)` int array, each 0 or more.
+        seed, epoch: decide the order, and nothing else does: a resumed run goes on the same way.
+        flips: mirror each case with a probability of one half.
+
+    Returns:
+        `(n,)` int array; `~i` is `-1 - i`, so that what is below 0 is mirrored.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(rows)
+    return np.where(rng.random(len(order)) < 0.5, ~order, order) if flips else order
+
+
+def read_blocks(inputs, masks, rows, batch_size, *, flipped=None):
+    """Blocks of many batches, the next one read from disk while the last one trains.
+
+    Args:
+        inputs: `(n, ...)`, array or memory map.
+        masks: `(n, height, width)`, array or memory map.
+        rows: `(m,)` int array, which cases and in which order; `~i` is case i mirrored.
+        batch_size: cases in a batch.
+        flipped: like `inputs`, of the mirrored images; needed where a row is below 0.
+
+    Yields:
+        `[inputs, masks]` of the shape `(steps, batch, ...)`, in memory; the last block is one
+        smaller batch if the batches do not come out even.
+    """
+    whole = len(rows) - len(rows) % batch_size
+    length = _CHUNK * batch_size
+    blocks = [rows[i : min(i + length, whole)] for i in range(0, whole, length)]
+    blocks += [rows[whole:]] if whole < len(rows) else []
+
+    def read(block):
+        mirrored = block < 0
+        cases = np.where(mirrored, ~block, block)
+        x, y = inputs[cases], masks[cases]
+        if mirrored.any():
+            x[mirrored] = flipped[cases[mirrored]]
+            y[mirrored] = y[mirrored, :, ::-1]
+        steps = (-1, min(batch_size, len(block)))
+        return [array.reshape(*steps, *array.shape[1:]) for array in (x, y)]
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        coming = reader.submit(read, blocks[0])
+        for block in blocks[1:]:
+            ready, coming = coming.result(), reader.submit(read, block)
+            yield ready
+        yield coming.result()
