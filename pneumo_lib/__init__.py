@@ -18,6 +18,7 @@ _MODULE_OF = {
         "backbones": "build_backbone preprocess",
         "dataset": "read_cases read_image read_mask",
         "fcn": "build_fcn build_small_fcn layer_table split_fcn",
+        "inference": "predict",
         "metrics": "as_logged_dice as_logged_mean_iou confusion_counts",
         "paths": "figures_folder project_path",
         "phantom": "draw_phantom make_phantoms",

@@ -1,0 +1,165 @@
+"""Prediction: what a run says of a file is what it said of the prepared image."""
+
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+from conftest import CASES, SIZE
+
+import pneumo_lib as pl
+from pneumo_lib import inference
+from pneumo_lib.inference import find_images, predict
+from pneumo_lib.training import train
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    return train(data, run="tiny", backbone="vgg19", weights=None, epochs=1, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def files(data, tmp_path_factory):
+    """The prepared images as PNG files, in the order of the cases."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = [folder / f"{number:02}.png" for number in range(CASES)]
+    for path, image in zip(paths, data.images, strict=True):
+        cv2.imwrite(str(path), image)
+    return paths
+
+
+def test_predictions_agree_with_the_probabilities_of_the_run(run, files):
+    predictions = list(predict(files, run))
+    assert [prediction.path for prediction in predictions] == files
+    kept = np.load(run.folder / "probabilities.npy") / 255
+    probabilities = np.stack([prediction.probability for prediction in predictions])
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, kept, atol=0.5 / 255 + 1e-4)
+
+
+def test_file_of_another_size_gets_the_probability_of_its_prepared_image(run, data, tmp_path):
+    large = cv2.resize(data.images[0], (3 * SIZE, 2 * SIZE), interpolation=cv2.INTER_NEAREST)
+    cv2.imwrite(str(tmp_path / "large.png"), large)
+    [prediction] = predict(tmp_path, run)
+    kept = np.load(run.folder / "probabilities.npy")[0] / 255
+    np.testing.assert_allclose(prediction.probability, kept, atol=0.5 / 255 + 1e-4)
+    assert prediction.mask.shape == large.shape
+
+
+def test_dicom_files_get_masks_of_their_own_size(run, siim_dicom):
+    predictions = list(predict(siim_dicom, run))
+    assert len(predictions) == 10
+    assert {prediction.error for prediction in predictions} == {None}
+    assert {prediction.mask.shape for prediction in predictions} == {(1024, 1024)}
+
+
+def test_run_is_given_by_name_too(run, files):
+    [by_name], [by_run] = (list(predict(files[0], name)) for name in ("tiny", run))
+    np.testing.assert_array_equal(by_name.probability, by_run.probability)
+
+
+def test_mask_is_1_where_the_enlarged_probability_reaches_the_threshold():
+    probability = np.array([[0.2, 0.6], [0.2, 0.6]], np.float32)
+    # OpenCV's linear mode puts samples at pixel centres: 0.2, 0.3, 0.5, 0.6 in each row
+    for threshold, row in ((0.4, [0, 0, 1, 1]), (0.1, [1, 1, 1, 1]), (0.7, [0, 0, 0, 0])):
+        mask = inference._mask(probability, (3, 4), threshold=threshold)
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, [row] * 3)
+
+
+def test_threshold_decides_the_mask(run, files):
+    masks = {t: next(predict(files, run, threshold=t)).mask for t in (0.0, 1.1)}
+    assert masks[0.0].all()
+    assert not masks[1.1].any()
+
+
+def test_bad_files_are_named_and_the_others_go_on(run, files, tmp_path, caplog):
+    torn, missing = tmp_path / "torn.png", tmp_path / "missing.png"
+    torn.write_bytes(files[0].read_bytes()[:40])
+    given = [files[0], torn, missing, files[1]]
+    with caplog.at_level(logging.WARNING):
+        predictions = list(predict(given, run, batch_size=2))
+    assert [prediction.path for prediction in predictions] == given
+    assert [prediction.error is None for prediction in predictions] == [True, False, False, True]
+    assert predictions[1].probability is None
+    assert "complete PNG, JPEG or DICOM" in predictions[1].error
+    assert "No such file" in predictions[2].error
+    assert "torn.png" in caplog.text
+    assert "missing.png" in caplog.text
+    [whole] = predict(files[1], run)
+    np.testing.assert_allclose(predictions[3].probability, whole.probability, atol=1e-5)
+
+
+def test_batch_of_bad_files_alone_is_survived(run, tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    assert all(prediction.error for prediction in predict(tmp_path, run, batch_size=2))
+
+
+def test_results_keep_the_order_of_the_files_however_long_each_takes(monkeypatch):
+    threads_seen = set()
+
+    def slow(path, *, size):
+        threads_seen.add(threading.get_ident())
+        time.sleep(0.02 if path % 3 == 0 else 0)
+        return np.full((2, 2), path, np.uint8), (2, 2), None
+
+    def foreground(images):
+        softmax = np.stack([1 - images / 64, images / 64], axis=-1).astype("float32")
+        return type("Tensor", (), {"numpy": lambda self: softmax})()
+
+    read = inference.partial(slow, size=2)
+    predictions = list(inference._predict(range(50), read, foreground, 0.5, 8, 4))
+    assert [prediction.path for prediction in predictions] == list(range(50))
+    assert [prediction.probability[0, 0] * 64 for prediction in predictions] == list(range(50))
+    assert [prediction.mask[0, 0] for prediction in predictions] == [0] * 32 + [1] * 18
+    assert len(threads_seen) > 1
+
+
+def test_files_are_decoded_only_a_few_batches_ahead():
+    begun = []
+    with inference.ThreadPoolExecutor(2) as threads:
+        results = inference._ahead(threads, begun.append, range(1000), count=6)
+        for _ in range(10):
+            next(results)
+        assert len(begun) <= 10 + 6
+        results.close()
+
+
+def test_folders_are_searched_for_images_and_sorted(tmp_path):
+    for name in ("b.PNG", "notes.txt", "sub/a.dcm", "a.jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images([tmp_path / "notes.txt", tmp_path])
+    names = ["notes.txt", "a.jpeg", "b.PNG", "sub/a.dcm"]
+    assert found == [tmp_path / name for name in names]
+
+
+def test_nothing_to_predict_is_refused(tmp_path, run):
+    with pytest.raises(FileNotFoundError, match="`files` must name image files or folders"):
+        predict(tmp_path, run)
+    with pytest.raises(FileNotFoundError, match="Received: nothing"):
+        find_images([])
+
+
+def test_unfinished_run_is_refused_before_anything_is_read(files):
+    with pytest.raises(FileNotFoundError, match="must hold a finished training run"):
+        predict(files, "nowhere")
+
+
+def test_public_name_predicts_in_a_fresh_process(run, files, tmp_path):
+    shutil.copy(files[0], tmp_path)
+    code = (
+        "import sys, pneumo_lib as pl\n"
+        "print(*[p.mask.shape for p in pl.predict(sys.argv[1], sys.argv[2])])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path, run.folder], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == f"({SIZE}, {SIZE})", done.stderr
+    assert "predict" in pl.__all__
