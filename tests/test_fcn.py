@@ -91,7 +91,9 @@ def test_dropout_lies_between_the_deconvolutions_and_softmax_is_last(networks, n
     expected = ["deconvolution_1"]
     for number in range(2, count + 1):
         expected += [f"dropout_{number - 1}", f"deconvolution_{number}"]
-    assert list(layer_table(networks[name]).layer)[-2 * count :] == [*expected, "softmax"]
+    names = list(layer_table(networks[name]).layer)
+    assert names[-2 * count :] == [*expected, "softmax"]
+    assert not any(other.startswith("dropout") for other in names[: -2 * count])
 
 
 def test_deconvolutions_have_no_activation_and_the_asked_dropout():
