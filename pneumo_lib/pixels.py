@@ -1,5 +1,6 @@
 """From one case to pixels: decoding X-rays and masks, and resizing them."""
 
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -91,7 +92,9 @@ def _decode(data, path, flag=cv2.IMREAD_GRAYSCALE):
 
 def _read_dicom(path, at_least):
     try:
-        file = pydicom.dcmread(path)
+        # from memory: pydicom's many small reads of a file would hand the interpreter from
+        # thread to thread each time
+        file = pydicom.dcmread(BytesIO(path.read_bytes()))
         shape = (file.Rows, file.Columns)
         grey = file.PhotometricInterpretation
         plain = (
