@@ -1,6 +1,5 @@
 """SIIM run-length masks: text in the competition's table, arrays here."""
 
-import cv2
 import numpy as np
 
 
@@ -32,18 +31,16 @@ def rle_decode(rle, shape=(1024, 1024)):
         `mask_functions.py` of the SIIM-ACR Pneumothorax Segmentation competition, Kaggle 2019.
     """
     height, width = shape
-    texts = [rle] if isinstance(rle, str) else rle
-    texts = [text for text in texts if text.strip() != "-1"]
-    if not texts:  # three of four masks: zeros need no memory before they are written to
-        return np.zeros((height, width), np.uint8)
-    columns = np.zeros(height * width, np.uint8)
-    for text in texts:
-        columns |= _decode_runs(text, columns.size)
-    return cv2.transpose(columns.reshape(width, height))  # 20 times faster than a NumPy copy of .T
+    mask = np.zeros((height, width), np.uint8)
+    for text in [rle] if isinstance(rle, str) else rle:
+        if text.strip() != "-1":
+            columns, rows = np.divmod(_decode_runs(text, mask.size), height)
+            mask[rows, columns] = 1  # of the foreground only: most masks are nearly empty
+    return mask
 
 
 def _decode_runs(text, size):
-    """Flat uint8 mask of `size` pixels from one text of relative runs."""
+    """Foreground positions, down the columns of `size` pixels, from one text of relative runs."""
     try:
         numbers = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
@@ -71,8 +68,8 @@ def _decode_runs(text, size):
             f"Runs must end inside the image of {size} pixels; is `shape` the image's own, and "
             f"are the offsets relative? Received: a last run that ends at {sum(numbers.tolist())}"
         )
-    values = np.resize(np.array([0, 1], np.uint8), numbers.size + 1)  # 0 1 0 1 ... 0
-    return np.repeat(values, [*numbers, size - numbers.sum()])
+    ends = np.cumsum(numbers)[1::2]
+    return np.arange(lengths.sum()) + np.repeat(ends - np.cumsum(lengths), lengths)
 
 
 def rle_encode(mask):
