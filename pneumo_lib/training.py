@@ -1,5 +1,6 @@
 """Training: frozen features, compiled epochs, and a state that survives a kill."""
 
+import math
 import os
 import platform
 import time
@@ -32,7 +33,8 @@ def train(
     milestones=(),
     batch_size=16,
     learning_rate=1e-3,
-    loss="auto",
+    schedule="auto",
+    loss="crossentropy",
     dropout=0.5,
     precision="auto",
     feature_precision="float32",
@@ -57,8 +59,9 @@ def train(
             epoch always is one.
         batch_size: images a step.
         learning_rate: of Adam.
-        loss: a name of `losses.get_loss()`, or "auto": "crossentropy" as in the report, and
-            "crossentropy_dice" for "small", the best we can do from scratch.
+        schedule: "constant", as in the report; "cosine", down to zero at the last epoch
+            (Loshchilov and Hutter 2017, arXiv:1608.03983); "auto": cosine for "small".
+        loss: a name of `losses.get_loss()`.
         precision: "float32", "mixed_float16", or "auto": mixed on a GPU, else float32.
         feature_precision: of a frozen backbone, see `features.cached_features()`.
         flips: whether each epoch shows half of the images mirrored left to right, or "auto": yes
@@ -82,7 +85,8 @@ def train(
         "milestones": sorted({m for m in milestones if m < epochs} | {epochs}),
         "batch_size": batch_size,
         "learning_rate": learning_rate,
-        "loss": _choose_loss(loss, backbone),
+        "schedule": _choose_schedule(schedule, backbone),
+        "loss": loss,
         "dropout": dropout,
         "precision": choose_precision(precision),
         "feature_precision": feature_precision,
@@ -101,10 +105,14 @@ def train(
     return runs.load_run(folder)
 
 
-def _choose_loss(loss, backbone):
-    if loss != "auto":
-        return loss
-    return "crossentropy_dice" if backbone == "small" else "crossentropy"
+def _choose_schedule(schedule, backbone):
+    if schedule not in ("auto", "constant", "cosine"):
+        raise ValueError(
+            f"`schedule` must be 'auto', 'constant' or 'cosine'. Received: schedule={schedule!r}"
+        )
+    if schedule == "auto":
+        return "cosine" if backbone == "small" else "constant"
+    return schedule
 
 
 def _build(data, settings, weights):
@@ -136,7 +144,12 @@ def _fit(network, inputs, data, settings, folder, *, flipped=None):
     """Train `network` to the last epoch, from the state in `folder` if there is one."""
     end_to_end = inputs is data.images
     backbone = settings["backbone"] if end_to_end else None
-    optimizer = keras.optimizers.Adam(settings["learning_rate"])
+    parts = {part: np.flatnonzero(data.cases["split"] == part) for part in ("train", "validation")}
+    learning_rate = settings["learning_rate"]
+    if settings["schedule"] == "cosine":
+        steps = settings["epochs"] * math.ceil(len(parts["train"]) / settings["batch_size"])
+        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    optimizer = keras.optimizers.Adam(learning_rate)
     if settings["precision"] == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(network.trainable_variables)
@@ -144,7 +157,6 @@ def _fit(network, inputs, data, settings, folder, *, flipped=None):
     variables = [*network.variables, *optimizer.variables, flips.state]
     flips = flips if end_to_end and settings["flips"] else None
     train_part, evaluate = _compile(network, optimizer, settings, backbone, flips)
-    parts = {part: np.flatnonzero(data.cases["split"] == part) for part in ("train", "validation")}
 
     history, scores = runs.load_state(folder, variables)
     epochs = settings["epochs"]

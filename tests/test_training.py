@@ -139,6 +139,7 @@ def test_training_on_cached_features_equals_training_through_the_frozen_backbone
         folder.mkdir()
         settings = {
             "learning_rate": 1e-3,
+            "schedule": "constant",
             "precision": "float32",
             "seed": 0,
             "epochs": 2,
@@ -170,21 +171,33 @@ def test_small_fcn_learns_the_square_from_scratch(data):
     run = train(
         data,
         backbone="small",
-        epochs=40,
+        epochs=30,
         batch_size=4,
         learning_rate=3e-3,
-        loss="crossentropy_dice",
     )
     assert run.folder.name == "squares-small-32"
     assert run.config["weights"] == "from scratch"
-    assert run.config["parameters"]["frozen"] == 0
     assert run.history["dice"].iloc[-1] > 0.9
 
 
-def test_auto_is_the_loss_of_the_report_and_from_scratch_one_that_learns_from_few_positives():
-    assert training._choose_loss("auto", "vgg19") == "crossentropy"
-    assert training._choose_loss("auto", "small") == "crossentropy_dice"
-    assert training._choose_loss("dice", "small") == "dice"
+def test_auto_schedule_is_constant_as_in_the_report_and_cosine_from_scratch():
+    assert training._choose_schedule("auto", "vgg19") == "constant"
+    assert training._choose_schedule("auto", "small") == "cosine"
+    assert training._choose_schedule("cosine", "vgg19") == "cosine"
+    with pytest.raises(ValueError, match=r"`schedule` must be .* schedule='linear'"):
+        training._choose_schedule("linear", "vgg19")
+
+
+def test_cosine_schedule_ends_at_rate_zero(data):
+    settings = SETTINGS | {"schedule": "cosine", "epochs": 2, "milestones": [1]}
+    run = train(data, run="cosine", **settings)
+    state = {}
+    real = keras.optimizers.Adam
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.optimizers, "Adam", lambda rate: state.setdefault("it", real(rate)))
+        train(data, run="cosine-seen", **settings)
+    assert float(state["it"].learning_rate) == pytest.approx(0, abs=1e-9)
+    assert run.config["schedule"] == "cosine"
 
 
 def test_mixed_precision_trains_and_still_outputs_float32(data):
