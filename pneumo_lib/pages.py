@@ -5,6 +5,7 @@ become MathML, and nothing is loaded from other hosts.
 """
 
 import base64
+import io
 import html
 import re
 from pathlib import Path
@@ -14,11 +15,13 @@ import nbformat
 import pandas as pd
 from latex2mathml.converter import convert as mathml
 from nbconvert import HTMLExporter
+from PIL import Image
 
 from pneumo_lib.paths import figures_folder
 from pneumo_lib.runs import find_runs
 from pneumo_lib.tables import format_table, score_table
 
+_PAGE_PIXELS = (1600, 1600)
 _INDEX = Path(__file__).with_name("report.html")
 # nbconvert's page without the scripts it fetches from other hosts, with a way back, and with
 # words for those who cannot see a figure.
@@ -168,5 +171,8 @@ def _title(executed):
 
 def _figure(path, stem):
     caption = path.stem.removeprefix(stem).strip("_").replace("_", " ")
-    data = base64.b64encode(path.read_bytes()).decode()
+    image, small = Image.open(path), io.BytesIO()
+    image.thumbnail(_PAGE_PIXELS)  # 300 dpi are for print; on the page they made it 24 MB
+    image.save(small, "png", optimize=True)
+    data = base64.b64encode(small.getvalue()).decode()
     return {"caption": caption.capitalize(), "source": f"data:image/png;base64,{data}"}

@@ -1,5 +1,7 @@
 """The runner, on tiny stand-in notebooks: what it runs, refuses, repeats and writes."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 from pneumo_lib import pages, paths, report
 from pneumo_lib.report import NotebookError, check_parameters, notebook_parameters, run_report
@@ -288,17 +291,20 @@ def test_real_data_get_a_folder_of_their_own_for_pages_and_figures(project):
 def test_the_index_shows_the_exported_figures_of_its_notebooks(project):
     figures = project / "figures"
     figures.mkdir()
-    source = f"open({str(figures / '01_first_rare_target.png')!r}, 'wb').write(b'png')"
-    (figures / "99_other_notebook.png").write_bytes(b"other")
+    path = str(figures / "01_first_rare_target.png")
+    source = f"from PIL import Image\nImage.new('RGB', (3840, 2160)).save({path!r})"
+    Image.new("RGB", (4, 4)).save(figures / "99_other_notebook.png")
     write_notebook(project, "01_first", "export = False", f"assert export; {source}")
     text = run_report().read_text()
     assert text.count("<img") == 1
     assert 'alt="Rare target"' in text
+    embedded = re.search(r"data:image/png;base64,([^\"]+)", text)[1]
+    assert Image.open(io.BytesIO(base64.b64decode(embedded))).size == (1600, 900)
 
 
 def test_figures_of_an_earlier_run_are_not_shown_when_none_were_exported(project, executed):
     (project / "figures").mkdir()
-    (project / "figures" / "01_first_rare_target.png").write_bytes(b"png")
+    Image.new("RGB", (4, 4)).save(project / "figures" / "01_first_rare_target.png")
     write_notebook(project, "01_first", "export = False")
     assert "<img" not in run_report(overrides={"export": False}).read_text()
 
