@@ -5,8 +5,8 @@ become MathML, and nothing is loaded from other hosts.
 """
 
 import base64
-import io
 import html
+import io
 import re
 from pathlib import Path
 
