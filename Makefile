@@ -5,7 +5,7 @@ BIN    := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help env report test lab lint notebooks figures lock clean
+.PHONY: help env report test lab bench lint notebooks figures lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
@@ -41,6 +41,14 @@ test: env ## all tests; nbval runs every notebook at its embedded defaults
 
 lab: env ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
+
+# The peer in two of the tables is PyTorch; without it they are printed all the same.
+bench: env ## all benchmarks, an hour on two cores (installs PyTorch where it is missing)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "Installing PyTorch for the comparison ..." && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'; } \
+	  || echo "PyTorch could not be installed: the tables go without it." >&2
+	@for script in transposed_conv train_step prepare predict scaling; do \
+	  echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 # -- upkeep ------------------------------------------------------------------------------------
 
