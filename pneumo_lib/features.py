@@ -42,7 +42,8 @@ def cached_features(
             mirrored features: a backbone's kernels are not symmetric.
         precision: "float32", or "bfloat16": the backbone computes with 8 significant bits, on
             processors that have such instructions 1.3 (ResNet50, InceptionV3) to 2.7 times
-            (VGG19) as fast, on others slower. Features move by about 1 %.
+            (VGG19) as fast, on others slower. Features move by about 1 %, the Dice that a trained
+            head reaches on them by up to 0.004 (VGG16, phantoms).
         batch_size: images at a time.
         folder: where the files are kept.
 
