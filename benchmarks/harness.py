@@ -10,39 +10,51 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+_TURN, _PAUSE = 0.1, 0.25  # seconds
 RESULTS = Path(__file__).parent / "results"
 
 
 def compare(contenders, *, rounds=9, seconds_each=20.0):
     """Median milliseconds of each contender, with the quartiles, measured in turns.
 
-    Every contender runs once unmeasured (compilation, caches), then all run in turn, so that
-    whatever slows the machine for a while slows them all. A contender stops taking part once it
-    has used `seconds_each` and has run three times.
+    Every contender runs twice unmeasured (compilation, caches), then all run in turn, so that
+    whatever slows the machine for a while slows them all. Short ones run several times within a
+    turn, for a tenth of a second, and each turn starts after a pause: idle worker threads of the
+    library before spin for up to 0.2 s and would take half of two cores from the next one. A
+    contender stops taking part once it has used `seconds_each` and has had three turns.
 
     Args:
         contenders: dict name -> function without arguments that returns when its work is done.
-        rounds: measured runs of each.
-        seconds_each: time after which three runs are enough.
+        rounds: turns of each.
+        seconds_each: time after which three turns are enough.
 
     Returns:
-        DataFrame, one row per contender: median_ms, lower_ms, upper_ms (quartiles), runs.
+        DataFrame, one row per contender: median_ms, lower_ms, upper_ms (quartiles), turns.
     """
     times = {name: [] for name in contenders}
-    for function in contenders.values():
+    repeats = {}
+    for name, function in contenders.items():
         function()
+        repeats[name] = max(1, round(_TURN / _seconds(function, 1)))
     for _ in range(rounds):
         for name, function in contenders.items():
-            if len(times[name]) >= 3 and sum(times[name]) > seconds_each:
+            if len(times[name]) >= 3 and repeats[name] * sum(times[name]) > seconds_each:
                 continue
-            started = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - started)
+            time.sleep(_PAUSE)
+            times[name].append(_seconds(function, repeats[name]))
     rows = []
     for name, values in times.items():
         lower, median, upper = 1e3 * np.quantile(values, [0.25, 0.5, 0.75])
         rows.append([name, median, lower, upper, len(values)])
-    return pd.DataFrame(rows, columns=["contender", "median_ms", "lower_ms", "upper_ms", "runs"])
+    return pd.DataFrame(rows, columns=["contender", "median_ms", "lower_ms", "upper_ms", "turns"])
+
+
+def _seconds(function, repeats):
+    """Mean seconds of one call."""
+    started = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - started) / repeats
 
 
 def check_same(name, ours, theirs, *, relative):

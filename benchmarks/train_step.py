@@ -59,8 +59,10 @@ def ours(network, inputs, masks, backbone):
 
 
 def stock(twin, images, masks, backbone):
-    x, y = np.asarray(preprocess(images, backbone)), masks
-    twin.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", ["accuracy"])
+    x, y = np.asarray(preprocess(images, backbone)), masks.astype("int32")
+    twin.compile(
+        keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
     return lambda: twin.train_on_batch(x, y)
 
 
