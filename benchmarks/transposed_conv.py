@@ -113,9 +113,11 @@ def contenders(side, channels, kernel_size, stride, *, backward):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     tables = []
-    for layer, shape in LAYERS.items():
+    for layer, shape in ((layer, LAYERS[layer]) for layer in arguments.layers):
         for backward in (False, True):
             ways = contenders(*shape, backward=backward)
             expected = ways["Keras"]()
