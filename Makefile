@@ -36,8 +36,9 @@ report: env ## the whole study; real data: DATA=folder PARAMS=params/siim.yaml [
 	@$(BIN)/pneumo report $(if $(DATA),--data "$(DATA)") $(if $(PARAMS),--params "$(PARAMS)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones $(BACKBONES))
 
+# Without progress bars: the first run of a notebook shows them and its stored outputs do not.
 test: env ## all tests; nbval runs every notebook at its embedded defaults
-	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks
+	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks
 
 lab: env ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
@@ -58,7 +59,7 @@ lint: env ## check style and format
 
 # After the report, so that notebook 06 finds every network trained.
 notebooks: report ## run the notebooks in place, to refresh the outputs that are committed
-	@for notebook in $(NOTEBOOKS); do $(BIN)/jupyter execute --inplace $$notebook || exit 1; done
+	@for notebook in $(NOTEBOOKS); do TQDM_DISABLE=1 $(BIN)/jupyter execute --inplace $$notebook || exit 1; done
 	@$(BIN)/nbstripout --keep-output --keep-count --keep-id \
 	  --extra-keys "metadata.language_info cell.metadata.execution" $(NOTEBOOKS)
 
