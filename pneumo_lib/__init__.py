@@ -19,7 +19,7 @@ _MODULE_OF = {
         "dataset": "read_cases read_image read_mask",
         "fcn": "build_fcn build_small_fcn layer_table split_fcn",
         "inference": "predict",
-        "metrics": "as_logged_dice as_logged_mean_iou confusion_counts",
+        "metrics": "as_logged_dice as_logged_mean_iou confusion_counts image_evidence",
         "paths": "figures_folder project_path",
         "phantom": "draw_phantom make_phantoms",
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",

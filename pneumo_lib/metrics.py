@@ -7,6 +7,7 @@ else follows: `counts` below is any mapping with `tp`, `fp`, `fn`, `tn` (the dic
 
 import numpy as np
 
+EVIDENCE_SHARE = 0.001  # of the pixels: 95 % of the data set's lesions cover more (0.13 %)
 COUNTS = ("tp", "fp", "fn", "tn")
 LOGGED_COUNTS = ("saturated_right", "saturated_wrong", "true_class_probability")
 
@@ -130,6 +131,42 @@ def dice_score(y_true, y_pred, *, threshold=0.5, empty_score=1.0):
     """
     counts = confusion_counts(y_true, y_pred, threshold=threshold)
     return dice(counts, empty_score=empty_score).astype(np.float32)
+
+
+def image_evidence(y_pred):
+    """Evidence of pneumothorax in each whole image: the mean of its most probable pixels.
+
+    Averaged over the thousandth of the pixels with the highest probabilities, the area of the
+    smallest lesions: the maximum alone would be ruled by one stray pixel, the mean of all
+    pixels by the size of the lesion. It orders images, for ROC and sorting; it is no probability
+    that has been calibrated.
+
+    Args:
+        y_pred: `(n, height, width)`, foreground probabilities in [0, 1].
+
+    Returns:
+        `(n,)` float64 in [0, 1].
+
+    Raises:
+        ValueError: if the shape is another, or values lie outside the range.
+
+    Example:
+        >>> faint, spot = np.full((10, 20), 0.25), np.zeros((10, 20))
+        >>> spot[4, 4] = 0.75
+        >>> image_evidence([faint, spot]).tolist()  # a thousandth of 200 pixels: the highest one
+        [0.25, 0.75]
+    """
+    if np.ndim(y_pred) != 3 or 0 in np.shape(y_pred)[1:]:
+        raise ValueError(
+            "`y_pred` must be (n, height, width) with at least one pixel. "
+            f"Received: shape {np.shape(y_pred)}"
+        )
+    evidence = np.empty(len(y_pred))
+    for row, probability in enumerate(y_pred):  # one image: flat memory
+        pixels = _checked(probability, "y_pred").ravel()
+        count = max(1, round(EVIDENCE_SHARE * pixels.size))
+        evidence[row] = np.partition(pixels, -count)[-count:].mean(dtype=np.float64)
+    return np.minimum(evidence, 1.0)
 
 
 # --- The two metrics as the report logged them -------------------------------------------------
