@@ -20,6 +20,8 @@ _MODULE_OF = {
         "fcn": "build_fcn build_small_fcn layer_table split_fcn",
         "inference": "predict",
         "metrics": "as_logged_dice as_logged_mean_iou confusion_counts image_evidence",
+        "operating_point": "OperatingPoint apply_operating_point choose_operating_point"
+        " load_operating_point",
         "paths": "figures_folder project_path",
         "phantom": "draw_phantom make_phantoms",
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",

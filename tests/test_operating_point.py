@@ -1,0 +1,136 @@
+"""The operating point: masks counted by hand, the choice against trying every triplet."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pneumo_lib import metrics, operating_point
+from pneumo_lib.operating_point import (
+    OperatingPoint,
+    apply_operating_point,
+    choose_operating_point,
+    load_operating_point,
+)
+
+
+def siim_dice(y_true, y_pred, point):
+    masks = apply_operating_point(y_pred, point)
+    return metrics.siim_dice(metrics.confusion_counts(y_true, masks))
+
+
+def blurred_cases(seed=0, *, n=12, size=16):
+    """Squares in noise, every third image; their probabilities are often wrong."""
+    rng = np.random.default_rng(seed)
+    y_true = np.zeros((n, size, size), np.uint8)
+    y_true[::3, 3:8, 4:9] = 1
+    y_pred = np.clip(0.4 * y_true + 0.7 * rng.random(y_true.shape) ** 2, 0, 1)
+    return y_true, y_pred.astype("float32")
+
+
+def test_apply_keeps_the_whole_outline_of_an_image_that_is_sure_somewhere():
+    y_pred = np.array([[[0.9, 0.9], [0.3, 0.1]], [[0.9, 0.3], [0.3, 0.1]]])
+    masks = apply_operating_point(y_pred, OperatingPoint(0.8, 0.5, 0.25))
+    # Half of the pixels must reach 0.8: two of four do in the first image, one in the second.
+    np.testing.assert_array_equal(masks, [[[1, 1], [1, 0]], [[0, 0], [0, 0]]])
+    assert masks.dtype == np.uint8
+
+
+def test_the_default_point_is_a_plain_threshold_of_one_half():
+    _, y_pred = blurred_cases()
+    np.testing.assert_array_equal(apply_operating_point(y_pred, OperatingPoint()), y_pred >= 0.5)
+
+
+def test_bytes_are_probabilities_times_255():
+    kept = np.array([[[0, 127], [128, 255]]], np.uint8)
+    masks = apply_operating_point(kept, OperatingPoint())
+    np.testing.assert_array_equal(masks, [[[0, 0], [1, 1]]])
+    truth = masks.copy()
+    assert choose_operating_point(truth, kept) == choose_operating_point(truth, kept / 255)
+
+
+def test_every_score_of_the_grid_is_the_siim_dice_of_the_masks_it_stands_for():
+    y_true, y_pred = blurred_cases()
+    scores = operating_point._grid_scores(y_true, y_pred)
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        bottom, top = np.sort(rng.integers(0, 127, 2))
+        area = rng.integers(0, 20)
+        thresholds, areas = operating_point._THRESHOLDS, operating_point._MIN_AREAS
+        point = OperatingPoint(thresholds[top], areas[area], thresholds[bottom])
+        assert scores[top, area, bottom] == pytest.approx(siim_dice(y_true, y_pred, point))
+
+
+def test_choice_is_at_least_as_good_as_every_plain_threshold():
+    y_true, y_pred = blurred_cases()
+    chosen = siim_dice(y_true, y_pred, choose_operating_point(y_true, y_pred))
+    plain = [siim_dice(y_true, y_pred, OperatingPoint(t, 0, t)) for t in np.arange(1, 128) / 128]
+    assert chosen >= max(plain)
+    assert chosen > siim_dice(y_true, y_pred, OperatingPoint())
+
+
+def test_choice_silences_small_false_alarms_and_keeps_the_lesion():
+    y_true, y_pred = np.zeros((2, 2, 32, 32))
+    y_true[0, :8, :8] = 1  # 64 of 1,024 pixels
+    y_pred[0, :8, :8] = 0.4  # unsure, but everywhere
+    y_pred[1, 0, :4] = 0.6  # surer, but only four pixels: no single threshold gets both right
+    point = choose_operating_point(y_true, y_pred)
+    np.testing.assert_array_equal(apply_operating_point(y_pred, point), y_true)
+    assert 4 / 1024 < point.min_area <= 64 / 1024
+
+
+def test_ties_are_broken_towards_the_centre_of_the_plateau():
+    y_true = np.zeros((1, 8, 8), np.uint8)
+    y_true[0, :4] = 1
+    point = choose_operating_point(y_true, 0.25 + 0.5 * y_true)
+    # Any bottom threshold above 1/4 and up to 3/4 is perfect.
+    assert point.bottom_threshold == pytest.approx(0.5, abs=0.1)
+    assert 0.25 < point.top_threshold < 0.95
+
+
+def test_bottom_threshold_is_never_above_the_top_threshold():
+    for seed in range(5):
+        point = choose_operating_point(*blurred_cases(seed))
+        assert point.bottom_threshold <= point.top_threshold
+
+
+def test_healthy_images_alone_close_the_gate():
+    _, y_pred = blurred_cases()
+    healthy = np.zeros(y_pred.shape, np.uint8)
+    assert not apply_operating_point(y_pred, choose_operating_point(healthy, y_pred)).any()
+
+
+def test_a_run_without_an_operating_point_has_the_plain_one(tmp_path):
+    assert load_operating_point(tmp_path) == OperatingPoint(0.5, 0.0, 0.5)
+
+
+def test_an_operating_point_is_loaded_from_run_folder_or_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    folder = tmp_path / "runs" / "best"
+    folder.mkdir(parents=True)
+    point = OperatingPoint(0.75, 0.01, 0.25)
+    (folder / "operating_point.json").write_text(json.dumps(point._asdict()))
+    for run in ("best", folder, SimpleNamespace(folder=folder)):
+        assert load_operating_point(run) == point
+
+
+def test_choosing_needs_images_of_equal_shape():
+    y_true, y_pred = blurred_cases()
+    for cases in ((y_true[:3], y_pred), (y_true[:0], y_pred[:0])):
+        with pytest.raises(ValueError, match="must both be"):
+            choose_operating_point(*cases)
+
+
+def test_images_come_as_a_batch():
+    _, y_pred = blurred_cases()
+    with pytest.raises(ValueError, match=r"`y_pred` must be \(n, height, width\)"):
+        apply_operating_point(y_pred[0], OperatingPoint())
+
+
+@pytest.mark.parametrize("value", [-1.0, 2.0, np.nan])
+def test_logits_are_refused(value):
+    y_true, y_pred = blurred_cases()
+    y_pred[1, 2, 3] = value
+    with pytest.raises(ValueError, match="must hold probabilities"):
+        choose_operating_point(y_true, y_pred)
