@@ -16,6 +16,7 @@ _MODULE_OF = {
     name: module
     for module, names in {
         "backbones": "build_backbone preprocess",
+        "comparison": "paired_difference",
         "dataset": "read_cases read_image read_mask",
         "fcn": "build_fcn build_small_fcn layer_table split_fcn",
         "inference": "predict",
