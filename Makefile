@@ -70,7 +70,7 @@ figures: env ## export the figures of the default run again
 lock: env ## choose exact versions for pyproject.toml again; UPGRADE=--upgrade takes the newest
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 $(UPGRADE) \
-	  --extra notebooks --extra dicom --extra export --extra kaggle --extra test --generate-hashes \
+	  --extra notebooks --extra dicom --extra export --extra talk --extra kaggle --extra test --generate-hashes \
 	  --custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links -o requirements.lock
 
 clean: ## remove what was made: .venv, runs, phantoms, prepared arrays, caches (downloaded data stay)
