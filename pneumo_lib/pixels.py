@@ -1,22 +1,13 @@
 """From one case to pixels: decoding X-rays and masks, and resizing them."""
 
-from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pydicom
-from pydicom.encaps import generate_frames
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import JPEGBaseline8Bit
 
+from .dicom import MOST_PIXELS, XRay, decode_dicom
 from .rle import rle_decode
 
-_REDUCED = {  # libjpeg gives the means of 8 x 8 or 4 x 4 pixels without computing the pixels
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-}
 # Shapes of mask files without a pixel set, by their bytes. Three quarters of the masks are empty,
 # and mostly the same few files: decoding each would cost a third of the time of a preparation.
 _EMPTY_MASKS = {}
@@ -27,9 +18,8 @@ def read_image(path):
     """Pixels of one X-ray, whatever file holds them.
 
     Args:
-        path: PNG or JPEG (colour becomes grey, 16 bits become 8) or DICOM (`.dcm`; MONOCHROME1
-            is inverted; anything but plain 8-bit values goes through the rescale and the window
-            in the file and is stretched to 0..255).
+        path: PNG or JPEG (colour becomes grey, 16 bits are stretched to 8) or DICOM, see
+            `dicom.decode_dicom()`.
 
     Returns:
         `(height, width)` uint8.
@@ -58,10 +48,27 @@ def read_reduced(path, *, at_least=None):
         ValueError: if the file cannot be decoded to one grey image.
     """
     path = Path(path)
-    if path.suffix.lower() == ".dcm":
-        return _read_dicom(path, at_least)
-    image = _decode(np.fromfile(path, np.uint8), path)
-    return image, image.shape
+    return decode_xray(path.read_bytes(), path, at_least=at_least)[:2]
+
+
+def decode_xray(data, path, *, at_least=None):
+    """`dicom.XRay` from the bytes of a file: `read_reduced()` with what the header says."""
+    if is_dicom(data) or path.suffix.lower() == ".dcm":
+        try:
+            return decode_dicom(data, at_least=at_least)
+        except ValueError as error:
+            raise ValueError(
+                f"A DICOM file must hold one grey image. Received: {path} ({error})"
+            ) from None
+    image = _decode(data, path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    if image.dtype != np.uint8:
+        image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    return XRay(image, image.shape)
+
+
+def is_dicom(data):
+    """Whether the first 132 bytes of a file are those of DICOM, whatever its name."""
+    return data[128:132] == b"DICM"
 
 
 def read_pair(case, size):
@@ -82,46 +89,36 @@ def read_pair(case, size):
     return resize_image(image, (size, size)), resize_mask(mask, (size, size))
 
 
-def _decode(data, path, flag=cv2.IMREAD_GRAYSCALE):
+def _decode(data, path, flags=cv2.IMREAD_GRAYSCALE):
     # not cv2.imread: on Windows it cannot open a path with other than ASCII letters
-    image = cv2.imdecode(data, flag) if data.size else None
+    height, width = _claimed_shape(data)
+    image = None
+    if 0 < height * width <= MOST_PIXELS:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
-        raise ValueError(f"An image must be a complete PNG, JPEG or DICOM file. Received: {path}")
+        claim = f", which claims {width} x {height} pixels" if height * width > MOST_PIXELS else ""
+        raise ValueError(
+            f"An image must be a complete PNG, JPEG or DICOM file. Received: {path}{claim}"
+        )
     return image
 
 
-def _read_dicom(path, at_least):
-    try:
-        # from memory: pydicom's many small reads of a file would hand the interpreter from
-        # thread to thread each time
-        file = pydicom.dcmread(BytesIO(path.read_bytes()))
-        shape = (file.Rows, file.Columns)
-        grey = file.PhotometricInterpretation
-        plain = (
-            (file.BitsStored, file.PixelRepresentation) == (8, 0)
-            and (file.get("RescaleSlope", 1), file.get("RescaleIntercept", 0)) == (1, 0)
-        )  # fmt: skip
-        if plain and grey == "MONOCHROME2" and file.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
-            for divisor, flag in _REDUCED.items():
-                if at_least and not any(side % (divisor * at_least) for side in shape):
-                    frame = next(generate_frames(file.PixelData, number_of_frames=1))
-                    return _decode(np.frombuffer(frame, np.uint8), path, flag), shape
-        pixels = file.pixel_array
-        if not plain:
-            pixels = apply_voi_lut(apply_modality_lut(pixels, file), file)
-    except (InvalidDicomError, AttributeError, ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"A DICOM file must hold one image. Received: {path} ({error})") from error
-    if pixels.shape != shape or grey not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ValueError(
-            "A DICOM file must hold one grey image. "
-            f"Received: {path} of shape {pixels.shape}, {grey}"
-        )
-    if not plain:
-        pixels = cv2.normalize(pixels.astype(np.float32), None, 0, 255, cv2.NORM_MINMAX)
-        pixels = pixels.round().astype(np.uint8)
-    return (255 - pixels if grey == "MONOCHROME1" else pixels), shape
+def _claimed_shape(data):
+    """`(height, width)` in the header of a PNG or JPEG, looked at before room is made for them.
+
+    `(0, 0)` for anything else: OpenCV would open two dozen formats more.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+    place = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while place + 9 <= len(data):
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
+            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(
+                data[place + 7 : place + 9]
+            )
+        place += 1 if marker == 0xFF else 2 + length  # fill bytes may precede a marker
+    return 0, 0
 
 
 def read_mask(case, shape):
@@ -158,7 +155,7 @@ def _read_mask_file(path):
     data = path.read_bytes()
     if shape := _EMPTY_MASKS.get(data):
         return np.zeros(shape, np.uint8)
-    grey = _decode(np.frombuffer(data, np.uint8), path)
+    grey = _decode(data, path)
     mask = cv2.compare(grey, float(grey.max()) / 2, cv2.CMP_GT) & 1
     if len(_EMPTY_MASKS) < _EMPTY_MASKS_KEPT and not mask.any():
         _EMPTY_MASKS[data] = mask.shape
