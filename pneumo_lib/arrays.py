@@ -1,10 +1,12 @@
 """The array files of a preparation: made in parallel, resumed after a kill, whole or not there."""
 
+import errno
 import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -12,32 +14,7 @@ from tqdm.auto import tqdm
 
 from .pixels import read_pair
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 CHUNK = 256  # images between two moments when everything done is safely on the disk
-
-
-@contextmanager
-def alone_beside(folder):
-    """Lets one process at a time work in and beside `folder`; the next one waits.
-
-    A notebook and a test run may prepare the same data at once. The lock is on the parent folder,
-    leaves no file, and ends with the process however that ends. Windows has none.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def fingerprints(cases, *, size):
@@ -62,14 +39,19 @@ def digest(cases, made_from, *settings):
 
 
 def fill(cases, aside, made_from, *, size, workers):
-    """Makes the rows that are not done yet; the broken ones as `{row: what was wrong}`."""
+    """Makes the rows that are not done yet; the broken ones as `{row: what was wrong}`.
+
+    Raises:
+        FileNotFoundError: if a folder of images is there no more.
+        MemoryError: if one image or mask needs more memory than there is.
+    """
     shape = (len(cases), size, size)
     done = _open_arrays(aside, shape)[2]
     todo = np.flatnonzero(done != made_from)
     records = cases.to_dict("records")
     broken = {}
     with (
-        ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads,
+        _threads(workers or min(os.cpu_count() or 1, 16)) as threads,
         tqdm(total=len(todo), desc="preparing", unit="image", delay=1) as bar,
     ):
         for start in range(0, len(todo), CHUNK):
@@ -82,6 +64,7 @@ def fill(cases, aside, made_from, *, size, workers):
 
             for row, future in [(row, threads.submit(make, row)) for row in rows]:
                 if error := future.exception():
+                    _raise_if_not_the_files_fault(error, records[row])
                     broken[int(row)] = str(error).split("\n")[0] or repr(error)
                 bar.update()
             images.flush()
@@ -90,6 +73,33 @@ def fill(cases, aside, made_from, *, size, workers):
             done[good] = made_from[good]  # marked only after the pixels are on the disk
             done.flush()
     return broken
+
+
+@contextmanager
+def _threads(count):
+    """A pool that ends at once after an error or Ctrl-C, not when its whole queue is done."""
+    threads = ThreadPoolExecutor(count)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _raise_if_not_the_files_fault(error, case):
+    """What would befall every other file as well must not count as one broken image."""
+    if isinstance(error, MemoryError):
+        raise MemoryError(
+            f"{case['image_id']} needs more memory than there is. Call again with fewer `workers`, "
+            f"or close other programs: what was finished is kept. Received: {error or 'no more'}"
+        ) from None
+    for path in (case["image_path"], case.get("mask_path")):
+        if isinstance(error, FileNotFoundError) and isinstance(path, str):
+            folder = Path(path).parent
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    "The data folder must stay while it is read. Bring it back (an unplugged "
+                    f"disk?) and call again: what was finished is kept. Received: no {folder}"
+                ) from None
 
 
 def _open_arrays(folder, shape):
@@ -102,18 +112,45 @@ def _open_arrays(folder, shape):
             return arrays
     except (OSError, ValueError):
         pass  # not there, or killed while it was being made
-    needed, free = 2 * np.prod(shape, dtype=int), shutil.disk_usage(folder).free
-    if needed > free:  # a full disk would end the process without a word when a page is written
-        raise ValueError(
-            f"The arrays need {needed / 1e9:.1f} GB of disk: free some, or take a smaller `size`. "
-            f"Received: {free / 1e9:.1f} GB free in {folder.parent}"
-        )
     # fingerprints last: they must never tell of arrays that are made anew
     (folder / "made_from.npy").unlink(missing_ok=True)
     return [
-        open_memmap(folder / f"{name}.npy", mode="w+", shape=shape, dtype=dtype)
-        for name, (shape, dtype) in wanted.items()
+        new_array(folder / f"{name}.npy", shape, dtype) for name, (shape, dtype) in wanted.items()
     ]
+
+
+def new_array(path, shape, dtype):
+    """A new array file of zeros, memory-mapped, with all of its disk space reserved.
+
+    Without the reservation a disk that fills up later would end the process without a word, when
+    a page of the map is written.
+
+    Args:
+        path: of the file; replaced where it exists.
+        shape, dtype: of the array.
+
+    Returns:
+        `np.memmap`, writable.
+
+    Raises:
+        OSError: if the disk is too full.
+    """
+    size = np.prod(shape, dtype=int) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(path.parent).free
+    try:
+        if size > free:  # all that can be known on macOS and Windows
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        array = open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return array  # some network file systems cannot reserve
+        path.unlink(missing_ok=True)
+        text = f"{error.strerror}: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"
+        raise OSError(error.errno, text, str(path)) from None
+    return array
 
 
 def drop_rows(folder, keep):

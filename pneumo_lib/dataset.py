@@ -1,13 +1,16 @@
 """From a folder of X-rays to a case table."""
 
+import gzip
 import logging
 import re
+import warnings
+import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pydicom
-from pydicom.errors import InvalidDicomError
 from tqdm.auto import tqdm
 
 from .pixels import read_image, read_mask
@@ -17,6 +20,8 @@ __all__ = ["read_cases", "read_image", "read_mask"]
 logger = logging.getLogger(__name__)
 
 _HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "view"}
+_HEADER_BYTES = 1 << 16  # what comes before the pixels has 2,000 in SIIM-ACR
+_TABLE_BYTES = 1 << 25  # the largest table of SIIM-ACR has a quarter of that
 
 
 def read_cases(folder):
@@ -84,7 +89,7 @@ def _read_png_release(root):
                 f"{column} in several rows", table[column][table[column].duplicated()]
             )
         for kind in ("png_images", "png_masks"):
-            files = {path.name for path in (root / kind).glob("[!.]*.*")}
+            files = {path.name for path in (root / kind).glob("[!.]*.*") if path.is_file()}
             rows = set(table["new_filename"])
             problems += _problem(f"rows without a file in {kind}", rows - files)
             problems += _problem(f"files in {kind} without a row", files - rows)
@@ -102,7 +107,9 @@ def _read_png_release(root):
 
 def _read_official_release(root):
     files = sorted(
-        path for path in root.rglob("*") if path.suffix.lower() == ".dcm" and path.name[0] != "."
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() == ".dcm" and path.name[0] != "." and path.is_file()
     )
     if not files:
         raise FileNotFoundError(
@@ -133,23 +140,28 @@ def _read_official_release(root):
 
 def _read_rle_table(root):
     """Series of lists of run-length texts by image, in the order of the table."""
-    tables = {}
+    tables, unreadable = {}, []
     for path in sorted([*root.rglob("*.csv"), *root.rglob("*.csv.gz")]):
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str)
-        cells = first.iloc[0].fillna("").str.strip().tolist()
-        headless = len(cells) == 2 and re.fullmatch(r"-1|\d[\d ]*", cells[1])
-        if (cells == ["ImageId", "EncodedPixels"] or headless) and "submission" not in path.name:
-            tables[path] = 0 if not headless else None
+        if "submission" in path.name:
+            continue
+        try:
+            table = _read_csv(path)
+        except ValueError as error:  # perhaps somebody's notes; named if no table is found
+            unreadable.append(str(error))
+            continue
+        first = table.iloc[0].tolist()
+        headless = len(first) == 2 and re.fullmatch(r"-1|\d[\d ]*", first[1])
+        if first == ["ImageId", "EncodedPixels"] or headless:
+            tables[path.name] = table if headless else table[1:]
     if len(tables) != 1:
+        found = [*tables, *unreadable] or "none"
         raise FileNotFoundError(
             "DICOM files need exactly one run-length table (csv: ImageId, EncodedPixels) in the "
-            f"same folder. Received: {[path.name for path in tables] or 'none'} in {root}"
+            f"same folder. Received: {found} in {root}"
         )
-    [(path, header)] = tables.items()
-    table = pd.read_csv(path, header=header, dtype=str, keep_default_na=False)
-    table.columns = ["image_id", "rle"]
-    rles = table["rle"].str.strip().groupby(table["image_id"].str.strip(), sort=False)
-    return rles.agg(list)
+    [(name, table)] = tables.items()
+    _check_names(table[0], f"ImageId in {name}")
+    return table[1].groupby(table[0], sort=False).agg(list)
 
 
 def _official_part(path):
@@ -163,17 +175,23 @@ def _official_part(path):
 def _read_header(path):
     """Age, sex, view and pixel spacing; the header's other fields are not even parsed."""
     values = dict.fromkeys([*_HEADER.values(), "pixel_spacing"], np.nan)
+    tags = [*_HEADER, "PixelSpacing"]
     try:
-        tags = [*_HEADER, "PixelSpacing"]
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-    except (InvalidDicomError, OSError):
-        return values  # prepare() reads the whole file, and names it
-    for keyword, column in _HEADER.items():
-        values[column] = str(header.get(keyword) or "").strip() or np.nan
-    years = re.fullmatch(r"(\d+)Y?", str(values["age"]))
+        with open(path, "rb") as file:
+            head = BytesIO(file.read(_HEADER_BYTES))  # whatever lengths the file claims
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote the header
+            header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=tags)
+            found = {column: str(header.get(keyword) or "") for keyword, column in _HEADER.items()}
+            spacing = header.get("PixelSpacing")
+            values["pixel_spacing"] = float(spacing[0]) if spacing else np.nan
+    except Exception:  # pydicom raises whatever comes; prepare() reads the whole file, and names it
+        return values
+    for column in ("sex", "view"):
+        if re.fullmatch(r"[A-Z0-9_ ]{1,16}", found[column].strip()):  # a DICOM code, no free text
+            values[column] = found[column].strip()
+    years = re.fullmatch(r"(\d{1,3})Y?", found["age"].strip())
     values["age"] = float(years[1]) if years else np.nan
-    if header.get("PixelSpacing"):
-        values["pixel_spacing"] = float(header.PixelSpacing[0])
     return values
 
 
@@ -194,11 +212,50 @@ def _read_patients(root):
 
 
 def _read_table(path, columns):
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    table = table.rename(columns=str.strip)
-    if not set(columns) <= set(table.columns):
-        raise ValueError(f"{path.name} must have the columns {columns}. Received: {list(table)}")
-    return table[columns].apply(lambda column: column.str.strip())
+    """The wanted columns of a table with a header, without blanks around the cells."""
+    table = _read_csv(path)
+    names = table.iloc[0].tolist()
+    if any(names.count(column) != 1 for column in columns):
+        shown = ", ".join(names[:9])[:200]
+        raise ValueError(f"{path.name} must have the columns {columns}. Received: {shown}")
+    table = table[1:].set_axis(names, axis=1)[columns].reset_index(drop=True)
+    for column in {*columns} - {"has_pneumo"}:
+        may_be_empty = column in ("patient_id", "NIH_ID")
+        _check_names(table[column], f"{column} in {path.name}", empty=may_be_empty)
+    return table
+
+
+def _read_csv(path):
+    """Every cell of a table as text, its header as the first row."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            data = file.read(_TABLE_BYTES + 1)  # a few packed bytes may unpack to a full memory
+        if len(data) > _TABLE_BYTES:
+            raise ValueError(f"more than {_TABLE_BYTES >> 20} MB")
+        if b"\0" in data:  # pandas would end the cell there
+            raise ValueError("a byte of zero")
+        # no header for pandas: it renames a column that is there twice, and takes the first
+        # column for row names where all rows have one cell too many
+        table = pd.read_csv(
+            BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        why = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            "A table must be text in UTF-8 with commas between its cells, as many in each row. "
+            f"Save it as CSV again. Received: {path} ({why})"
+        ) from None
+    return table.fillna("").apply(lambda column: column.str.strip())
+
+
+def _check_names(names, what, *, empty=False):
+    """They go into tables that people open: a spreadsheet runs what begins like a formula."""
+    bad = names[names.str.contains(r"^[=+\-@]|[\x00-\x1f\x7f]") | (names.eq("") & (not empty))]
+    if len(bad):
+        raise ValueError(
+            f"{what} must be a name that does not begin with =, +, - or @, without line breaks. "
+            f"Received: {bad.iloc[0][:40]!r}"
+        )
 
 
 def _problem(what, names):

@@ -1,8 +1,27 @@
 """Where the project's files lie, and how they are replaced without ever being torn."""
 
+import errno
+import logging
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+_ELSEWHERE = "choose another place, for all files by the environment variable PNEUMO_HOME"
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: f"free some of your quota, or {_ELSEWHERE}",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EACCES: f"allow writing there, or {_ELSEWHERE}",
+    errno.EPERM: f"allow writing there, or {_ELSEWHERE}",
+    errno.EROFS: f"mount it for writing, or {_ELSEWHERE}",
+}
 
 
 def project_path(path="."):
@@ -55,3 +74,56 @@ def written_aside(path):
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path):
+    """Lets one process at a time make `path`, a file or folder; the next one waits, and logs so.
+
+    Two reports, or a notebook and a test, may want the same arrays at once. The lock ends with
+    its process, however that ends. Windows has none.
+
+    Args:
+        path: what is to be made; its folder is made where it is missing.
+
+    Raises:
+        OSError: as it came, with what to do, where the disk is full or cannot be written.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    handle = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _lock(lock, path) if fcntl else None
+        yield
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise type(error)(
+            error.errno,
+            f"{error.strerror}. To go on, {_REMEDIES[error.errno]}, and call again: what was "
+            "finished is kept. Received",
+            error.filename or str(path),
+        ) from error
+    finally:
+        if handle is not None:
+            lock.unlink(missing_ok=True)  # before the lock ends: who waits will notice
+            os.close(handle)
+
+
+def _lock(lock, path):
+    """Handle of the locked file `lock`, or `None` on a file system without locks."""
+    while True:
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("Another process is making %s; waiting for it to end.", path)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # some network file systems have no locks
+            os.close(handle)
+            return None
+        with suppress(FileNotFoundError):
+            # else the one before removed the file that it locked, and a third may hold a new one
+            if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                return handle
+        os.close(handle)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from . import arrays
 from .dataset import read_cases
-from .paths import project_path
+from .paths import alone, project_path
 from .splits import leaked_patients, split_cases
 
 logger = logging.getLogger(__name__)
@@ -50,15 +50,18 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=
     Raises:
         ValueError: for a size below 1, a table without rows or with repeated ids, or a `folder`
             that holds something else; and, when all others are done, for broken images, by name.
+        FileNotFoundError, MemoryError: as `arrays.fill()`; both also with `skip_broken`.
+        OSError: with what to do, if the disk is full or cannot be written.
     """
     folder = Path(folder).expanduser().resolve()
     cases = cases.reset_index(drop=True)
     _check(cases, folder, size=size)
     made_from = arrays.fingerprints(cases, size=size)
     inputs = arrays.digest(cases, made_from)
-    with arrays.alone_beside(folder):
-        meta = _read_meta(folder)
-        if meta.get("inputs") == inputs and (skip_broken or not meta["left_out"]):
+    if _is_made(folder, inputs, skip_broken):  # and may lie where nothing can be written
+        return load_prepared(folder)
+    with alone(folder):
+        if _is_made(folder, inputs, skip_broken):  # by the process that was waited for
             return load_prepared(folder)
         aside = folder.with_name(folder.name + ".partial")
         broken = arrays.fill(cases, aside, made_from, size=size, workers=workers)
@@ -74,6 +77,11 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=
         _write_meta(aside, meta | {"checksum": arrays.checksum(aside)})
         arrays.swap(aside, folder)
     return load_prepared(folder)
+
+
+def _is_made(folder, inputs, skip_broken):
+    meta = _read_meta(folder)
+    return meta.get("inputs") == inputs and (skip_broken or not meta["left_out"])
 
 
 def _check(cases, folder, *, size):

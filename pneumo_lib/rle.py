@@ -1,5 +1,7 @@
 """SIIM run-length masks: text in the competition's table, arrays here."""
 
+import re
+
 import numpy as np
 
 
@@ -42,9 +44,14 @@ def rle_decode(rle, shape=(1024, 1024)):
 def _decode_runs(text, size):
     """Foreground positions, down the columns of `size` pixels, from one text of relative runs."""
     try:
+        if not re.fullmatch(r"[-\d\s]*", text, re.ASCII):  # Python also reads 1_0 and other digits
+            raise ValueError
         numbers = np.array(text.split(), dtype=np.int64)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"A run-length text holds whole numbers only. Received: {error}") from None
+    except (ValueError, OverflowError):
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise ValueError(
+            f"A run-length text holds whole numbers of 64 bits only. Received: {shown!r}"
+        ) from None
     if not numbers.size or numbers.size % 2:
         raise ValueError(
             "A run-length text is pairs `offset length`, or `-1` for an empty mask. "

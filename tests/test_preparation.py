@@ -390,7 +390,7 @@ def test_prepare_data_tells_phantoms_by_count_and_marks_them(project):
 
 def test_prepare_refuses_a_disk_that_is_too_small(cases, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
-    with pytest.raises(ValueError, match=r"0\.0 GB of disk.*smaller `size`"):
+    with pytest.raises(OSError, match=r"0 MB are needed, 0 MB are free.*free some space"):
         prepare(cases, tmp_path / "out", size=32)
 
 
@@ -399,7 +399,7 @@ def test_prepare_keeps_other_processes_out_while_it_works(cases, tmp_path, monke
     quick, refused = arrays.read_pair, []
 
     def try_to_enter(case, size):
-        handle = os.open(tmp_path, os.O_RDONLY)
+        handle = os.open(tmp_path / ".out.lock", os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
