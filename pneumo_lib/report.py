@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from pneumo_lib.runs import write_json
 logger = logging.getLogger(__name__)
 
 TRAINING = "05_train_fcn"
+LAST = "06_results"  # with it the report is told
 BACKBONES = ("vgg19", "resnet50", "inceptionv3", "small")  # "small" is the from-scratch control
 _PACKAGE = Path(__file__).parent
 _RUNNERS = ("__main__.py", "cli.py", "pages.py", "report.py")  # cannot change what a notebook does
@@ -46,8 +48,10 @@ class NotebookError(RuntimeError):
     """A notebook stopped before its end; the message names notebook, cell and traceback."""
 
 
-def run_report(*, data=None, params=None, overrides=None, folder=None, notebooks="notebooks"):
-    """Runs all notebooks and writes the report; earlier results stay when one of them fails.
+def run_report(
+    *, data=None, params=None, overrides=None, folder=None, notebooks="notebooks", beyond=False
+):
+    """Runs the notebooks and writes the report; earlier results stay when one of them fails.
 
     Args:
         data: `"phantoms"` or the folder of a data set; `None` takes `data` of `params`.
@@ -58,6 +62,7 @@ def run_report(*, data=None, params=None, overrides=None, folder=None, notebooks
         folder: where the executed notebooks and pages go. Default: `runs/report` for phantoms,
             else `runs/report-<name of the data folder>`.
         notebooks: folder of the numbered notebooks.
+        beyond: whether to run also the notebooks after `LAST`, which ask further questions.
 
     Returns:
         `Path` of `index.html`; `report.json` beside it holds times and peak memory.
@@ -73,9 +78,11 @@ def run_report(*, data=None, params=None, overrides=None, folder=None, notebooks
     settings = {"data": "phantoms"} | read_params(params) | (overrides or {})
     settings = _absolute_paths(settings | ({} if data is None else {"data": data}))
     steps = plan(paths, settings)
-    links = {step.notebook.name: f"{step.name}.html" for step in reversed(steps)}
+    steps = [step for step in steps if beyond or step.notebook.stem <= LAST]
     folder = project_path(folder or report_folder(settings["data"]))
     folder.mkdir(parents=True, exist_ok=True)
+    links = {path.name: os.path.relpath(path, folder) for path in paths}  # of those not run
+    links |= {step.notebook.name: f"{step.name}.html" for step in reversed(steps)}
 
     inputs = _fingerprint(settings)
     trained, records = [], []

@@ -1,12 +1,18 @@
 """How every figure looks: colours, letters, layout, and the files it is written to."""
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.collections import Collection
+from matplotlib.colors import to_rgb, to_rgba_array
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 # Okabe and Ito (2008): told apart with every common colour blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -20,6 +26,12 @@ BACKBONES = {
 }
 
 
+_COLOURED = {
+    Text: ["color"],
+    Line2D: ["color", "markerfacecolor", "markeredgecolor"],
+    Patch: ["facecolor", "edgecolor"],
+    Collection: ["facecolor", "edgecolor"],
+}
 _SMALL_PRINT = {"fontsize": 13, "fontstyle": "italic", "color": "dimgray"}
 
 
@@ -49,18 +61,32 @@ def use_style():
 
 
 def export(figure, name, *, folder):
-    """Write a figure as PNG (300 dpi), SVG and PDF; equal figures give equal files.
+    """Write a figure at 16:9 as PNG (300 dpi), SVG and PDF; equal figures give equal files.
+
+    With the environment variable `PNEUMO_DARK` set, as `make figures` does, also on black: that
+    doubles the time, which a report need not wait for.
 
     Args:
         figure: `Figure` or `Axes`.
         name: file name without ending, such as "02_data_exploration_areas".
-        folder: made if it does not exist.
+        folder: made if it does not exist; the versions on black go to its subfolder `dark`.
 
     Returns:
-        List of the three `Path`s.
+        List of three `Path`s, or six.
     """
     figure = figure.figure if isinstance(figure, Axes) else figure
-    folder = Path(folder)
+    folder, size = Path(folder), figure.get_size_inches()
+    width = max(size[0], size[1] * 16 / 9)
+    figure.set_size_inches(width, width * 9 / 16)
+    paths = _save(figure, name, folder)
+    if os.environ.get("PNEUMO_DARK"):
+        with on_black(figure):
+            paths += _save(figure, name, folder / "dark")
+    figure.set_size_inches(size)
+    return paths
+
+
+def _save(figure, name, folder):
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("png", "svg", "pdf")]
     metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -68,6 +94,37 @@ def export(figure, name, *, folder):
         for path in paths:
             figure.savefig(path, dpi=300, metadata=metadata[path.suffix])
     return paths
+
+
+@contextmanager
+def on_black(figure):
+    """The figure with its greys turned round inside the block: white letters on black.
+
+    Colours and images stay. Of letters and lines only dark ones turn: light ones lie on an image.
+    """
+    before = []
+    for artist in figure.findobj():
+        for kind, properties in _COLOURED.items():
+            for name in properties if isinstance(artist, kind) else ():
+                colour = getattr(artist, f"get_{name}")()
+                before.append((getattr(artist, f"set_{name}"), colour))
+                before[-1][0](_turned(colour, only_dark="face" not in name))
+    try:
+        yield
+    finally:
+        for set_colour, colour in reversed(before):
+            set_colour(colour)
+
+
+def _turned(colours, *, only_dark):
+    """RGBA of one or many colours, greys turned round; what has a hue, and "none", is kept."""
+    turned = to_rgba_array(colours)
+    grey = np.ptp(turned[:, :3], axis=1) < 0.05
+    grey &= (turned[:, 0] < 0.5) | (not only_dark)
+    turned[grey, :3] = 0.95 - 0.88 * turned[grey, :3]
+    if len(turned) == 1:
+        return tuple(turned[0])
+    return turned if len(turned) else "none"
 
 
 def new_figure(rows, columns, *, title, note, **sharing):

@@ -213,23 +213,6 @@ def test_show_table_puts_intervals_below_their_scores():
     assert shown == ["backbone", "Mean\nIoU", "epoch", "VGG19", "0.61\n[0.55, 0.66]", ""]
 
 
-def test_export_writes_three_files_that_repeat_byte_for_byte(tmp_path):
-    contents = []
-    for folder in ("first", "second"):
-        images, masks = make_cases()
-        _, ax = plt.subplots(figsize=(3, 2))  # small: only the bytes matter
-        figures.show_case(images[0], masks[0], ax=ax, title="Title")
-        paths = figures.export(ax, "02_case", folder=tmp_path / "deep" / folder)
-        assert [path.name for path in paths] == ["02_case.png", "02_case.svg", "02_case.pdf"]
-        contents.append([path.read_bytes() for path in paths])
-    assert contents[0] == contents[1]
-
-
-def test_export_writes_png_at_300_dots_per_inch(tmp_path):
-    path = figures.export(plt.figure(figsize=(2, 1)), "small", folder=tmp_path)[0]
-    assert plt.imread(path).shape[:2] == (300, 600)
-
-
 def test_plots_show_and_save_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda: pytest.fail("shown"))

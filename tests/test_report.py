@@ -91,6 +91,20 @@ def test_run_report_trains_once_for_each_backbone(project):
     assert outputs(index.with_name("05_train_fcn-small.ipynb")) == "network small\n"
 
 
+@pytest.mark.parametrize("beyond", [False, True])
+def test_notebooks_after_the_results_are_run_only_when_asked_for(project, executed, beyond):
+    write_notebook(project, "06_results", "size = 1")
+    write_notebook(project, "07_more", "size = 1")
+    nb = nbformat.read(project / "notebooks/06_results.ipynb", as_version=4)
+    nb.cells.append(new_markdown_cell("[next](07_more.ipynb)"))
+    nbformat.write(nb, project / "notebooks/06_results.ipynb")
+    index = run_report(beyond=beyond)
+    assert executed == ["06_results", "07_more"][: 1 + beyond]
+    page = index.with_name("06_results.html").read_text()
+    (link,) = re.findall(r'href="([^"]*07_more[^"]*)"', page)
+    assert (index.parent / link).is_file()
+
+
 def test_run_report_reads_a_parameter_file_and_lets_single_values_win(project):
     write_notebook(project, "01_first", "size = 1\nseed = 0", "print(size, seed)")
     (project / "mine.yaml").write_text("size: 5\nseed: 6\n")

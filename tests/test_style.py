@@ -1,0 +1,76 @@
+"""Exported figures: their files, their shape, and what is turned round on black."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgba
+
+from pneumo_lib import figures, style
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    yield
+    plt.close("all")
+
+
+def small_figure(size=(3.2, 1.8)):
+    """Black axes and title, a blue line, white text on a dark image, a hollow symbol."""
+    figure, ax = plt.subplots(figsize=size)
+    ax.set_title("Title", color="black")
+    ax.plot([0, 1], [0, 1], "o-", color=style.BLUE, markerfacecolor="white")
+    ax.imshow(np.zeros((2, 2, 3)))
+    ax.text(0, 0, "R", color="white")
+    return figure
+
+
+def test_export_writes_three_files_that_repeat_byte_for_byte(tmp_path):
+    contents = []
+    for folder in ("first", "second"):
+        paths = figures.export(small_figure().axes[0], "02_case", folder=tmp_path / "deep" / folder)
+        assert [path.name for path in paths] == ["02_case.png", "02_case.svg", "02_case.pdf"]
+        contents.append([path.read_bytes() for path in paths])
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("size", [(3.2, 1), (3.2, 1.8), (1.6, 1.8)])
+def test_export_writes_16_to_9_at_300_dots_per_inch_and_leaves_the_figure(tmp_path, size):
+    figure = small_figure(size)
+    path = figures.export(figure, "small", folder=tmp_path)[0]
+    assert plt.imread(path).shape[:2] == (540, 960)
+    assert tuple(figure.get_size_inches()) == size
+
+
+def test_export_writes_the_same_on_black_when_the_environment_asks(tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMO_DARK", "1")
+    paths = figures.export(small_figure(), "case", folder=tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in paths[3:]] == [
+        "dark/case.png",
+        "dark/case.svg",
+        "dark/case.pdf",
+    ]
+    corner, corner_on_black = (plt.imread(path)[0, 0, :3] for path in (paths[0], paths[3]))
+    assert corner.min() == 1
+    assert corner_on_black.max() < 0.1
+
+
+def test_on_black_turns_letters_axes_and_backgrounds_but_neither_colours_nor_light_letters():
+    figure = small_figure()
+    (ax,), (line,) = figure.axes, figure.axes[0].lines
+    with style.on_black(figure):
+        assert to_rgba(ax.title.get_color())[0] > 0.9
+        assert to_rgba(ax.spines["left"].get_edgecolor())[0] > 0.8
+        assert to_rgba(line.get_markerfacecolor())[0] < 0.1
+        assert to_hex(line.get_color()).upper() == style.BLUE
+        assert to_rgba(ax.texts[0].get_color())[0] == 1
+
+
+def test_on_black_puts_everything_back():
+    figure = small_figure()
+    figure.canvas.draw()
+    before = np.asarray(figure.canvas.buffer_rgba()).copy()
+    with style.on_black(figure):
+        figure.canvas.draw()
+        assert (np.asarray(figure.canvas.buffer_rgba()) != before).any()
+    figure.canvas.draw()
+    np.testing.assert_array_equal(figure.canvas.buffer_rgba(), before)
