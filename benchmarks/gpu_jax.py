@@ -16,7 +16,7 @@ import pandas as pd
 from harness import check_same, compare, report
 from keras import ops
 
-from pneumo_lib.fcn import CLASSES, DECONVOLUTIONS
+from pneumo_lib.decoders import CLASSES, DECONVOLUTIONS
 from pneumo_lib.layers import FourierConv2DTranspose, fourier_conv_transpose
 
 BATCH, REPEATS = 16, 50

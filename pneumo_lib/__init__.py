@@ -18,8 +18,10 @@ _MODULE_OF = {
         "backbones": "build_backbone preprocess",
         "comparison": "paired_difference",
         "dataset": "read_cases read_image read_mask",
-        "fcn": "build_fcn build_small_fcn layer_table split_fcn",
+        "explorer": "explore",
+        "fcn": "build_fcn build_small_fcn layer_table split_fcn unfreeze",
         "inference": "predict",
+        "prediction_files": "predict_files",
         "metrics": "as_logged_dice as_logged_mean_iou confusion_counts image_evidence",
         "operating_point": "OperatingPoint apply_operating_point choose_operating_point"
         " load_operating_point",
@@ -34,7 +36,7 @@ _MODULE_OF = {
     }.items()
     for name in names.split()
 }
-_MODULES = ("diagrams", "fcn", "figures", "layers", "losses", "metrics")
+_MODULES = ("decoders", "diagrams", "explorer", "fcn", "figures", "layers", "losses", "metrics")
 __all__ = sorted([*_MODULE_OF, *_MODULES, "keras"])
 
 

@@ -72,6 +72,20 @@ _BACKBONES = {
     ),
 }
 BACKBONES = tuple(_BACKBONES)
+# The last layer on each grid, by octave: how often the image has been halved. The pool3 to pool5
+# of Long et al.; a residual network and InceptionV3 pass their grids on without such a pool.
+_VGG_TAPS = {octave: f"block{octave}_pool" for octave in (2, 3, 4, 5)}
+TAPS = {
+    "vgg16": _VGG_TAPS,
+    "vgg19": _VGG_TAPS,
+    "resnet50": {
+        2: "conv2_block3_out",
+        3: "conv3_block4_out",
+        4: "conv4_block6_out",
+        5: "conv5_block3_out",
+    },
+    "inceptionv3": {2: "activation_4", 3: "mixed2", 4: "mixed7", 5: "mixed10"},
+}
 _PREPROCESSING = {name: backbone.preprocess for name, backbone in _BACKBONES.items()}
 _PREPROCESSING["small"] = applications.inception_v3.preprocess_input
 

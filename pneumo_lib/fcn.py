@@ -1,24 +1,17 @@
-"""Fully convolutional networks: the report's three, and a small one trained from scratch."""
+"""Fully convolutional networks: a pretrained classifier under a decoder, and a small one."""
 
 import itertools
 import math
+from functools import partial
 
 import keras
 import pandas as pd
 from keras import layers
 
-from pneumo_lib.backbones import build_backbone
-from pneumo_lib.layers import FourierConv2DTranspose, HashedDropout
+from pneumo_lib import decoders
+from pneumo_lib.backbones import TAPS, build_backbone
 
-# Kernel and stride of each deconvolution; they follow from the parameter counts of the report.
-DECONVOLUTIONS = {
-    "vgg16": ((16, 4), (32, 4), (64, 2)),
-    "vgg19": ((16, 4), (32, 4), (64, 2)),
-    "resnet50": ((4, 2), (16, 2), (32, 2), (32, 2), (64, 2)),
-    "inceptionv3": ((16, 4), (32, 4), (32, 2), (64, 2)),
-}
-CLASSES = 2  # background, pneumothorax
-DECODERS = ("deconvolution",)
+DECODERS = ("deconvolution", *decoders.OCTAVES)
 
 
 def build_fcn(
@@ -30,23 +23,26 @@ def build_fcn(
     dropout=0.5,
     seed=0,
 ):
-    """FCN of the report: a frozen classifier, deconvolutions back to the image's size, softmax.
+    """A frozen classifier, a decoder back to the image's size, softmax.
 
-    Between the deconvolutions (`DECONVOLUTIONS`) there is dropout and no activation, so what
-    is trained is one linear map of the features. One flat functional model: every layer of the
-    backbone is a layer of it.
+    One flat functional model: every layer of the backbone is a layer of it.
 
-    The deconvolutions of InceptionV3 multiply by 64, but its own grid has about `size / 32 - 2`
-    cells a side (128 pixels happen to give 2): at other sizes the grid is resized bilinearly to
-    `size / 64`, rounded up, and what the rounding adds is cropped evenly before the softmax.
+    - "deconvolution" is the report's: transposed convolutions in a row (`DECONVOLUTIONS`), with
+      dropout and no activation between them, so what is trained is one linear map of the
+      features. Those of InceptionV3 multiply by 64, but its own grid has `size / 32 - 2` cells a
+      side (128 pixels happen to give 2): at other sizes the grid is resized bilinearly to
+      `size / 64`, rounded up, and what the rounding adds is cropped evenly before the softmax.
+    - "fcn32s", "fcn16s", "fcn8s" add the scores of one, two and three grids: `fuse_scores()`.
+    - "skips" joins the features of four grids and convolves them: `skip_decoder()`.
 
     Args:
         backbone: one of `backbones.BACKBONES`.
-        decoder: "deconvolution".
+        decoder: one of `DECODERS`.
         size: height and width in pixels, a multiple of 32 (96 at least for InceptionV3).
         weights: of the backbone, see `build_backbone()`.
-        dropout: share of the values dropped after each deconvolution but the last, in [0, 1).
-        seed: of the deconvolutions, the dropout and random backbone weights.
+        dropout: share of the values dropped, in [0, 1): after each deconvolution but the last,
+            or of the coarsest features.
+        seed: of the decoder, the dropout and random backbone weights.
 
     Returns:
         `keras.Model`, `(batch, size, size, 3)` preprocessed float32 -> `(batch, size, size, 2)`
@@ -64,22 +60,14 @@ def build_fcn(
             f"`decoder` must be one of {', '.join(DECODERS)}. Received: decoder={decoder!r}"
         )
     encoder = build_backbone(backbone, size=size, weights=weights, seed=seed)
-    x = _fit_grid(encoder.output, DECONVOLUTIONS[backbone], size=size)
-    for number, (kernel, stride) in enumerate(DECONVOLUTIONS[backbone], start=1):
-        if number > 1:
-            x = HashedDropout(
-                dropout, seed=_layer_seed(seed, number), name=f"dropout_{number - 1}"
-            )(x)
-        x = FourierConv2DTranspose(
-            CLASSES,
-            kernel,
-            strides=stride,
-            padding="same",
-            kernel_initializer=keras.initializers.GlorotUniform(_layer_seed(seed, number)),
-            name=f"deconvolution_{number}",
-        )(x)
-    if x.shape[1] > size:
-        x = layers.CenterCrop(size, size, name="crop")(x)
+    random = {"dropout": dropout, "seed": seed}
+    if decoder == "deconvolution":
+        x = decoders.deconvolutions(encoder.output, backbone, size=size, **random)
+    else:
+        decode = decoders.skip_decoder if decoder == "skips" else decoders.fuse_scores
+        octaves = decoders.OCTAVES[decoder]
+        taps = {octave: encoder.get_layer(TAPS[backbone][octave]).output for octave in octaves}
+        x = decode(decoders.align(taps, size=size), **random)
     x = layers.Softmax(dtype="float32", name="softmax")(x)  # float32 under mixed precision too
     model = keras.Model(encoder.input, x, name=f"fcn_{backbone}")
     model.weights_used = encoder.weights_used
@@ -92,8 +80,7 @@ def build_small_fcn(*, size=128, filters=16, seed=0):
     Four grids, the first at full resolution, because half of the target is a rim one or two
     pixels wide: a stem of stride 2 lost a fifth of the Dice on phantoms. On the way back each
     grid is joined by the one of its size from the way down (`skip_*`). With batch normalisation
-    ten epochs on phantoms found what took about thirty without; its averages follow quickly
-    (momentum 0.9), as an epoch may have few steps.
+    ten epochs on phantoms found what took about thirty without.
 
     Args:
         size: height and width in pixels, a multiple of 32.
@@ -112,22 +99,8 @@ def build_small_fcn(*, size=128, filters=16, seed=0):
     """
     if size % 32 or size < 32:
         raise ValueError(f"`size` must be a multiple of 32. Received: size={size}")
-    seeds = itertools.count(_layer_seed(seed, 0))
-
-    def convolution(x, channels, name, **arguments):
-        initialiser = keras.initializers.HeNormal(next(seeds))
-        arguments = {"layer": layers.Conv2D, "kernel_size": 3, "strides": 1} | arguments
-        x = arguments.pop("layer")(
-            channels,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=initialiser,
-            name=name,
-            **arguments,
-        )(x)
-        x = layers.BatchNormalization(momentum=0.9, name=f"{name}_normalised")(x)
-        return layers.Activation("relu", name=f"{name}_relu")(x)
-
+    seeds = itertools.count(decoders.layer_seed(seed, 0))
+    convolution = partial(decoders.convolution, seeds=seeds)
     image = keras.Input((size, size, 3), name="image")
     x = convolution(image, filters, "stem")
     skips = []
@@ -142,18 +115,14 @@ def build_small_fcn(*, size=128, filters=16, seed=0):
         x = convolution(x, skip.shape[-1], f"double_{level}", **doubling)
         x = layers.Concatenate(name=f"skip_{level}")([x, skip])
         x = convolution(x, skip.shape[-1], f"decode_{level}")
-    initialiser = keras.initializers.GlorotUniform(next(seeds))
-    x = layers.Conv2D(CLASSES, 1, kernel_initializer=initialiser, name="score")(x)
+    x = decoders.rare_score(x, seed=next(seeds))
     model = keras.Model(image, layers.Softmax(dtype="float32", name="softmax")(x), name="small")
-    # The first epochs need not learn that the target is rare: about 1 % on positive images.
-    log_odds = math.log(0.01 / 0.99)
-    model.get_layer("score").bias.assign([-log_odds / 2, log_odds / 2])
     model.weights_used = "from scratch"
     return model
 
 
 def split_fcn(model):
-    """The frozen and the trained half of a `build_fcn()` network, sharing its weights.
+    """The backbone and the decoder of a `build_fcn()` network, sharing its weights.
 
     The features of a frozen encoder never change: computed once, they train the head without
     running the backbone again, and the full model has learnt with it.
@@ -162,20 +131,71 @@ def split_fcn(model):
         model: of `build_fcn()`, new or loaded from a file.
 
     Returns:
-        `(encoder, head)`, two `keras.Model`: images -> features, and features -> softmax.
+        `(encoder, head)`, two `keras.Model`: images -> features, and features -> softmax. The
+        features of a decoder with several taps are packed into one vector for each image.
 
     Raises:
-        ValueError: if the model has no layer `deconvolution_1`.
+        ValueError: if the model has neither a layer `deconvolution_1` nor taps.
     """
-    if "deconvolution_1" not in {layer.name for layer in model.layers}:
+    names = [layer.name for layer in model.layers]
+    starts = [name for name in names if name == "deconvolution_1" or name.startswith("tap_")]
+    if not starts:
         raise ValueError(
-            "`model` must be made by build_fcn(): a layer `deconvolution_1` starts its head. "
-            f"Received: model={model.name!r}"
+            "`model` must be made by build_fcn(): layers `deconvolution_1` or `tap_...` start its "
+            f"head. Received: model={model.name!r}"
         )
-    features = model.get_layer("deconvolution_1").input
-    encoder = keras.Model(model.input, features, name=f"{model.name}_encoder")
+    features = taps = [model.get_layer(name).input for name in starts]
+    if len(taps) == 1:
+        (features,) = taps
     head = keras.Model(features, model.output, name=f"{model.name}_head")
+    if len(taps) > 1:
+        head = _on_packed(head)
+        # All layers are named, as the names go into the checksum of cached features.
+        flat = [layers.Flatten(name=f"flat_{number}")(tap) for number, tap in enumerate(taps)]
+        features = layers.Concatenate(name="packed")(flat)
+    encoder = keras.Model(model.input, features, name=f"{model.name}_encoder")
     return encoder, head
+
+
+def _on_packed(head):
+    """`head` for one vector that holds its inputs one after the other."""
+    shapes = [tap.shape[1:] for tap in head.inputs]
+    ends = itertools.accumulate(map(math.prod, shapes), initial=0)
+    spans = list(itertools.pairwise(ends))
+    packed = keras.Input((spans[-1][1],), name="packed")
+    taps = [
+        layers.Reshape(shape)(packed[:, start:end])
+        for shape, (start, end) in zip(shapes, spans, strict=True)
+    ]
+    return keras.Model(packed, head(taps), name=head.name)
+
+
+def unfreeze(model, part):
+    """Choose which layers of the backbone train, in place; the decoder always does.
+
+    Batch normalisation of the backbone never does and keeps running with the statistics of
+    ImageNet (a frozen one ignores `training=True`): those of small batches would spoil them.
+    The backbone's weights that train are `split_fcn(model)[0].trainable_weights`.
+
+    Args:
+        model: of `build_fcn()`, new or loaded from a file.
+        part: "none"; "last": the layers on the coarsest grid, behind the tap of octave 4
+            (`block5_*` of VGG, `conv5_*` of ResNet50, `mixed8` to `mixed10` of InceptionV3);
+            "whole".
+
+    Raises:
+        ValueError: for an unknown `part`, and as `split_fcn()`.
+    """
+    if part not in ("none", "last", "whole"):
+        raise ValueError(f"`part` must be 'none', 'last' or 'whole'. Received: part={part!r}")
+    backbone = split_fcn(model)[0].layers
+    names = [layer.name for layer in backbone]
+    # All paths meet in that tap, so what comes later in the list of layers lies behind it.
+    last = names.index(TAPS[model.name.removeprefix("fcn_")][4]) + 1
+    first = {"none": len(names), "last": last, "whole": 0}[part]
+    for number, layer in enumerate(backbone):
+        frozen = number < first or isinstance(layer, layers.BatchNormalization)
+        layer.trainable = not frozen
 
 
 def layer_table(model):
@@ -206,16 +226,3 @@ def parameters(model):
     trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
     total = model.count_params()
     return {"total": total, "trainable": trainable, "frozen": total - trainable}
-
-
-def _fit_grid(features, deconvolutions, *, size):
-    """Features on the grid that `deconvolutions` enlarge to `size`, or just beyond it."""
-    grid = math.ceil(size / math.prod(stride for _, stride in deconvolutions))
-    if features.shape[1] == grid:
-        return features
-    return layers.Resizing(grid, grid, name="resize")(features)
-
-
-def _layer_seed(seed, number):
-    """One seed per layer; apart for neighbouring values of `seed`."""
-    return 1000 * seed + number

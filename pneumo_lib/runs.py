@@ -20,7 +20,8 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("mean_io_u", "logged_mean_iou", 1),
     ("dice", "logged_dice", -1),
 )
-_DECIDES_RESULTS = ("backbones", "batches", "fcn", "layers", "losses", "metrics", "training")
+_DECIDES_RESULTS = ("backbones", "batches", "decoders", "fcn", "layers", "losses", "metrics")
+_DECIDES_RESULTS += ("training",)
 
 
 class Run(NamedTuple):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pneumo_lib.backbones import BACKBONES, build_backbone
+from pneumo_lib.decoders import DECONVOLUTIONS
 from pneumo_lib.fcn import (
-    DECONVOLUTIONS,
     build_fcn,
     build_small_fcn,
     layer_table,
@@ -173,7 +173,9 @@ def test_build_fcn_names_the_weights_it_used(tiny, tmp_path):
 
 
 def test_build_fcn_refuses_an_unknown_decoder():
-    with pytest.raises(ValueError, match=r"must be one of deconvolution. Received: .*'unet'"):
+    with pytest.raises(
+        ValueError, match=r"must be one of deconvolution, fcn32s,.*: decoder='unet'"
+    ):
         build_fcn("vgg16", decoder="unet", weights=None)
 
 

@@ -1,0 +1,302 @@
+"""Decoders against hand counts, OpenCV's bilinear resizing and their own halves."""
+
+from functools import cache
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from pneumo_lib import fcn
+from pneumo_lib.backbones import BACKBONES, TAPS, build_backbone
+from pneumo_lib.fcn import DECODERS, build_fcn, layer_table, parameters, split_fcn, unfreeze
+from pneumo_lib.layers import FourierConv2DTranspose, bilinear_kernel
+
+CHANNELS = {  # of the taps of octaves 2 to 5
+    "vgg16": (128, 256, 512, 512),
+    "vgg19": (128, 256, 512, 512),
+    "resnet50": (256, 512, 1024, 2048),
+    "inceptionv3": (192, 288, 768, 2048),
+}
+FCNS = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}  # and the stride of their last step
+LAST_BLOCK = {  # weights by hand, without batch normalisation: (k * k * inputs + bias) * outputs
+    "vgg16": 3 * (9 * 512 + 1) * 512,
+    "vgg19": 4 * (9 * 512 + 1) * 512,
+    "resnet50": (1024 + 1) * 512
+    + (1024 + 1) * 2048
+    + 2 * (2048 + 1) * 512
+    + 3 * ((9 * 512 + 1) * 512 + (512 + 1) * 2048),
+    # mixed8, then mixed9 and mixed10, which differ in what they are given; no biases
+    "inceptionv3": 768 * (192 + 192)
+    + 192 * 320 * 9
+    + 192 * 192 * (7 + 7 + 9)
+    + sum(
+        inputs * (320 + 384 + 448 + 192) + 2 * 3 * 384 * 384 + 9 * 448 * 384 + 2 * 3 * 384 * 384
+        for inputs in (1280, 2048)
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backbones_built_once():
+    """Networks of this file share their backbones: building InceptionV3 takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcn, "build_backbone", built)
+        yield
+
+
+@cache
+def built(name, *, size, weights, seed=0):
+    return build_backbone(name, size=size, weights=weights, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """One network of each decoder on VGG16, with scores that are not the zeros of the start."""
+    return {d: awake(build_fcn("vgg16", decoder=d, size=64, weights=None)) for d in DECODERS}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return normal(2, 64, 64, 3, scale=60)
+
+
+def normal(*shape, scale=1.0, seed=0):
+    return np.random.default_rng(seed).normal(0, scale, shape).astype("float32")
+
+
+def awake(model):
+    for number, layer in enumerate(model.layers):
+        if layer.name.startswith("score_"):
+            layer.set_weights([normal(*w.shape, scale=0.1, seed=number) for w in layer.weights])
+    return model
+
+
+def outputs(model, *names):
+    return keras.Model(model.input, [model.get_layer(name).output for name in names])
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("size", [96, 256])
+def test_taps_are_the_last_layers_of_their_grids(name, size):
+    backbone = built(name, size=size, weights=None)
+    # InceptionV3 pads nothing: what is lost at each octave is the same for every size.
+    lost = (4, 3, 2, 2) if name == "inceptionv3" else (0, 0, 0, 0)
+    for octave, cells, channels in zip((2, 3, 4, 5), lost, CHANNELS[name], strict=True):
+        grid = size // 2**octave - cells
+        tap = backbone.get_layer(TAPS[name][octave])
+        assert tap.output.shape == (None, grid, grid, channels)
+    assert tap.output is backbone.output
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("decoder", DECODERS[1:])
+def test_every_decoder_leads_back_to_the_image_on_every_backbone(name, decoder):
+    model = build_fcn(name, decoder=decoder, size=96, weights=None)
+    assert model.output_shape == (None, 96, 96, 2)
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+    assert model.output.dtype == "float32"
+
+
+@pytest.mark.parametrize("decoder", ["fcn8s", "skips"])
+@pytest.mark.parametrize(("name", "size"), [("vgg16", 32), ("vgg16", 160), ("inceptionv3", 256)])
+def test_decoders_fit_every_multiple_of_32(decoder, name, size):
+    model = build_fcn(name, decoder=decoder, size=size, weights=None)
+    assert model.output_shape == (None, size, size, 2)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("decoder", FCNS)
+def test_parameters_of_the_fcns_of_long_are_counted_by_hand(name, decoder):
+    stride = FCNS[decoder]
+    pool3, pool4, pool5 = CHANNELS[name][1:]
+    scored = {32: [pool5], 16: [pool5, pool4], 8: [pool5, pool4, pool3]}[stride]
+    # A score has 2 weights a channel and 2 biases; upscore2 and upscore_pool4 are 4 x 4 x 2 x 2.
+    expected = sum(2 * c + 2 for c in scored) + 64 * (len(scored) - 1) + 4 * (2 * stride) ** 2
+    model = build_fcn(name, decoder=decoder, size=96, weights=None)
+    assert parameters(model)["trainable"] == expected
+    table = layer_table(model).set_index("layer")
+    assert table.loc[f"upscore{stride}", "parameters"] == 4 * (2 * stride) ** 2
+
+
+def test_parameters_of_the_skip_decoder_are_counted_by_hand():
+    reduce = 512 * 64 + 512 * 64 + 256 * 64 + 128 * 32
+    decode = 9 * (64 * 64 + 128 * 64 + 128 * 64 + (64 + 32) * 32 + 32 * 16)
+    normalised = 2 * (2 * (64 + 64 + 64 + 32) + 16)  # scale and shift, behind each convolution
+    model = build_fcn("vgg16", decoder="skips", size=64, weights=None)
+    assert parameters(model)["trainable"] == reduce + decode + normalised + 2 * 16 + 2
+
+
+@pytest.mark.parametrize(("decoder", "start"), [("fcn16s", 0.5), ("skips", 0.01)])
+def test_networks_start_undecided_or_at_one_percent(images, decoder, start):
+    model = build_fcn("vgg16", decoder=decoder, size=64, weights=None)
+    softmax = np.asarray(model(images, training=False))
+    np.testing.assert_allclose(softmax.sum(axis=-1), 1, atol=1e-6)
+    assert abs(np.median(softmax[..., 1]) - start) < 0.6 * start
+
+
+def test_layers_have_the_names_of_the_paper_in_its_order(tiny):
+    names = [layer.name for layer in tiny["fcn8s"].layers]
+    chain = ["score_fr", "upscore2", "fuse_pool4", "upscore_pool4", "fuse_pool3", "upscore8"]
+    assert [name for name in names if name in chain] == chain
+    assert {"score_pool4", "score_pool3"} < set(names)
+
+
+@pytest.mark.parametrize("stride", [2, 8, 16, 32])
+def test_transposed_convolutions_start_as_bilinear_interpolation(stride):
+    layer = FourierConv2DTranspose(
+        2, 2 * stride, strides=stride, padding="same", kernel_initializer=bilinear_kernel
+    )
+    scores = normal(1, 5, 6, 2)
+    bordered = np.pad(scores[0], ((1, 1), (1, 1), (0, 0)))  # zeros lie around the input
+    expected = cv2.resize(bordered, None, fx=stride, fy=stride, interpolation=cv2.INTER_LINEAR)
+    expected = expected[stride:-stride, stride:-stride]
+    np.testing.assert_allclose(layer(scores)[0], expected, atol=1e-5)
+
+
+def test_bilinear_kernel_is_the_tent_of_the_paper_for_odd_lengths_too():
+    kernel = np.asarray(bilinear_kernel((3, 4, 2, 2)))
+    rows, columns = [0.5, 1, 0.5], [0.25, 0.75, 0.75, 0.25]
+    np.testing.assert_allclose(kernel[..., 0, 0], np.outer(rows, columns))
+    np.testing.assert_allclose(kernel[..., 1, 1], kernel[..., 0, 0])
+    assert not kernel[..., 0, 1].any()
+    assert not kernel[..., 1, 0].any()
+
+
+def test_fuse_layers_add_the_doubled_coarse_scores_and_the_finer_ones(tiny, images):
+    model = tiny["fcn8s"]
+    score_fr, score_pool4, fuse_pool4, score_pool3, fuse_pool3 = (
+        np.asarray(x)
+        for x in outputs(
+            model, "score_fr", "score_pool4", "fuse_pool4", "score_pool3", "fuse_pool3"
+        )(images)
+    )
+    assert min(np.abs(s).max() for s in (score_fr, score_pool4, score_pool3)) > 0.01
+    doubled = np.asarray(model.get_layer("upscore2")(score_fr))
+    np.testing.assert_allclose(fuse_pool4, doubled + score_pool4, rtol=1e-5, atol=1e-5)
+    doubled = np.asarray(model.get_layer("upscore_pool4")(fuse_pool4))
+    np.testing.assert_allclose(fuse_pool3, doubled + score_pool3, rtol=1e-5, atol=1e-5)
+
+
+def test_every_score_starts_at_zero():
+    model = build_fcn("vgg16", decoder="fcn8s", size=64, weights=None)
+    for name in ("score_fr", "score_pool4", "score_pool3"):
+        assert not any(np.any(weight) for weight in model.get_layer(name).get_weights())
+
+
+def test_cells_of_inception_lie_where_they_look():
+    model = build_fcn("inceptionv3", decoder="fcn8s", size=256, weights=None)
+    taps = {octave: model.get_layer(f"tap_{octave}") for octave in (3, 4, 5)}
+    assert [tap.input.shape[1] for tap in taps.values()] == [29, 14, 6]
+    assert [tap.output.shape[1] for tap in taps.values()] == [32, 16, 8]
+    # Centre of a grid's first cell in the image: each window without padding adds half its
+    # reach, (length - 1) / 2 steps: 1 + 2 + 0 + 2 for the stem's four, then 4, then 4, 8 and 16.
+    centre = {3: 13, 4: 21, 5: 37}
+    for octave, tap in taps.items():
+        stride, before = 2**octave, tap.padding[0][0]
+        placed = stride * before + (stride - 1) / 2
+        assert abs(placed - centre[octave]) < stride / 3
+
+
+@pytest.mark.parametrize("decoder", DECODERS[1:])
+def test_halves_in_a_row_give_what_the_whole_gives(tiny, images, decoder):
+    encoder, head = split_fcn(tiny[decoder])
+    features = encoder(images, training=False)
+    assert len(features.shape) == (4 if decoder == "fcn32s" else 2)
+    expected = tiny[decoder](images, training=False)
+    np.testing.assert_array_equal(head(features, training=False), expected)
+
+
+def test_packed_features_hold_every_tap_once(tiny, images):
+    encoder, _ = split_fcn(tiny["skips"])
+    taps = outputs(tiny["skips"], *(TAPS["vgg16"][octave] for octave in (2, 3, 4, 5)))(images)
+    expected = np.concatenate([np.ravel(tap[0]) for tap in taps])
+    found = np.asarray(encoder(images, training=False))[0]
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+
+
+def test_two_networks_agree_on_how_features_are_packed(tiny):
+    first, second = (
+        split_fcn(model)[0].get_config()
+        for model in (tiny["fcn8s"], build_fcn("vgg16", decoder="fcn8s", size=64, weights=None))
+    )
+    assert first == second  # the key of cached features
+
+
+@pytest.mark.parametrize("decoder", ["fcn8s", "skips"])
+def test_a_saved_network_comes_back_the_same_and_trains_by_its_head(
+    tiny, images, tmp_path, decoder
+):
+    tiny[decoder].save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    before = np.asarray(loaded(images, training=False))
+    np.testing.assert_array_equal(before, tiny[decoder](images, training=False))
+    encoder, head = split_fcn(loaded)
+    features = encoder(images, training=False)
+    head.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
+    head.train_on_batch(features, np.ones((2, 64, 64)))
+    after = np.asarray(loaded(images, training=False))
+    assert after[..., 1].mean() > before[..., 1].mean()
+    np.testing.assert_array_equal(head(features, training=False), after)
+    np.testing.assert_array_equal(encoder(images, training=False), features)
+
+
+@pytest.mark.parametrize("decoder", ["fcn8s", "skips"])
+def test_dropout_comes_before_the_coarsest_scores_only(tiny, images, decoder):
+    model = tiny[decoder]
+    assert model.get_layer("dropout").input is model.get_layer("tap_5").output
+    assert (
+        build_fcn("vgg16", decoder=decoder, size=32, weights=None, dropout=0.2)
+        .get_layer("dropout")
+        .rate
+        == 0.2
+    )
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_unfreeze_last_trains_the_last_block_alone(name):
+    model = build_fcn(name, decoder="fcn8s", size=96, weights=None)
+    frozen = parameters(model)["trainable"]
+    unfreeze(model, "last")
+    assert parameters(model)["trainable"] - frozen == LAST_BLOCK[name]
+    unfreeze(model, "none")
+    assert parameters(model)["trainable"] == frozen
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_unfreeze_whole_trains_all_but_batch_normalisation(name):
+    model = build_fcn(name, size=96, weights=None)
+    normalised = sum(
+        layer.count_params()
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    )
+    unfreeze(model, "whole")
+    assert parameters(model)["frozen"] == normalised
+    unfreeze(model, "none")
+
+
+def test_unfreeze_works_on_a_loaded_network_and_for_its_encoder(tiny, tmp_path):
+    tiny["skips"].save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    unfreeze(loaded, "last")
+    weights = [weight.path for weight in split_fcn(loaded)[0].trainable_weights]
+    expected = [f"block5_conv{n}/{kind}" for n in (1, 2, 3) for kind in ("kernel", "bias")]
+    assert weights == expected
+
+
+def test_an_unfrozen_backbone_keeps_the_statistics_of_its_normalisation():
+    model = awake(build_fcn("resnet50", decoder="fcn32s", size=96, weights=None, dropout=0.0))
+    unfreeze(model, "whole")
+    before = [np.asarray(weight) for weight in model.get_layer("conv1_bn").weights]
+    image = normal(1, 96, 96, 3, scale=60)
+    # The statistics of this one image would give other outputs, and would be remembered.
+    np.testing.assert_array_equal(model(image, training=True), model(image, training=False))
+    for old, new in zip(before, model.get_layer("conv1_bn").weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    unfreeze(model, "none")
+
+
+def test_unfreeze_refuses_an_unknown_part(tiny):
+    with pytest.raises(ValueError, match=r"`part` must be 'none', .* Received: part='all'"):
+        unfreeze(tiny["fcn8s"], "all")
