@@ -1,0 +1,525 @@
+"""The case explorer without a browser: which cases, which pixels, which scores, which words."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from pneumo_lib import explorer, explorer_panel, metrics, runs
+from pneumo_lib.dataset import read_cases
+from pneumo_lib.explorer_panel import Panel
+from pneumo_lib.operating_point import OperatingPoint
+from pneumo_lib.preparation import prepare
+from pneumo_lib.style import ORANGE, SKY, VERMILION, YELLOW
+
+# Lesion and prediction as (first row, last row, first column, last column) of a 32 x 32 image,
+# and the probability there. The lesions hold 32 pixels, the small one 16.
+LESION, SMALL = (4, 12, 4, 8), (20, 24, 20, 24)
+CASES = {
+    "half found": ("test", LESION, (4, 8, 4, 8), 0.9),
+    "perfect": ("test", LESION, LESION, 0.8),
+    "missed small": ("test", SMALL, SMALL, 0.3),
+    "missed large": ("test", LESION, LESION, 0.2),
+    "alarm": ("test", None, (4, 6, 4, 9), 0.6),
+    "<b>healthy</b>": ("test", None, (0, 1, 0, 1), 0.1),
+    "seen in training": ("train", LESION, LESION, 1.0),
+    "healthy in training": ("train", None, (0, 2, 0, 2), 0.7),
+}
+
+
+def rectangle(place, value, size, dtype="float32"):
+    """Image that holds `value` in a rectangle of a 32 x 32 grid, enlarged to `size`."""
+    area = np.zeros((32, 32), dtype)
+    if place is not None:
+        area[place[0] : place[1], place[2] : place[3]] = value
+    return np.kron(area, np.ones((size // 32, size // 32), dtype))
+
+
+def make_data(home, size):
+    """The cases as X-rays of twice the size in the PNG release's layout, prepared."""
+    folder = home / "data" / "release"
+    rows = {"train": [], "test": []}
+    for index, (name, (split, lesion, _, _)) in enumerate(CASES.items()):
+        file = f"{index}_{split}_{int(lesion is not None)}_.png"
+        rows[split].append((file, name, int(lesion is not None)))
+        image = np.full((2 * size, 2 * size), 10 * index + 50, np.uint8)
+        mask = rectangle(lesion, 255, 2 * size, "uint8")
+        for kind, pixels in (("png_images", image), ("png_masks", mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / kind / file), pixels)
+    for split, table in rows.items():
+        table = pd.DataFrame(table, columns=["new_filename", "ImageId", "has_pneumo"])
+        table.to_csv(folder / f"stage_1_{split}_images.csv", index=False)
+    cases = read_cases(folder)
+    cases = cases.assign(split=cases["official_part"], split_scheme="official")
+    return prepare(cases, home / "data" / "prepared" / f"cases_{size}_auto-split0", size=size)
+
+
+def make_run(home, name="phantoms-small", *, size=32):
+    """A finished run on `CASES` whose predictions are known, without training."""
+    data = make_data(home, size)
+    folder = home / "runs" / name
+    folder.mkdir(parents=True)
+    found = [CASES[image_id][2:] for image_id in data.cases["image_id"]]
+    y_pred = np.stack([rectangle(place, value, size) for place, value in found])
+    np.save(folder / "probabilities.npy", np.rint(255 * y_pred).astype(np.uint8))
+    cases = data.cases[["image_id", "split", "has_pneumothorax"]]
+    last = cases.assign(**metrics.confusion_counts(data.masks, y_pred), epoch=2)
+    first = last.assign(tp=0, fp=0, epoch=1)  # of the first milestone, which must not count
+    pd.concat([first, last]).to_csv(folder / "scores.csv", index=False)
+    pd.DataFrame({"epoch": [1, 2], "val_iou": [0.1, 0.2]}).to_csv(
+        folder / "history.csv", index=False
+    )
+    config = {
+        "data": f"data/prepared/{data.folder.name}", "data_name": "phantoms", "size": size,
+        "data_checksum": runs.data_checksum(data), "backbone": "small", "weights": "from scratch",
+        "epochs": 2, "seed": 0, "synthetic": True, "split_scheme": "official",
+        "leaked_patients": None,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def folder(own_home):
+    return make_run(own_home)
+
+
+@pytest.fixture
+def opened(folder):
+    return explorer.open_run(folder)
+
+
+@pytest.fixture
+def panel(opened):
+    return Panel(opened)
+
+
+def ids(opened, rows):
+    return opened.cases["image_id"][rows].tolist()
+
+
+def shown(panel):
+    """The picture on show, as RGB."""
+    (jpeg,) = panel.viewer.pictures
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+# -- opening a run
+
+
+def test_a_run_folder_alone_is_opened_with_its_data_and_the_scores_of_its_last_epoch(opened):
+    dice = opened.cases.set_index("image_id")["dice"]
+    assert dice["perfect"] == 1
+    assert dice["half found"] == pytest.approx(2 * 16 / (2 * 16 + 16))
+    assert dice["missed large"] == dice["alarm"] == 0
+    assert dice["<b>healthy</b>"] == 1  # both masks empty
+
+
+def test_a_lesion_that_vanished_when_it_was_made_small_counts_as_missed(folder):
+    scores = pd.read_csv(folder / "scores.csv")
+    scores.loc[scores["image_id"] == "missed small", ["tp", "fp", "fn"]] = 0
+    scores.to_csv(folder / "scores.csv", index=False)
+    opened = explorer.open_run(folder)
+    assert opened.cases.set_index("image_id")["dice"]["missed small"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prepared", "remedy"),
+    [
+        (
+            "phantoms-40-seed3_64_auto-split3",
+            """pl.prepare_data("phantoms", size=32, split='auto', seed=3, phantom_count=40)""",
+        ),
+        (
+            "siim_real-0a1b2c_64_patient-split1",
+            """pl.prepare_data("<the folder siim>", size=32, split='patient', seed=1)""",
+        ),
+    ],
+)
+def test_a_run_without_its_data_says_how_to_make_them_again(folder, prepared, remedy):
+    change_config(folder, data=f"data/prepared/{prepared}", data_name="siim")
+    with pytest.raises(FileNotFoundError, match=re.escape(remedy)):
+        explorer.open_run(folder)
+
+
+def test_a_run_whose_data_changed_is_refused(folder):
+    change_config(folder, data_checksum="another")
+    with pytest.raises(ValueError, match="changed after phantoms-small was trained"):
+        explorer.open_run(folder)
+
+
+# -- which cases
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ("best", ["perfect", "half found", "missed large", "missed small"]),
+        ("worst", ["missed large", "missed small", "half found", "perfect"]),
+        ("missed", ["missed large", "missed small"]),
+        ("false alarm", ["alarm"]),
+        (
+            "image evidence",
+            ["half found", "perfect", "alarm", "missed small", "missed large", "<b>healthy</b>"],
+        ),
+        (
+            "by id",
+            ["<b>healthy</b>", "alarm", "half found", "missed large", "missed small", "perfect"],
+        ),
+    ],
+)
+def test_cases_of_one_part_come_in_the_order_asked_for(opened, order, names):
+    assert ids(opened, explorer.order_cases(opened, order, split="test")) == names
+
+
+def test_a_random_order_holds_every_case_once_and_follows_the_seed(opened):
+    first, second, other = (explorer.order_cases(opened, "random", seed=s) for s in (1, 1, 2))
+    assert first == second != other
+    assert sorted(first) == sorted(other) == list(range(len(CASES)))
+
+
+def test_a_part_without_such_a_case_gives_an_empty_list(opened):
+    assert explorer.order_cases(opened, "missed", split="train") == []
+    assert explorer.order_cases(opened, "image evidence", split="validation") == []
+
+
+def test_an_unknown_order_is_refused(opened):
+    with pytest.raises(ValueError, match=r"`order` must be one of best, worst.*'prettiest'"):
+        explorer.order_cases(opened, "prettiest")
+
+
+# -- which pixels and scores
+
+
+def test_a_case_is_read_from_its_file_at_full_size(opened):
+    image, mask, probability = explorer.read_case(opened, 0)
+    assert image.shape == (64, 64)
+    assert mask.shape == probability.shape == (32, 32)
+    assert probability.max() == pytest.approx(1.0)
+
+
+def test_a_case_whose_file_is_gone_is_shown_as_it_was_prepared(opened):
+    Path(opened.cases["image_path"][0]).unlink()
+    image, *_ = explorer.read_case(opened, 0)
+    np.testing.assert_array_equal(image, opened.data.images[0])
+
+
+def test_scores_of_a_case_are_those_one_counts_by_hand():
+    mask = np.zeros((10, 10), np.uint8)
+    prediction = mask.copy()
+    mask[0, :4], prediction[0, 1:7] = 1, 1  # 3 right, 3 false alarms, 1 missed
+    scores = explorer.case_scores(prediction, prediction * np.float32(0.75), mask)
+    assert scores == {
+        "Dice": "0.60",
+        "IoU": "0.43",
+        "Sensitivity": "0.75",
+        "Precision": "0.50",
+        "True area": "4.00 %",
+        "Predicted area": "6.00 %",
+        "Image evidence": "0.75",
+    }
+
+
+def test_scores_that_are_not_defined_are_a_dash_and_without_truth_there_are_none():
+    nothing = np.zeros((4, 4), np.uint8)
+    scores = explorer.case_scores(nothing, nothing.astype("float32"), nothing)
+    assert (scores["Dice"], scores["Sensitivity"], scores["Precision"]) == ("1.00", "–", "–")
+    scores = explorer.case_scores(nothing, nothing.astype("float32"))
+    assert list(scores) == ["Predicted area", "Image evidence"]
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (2048, 1024), (1024, 512)])
+def test_a_background_keeps_its_proportions_at_1024_pixels(shape):
+    assert explorer.canvas(np.zeros(shape, np.uint8)).shape == (1024, 512)
+
+
+def test_a_background_that_is_not_smooth_shows_the_pixels_as_they_are():
+    image = np.array([[0, 255], [255, 0]], np.uint8)
+    assert set(np.unique(explorer.canvas(image, smooth=False))) == {0, 255}
+    assert len(np.unique(explorer.canvas(image))) > 100
+
+
+def paint(layers, **options):
+    """A grey picture, 8 times as large as masks of one pixel each: found, missed, false alarm."""
+    mask = np.array([[1, 1, 0, 0]] * 2, np.uint8)
+    prediction = np.array([[1, 0, 1, 0]] * 2, np.uint8)
+    options = {"mask": mask, "opacity": 1.0, "probability": np.float32(prediction)} | options
+    background = np.full((16, 32), 100, np.uint8)
+    return explorer.paint(background, layers, prediction=prediction, **options)
+
+
+def hexadecimal(pixel):
+    return "#{:02X}{:02X}{:02X}".format(*pixel)
+
+
+def test_found_missed_and_false_alarm_have_the_colours_of_the_figures():
+    picture = paint(["errors"])
+    colours = [hexadecimal(picture[4, column]) for column in (4, 12, 20, 28)]
+    assert colours == [SKY, VERMILION, YELLOW, "#646464"]
+
+
+def test_half_opacity_mixes_colour_and_image():
+    mixed = paint(["errors"], opacity=0.5)[4, 4]
+    expected = (np.array(matplotlib.colors.to_rgb(SKY)) * 255 + 100) / 2
+    np.testing.assert_allclose(mixed, expected, atol=1)
+
+
+def test_without_a_truth_there_are_no_errors_to_colour():
+    assert (paint(["errors", "truth"], mask=None) == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "colour", "inside"), [("truth", ORANGE, 7), ("prediction", SKY, 23)]
+)
+def test_an_outline_is_drawn_at_the_edge_and_leaves_the_rest(layer, colour, inside):
+    size = np.zeros((64, 64), np.uint8)
+    size[16:48, 16:48] = 1
+    picture = explorer.paint(
+        np.full((256, 256), 100, np.uint8), [layer], probability=np.float32(size),
+        prediction=size if layer == "prediction" else 0 * size, mask=size,
+    )  # fmt: skip
+    assert hexadecimal(picture[64, 128]) == colour
+    assert (picture[128, 128] == 100).all()
+    assert (picture[4, 4] == 100).all()
+
+
+def test_the_probability_map_is_transparent_at_0_and_the_brightest_magma_at_1():
+    certain = np.float32([[1, 1, 0, 0]] * 2)
+    picture = paint(["probability"], probability=certain)
+    assert (picture[8, 30] == 100).all()
+    brightest = 255 * np.array(matplotlib.colormaps["magma"](1.0)[:3])
+    np.testing.assert_allclose(picture[8, 1], brightest, atol=2)
+
+
+def test_a_picture_survives_its_jpeg():
+    picture = paint(["errors"])
+    jpeg = explorer.encode(picture)
+    back = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.abs(back.astype(int) - picture).mean() < 3
+
+
+def test_the_legend_names_the_colours_of_the_layers_on_show():
+    assert [colour in explorer.legend(["errors"]) for colour in (SKY, VERMILION, ORANGE)] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert "probability 0" in explorer.legend(["probability"])
+    assert explorer.legend([]) == ""
+
+
+# -- the panel
+
+
+def test_the_panel_opens_with_the_best_case_of_the_test_part(panel):
+    assert "test · pneumothorax · perfect" in panel.title.value
+    assert panel.viewer.position == "1 / 4"
+    assert hexadecimal_near(shown(panel)[256, 192], mixed(SKY, 60))
+
+
+def mixed(colour, grey, opacity=0.55):
+    return opacity * 255 * np.array(matplotlib.colors.to_rgb(colour)) + (1 - opacity) * grey
+
+
+def hexadecimal_near(pixel, expected):
+    return np.abs(pixel.astype(float) - expected).max() < 12  # JPEG
+
+
+def test_moving_the_threshold_repaints_and_scores_again(panel):
+    assert "<td>1.00</td>" in panel.scores.value
+    panel.threshold.value = 0.85
+    assert hexadecimal_near(shown(panel)[256, 192], mixed(VERMILION, 60))
+    assert "<td>1.00</td>" not in panel.scores.value
+    assert panel.viewer.captions == ["phantoms-small · pixels ≥ 0.85"]
+
+
+def test_the_operating_point_of_the_run_cuts_the_mask_when_it_is_asked_for(panel, folder):
+    point = OperatingPoint(top_threshold=0.75, min_area=0.5, bottom_threshold=0.1)
+    (folder / "operating_point.json").write_text(json.dumps(point._asdict()))
+    panel.tuned.value = True  # no half of the image is that sure: the mask is empty
+    assert hexadecimal_near(shown(panel)[256, 192], mixed(VERMILION, 60))
+    assert panel.viewer.captions == ["phantoms-small · 50 % ≥ 0.75, then pixels ≥ 0.10"]
+    assert panel.threshold.disabled
+
+
+def press(panel, *keys):
+    for key in keys:
+        panel._hear({"kind": "key", "key": key}, [])
+
+
+def test_arrow_keys_step_through_the_cases_and_stop_at_both_ends(panel):
+    press(panel, "ArrowRight")
+    assert "half found" in panel.title.value
+    press(panel, "ArrowLeft", "ArrowLeft")
+    assert "perfect" in panel.title.value
+    press(panel, *["ArrowRight"] * 9)
+    assert panel.viewer.position == "4 / 4"
+
+
+def test_other_keys_move_the_threshold_and_switch_layers_and_image(panel):
+    press(panel, "ArrowUp", "ArrowUp", "ArrowDown")
+    assert panel.threshold.value == pytest.approx(0.55)
+    press(panel, "1", "3", "5")
+    assert [button.value for button in panel.layers.values()] == [True, False, False, False]
+    assert panel.background.value == "as the network sees it"
+    press(panel, "q", None)  # nothing
+
+
+def test_an_order_without_cases_says_so_and_shows_no_old_picture(panel):
+    panel.split.value, panel.order.value = "train", "missed"
+    assert panel.viewer.pictures == []
+    assert panel.viewer.position == "0 / 0"
+    assert "No case" in panel.status.value
+    press(panel, "ArrowRight")
+    panel.order.value = "best"
+    assert "seen in training" in panel.title.value
+
+
+def test_a_case_is_found_by_a_part_of_its_id(panel):
+    panel.find.value = "in tra"
+    assert "seen in training" in panel.title.value or "healthy in training" in panel.title.value
+    panel.find.value = "<i>"
+    assert panel.status.value == "No id of this run holds: &lt;i&gt;"
+
+
+def test_markup_in_an_id_stays_text(panel):
+    panel.find.value = "<b>healthy"
+    assert "&lt;b&gt;healthy&lt;/b&gt;" in panel.title.value
+    assert "<b>" not in panel.title.value
+
+
+def test_two_runs_stand_side_by_side_on_the_same_case(own_home, opened):
+    other = explorer.open_run(make_run(own_home, "<i>other"))
+    panel = Panel(opened, other)
+    press(panel, "ArrowRight")
+    assert [caption.split(" · ")[0] for caption in panel.viewer.captions] == [
+        "phantoms-small", "<i>other",
+    ]  # fmt: skip
+    assert panel.viewer.pictures[0] == panel.viewer.pictures[1]
+    assert "&lt;i&gt;other" in panel.scores.value
+    panel.beside.value = None
+    assert len(panel.viewer.pictures) == 1
+    assert "half found" in panel.title.value  # the case stays
+
+
+def test_a_run_that_does_not_know_the_case_says_so(own_home, opened):
+    other = explorer.open_run(make_run(own_home, "other"))
+    other.cases["image_id"] += " of another data set"
+    panel = Panel(opened, other)
+    assert len(panel.viewer.pictures) == 1
+    assert panel.status.value == "other does not know this case."
+
+
+def test_choosing_a_run_without_its_data_says_why_and_goes_back(own_home, opened):
+    other = make_run(own_home, "other")
+    change_config(other, data="data/prepared/gone_32_auto-split0")
+    panel = Panel(opened)
+    panel.run.value = other
+    assert panel.run.value == opened.run.folder
+    assert "Make them again" in panel.status.value
+    assert "perfect" in panel.title.value
+
+
+def test_the_panel_says_that_it_is_no_medical_device(panel):
+    texts = [child.value for child in panel.widget.children[0].children if hasattr(child, "value")]
+    assert any("research and teaching, not a medical device" in text for text in texts)
+
+
+def test_the_panel_starts_without_tensorflow(folder):
+    code = (
+        f"import sys, pneumo_lib as pl; pl.explore({str(folder)!r}, beside={str(folder)!r}); "
+        "print('tensorflow' in sys.modules, 'IPython.terminal' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("False"), done.stderr
+
+
+# -- files of the user
+
+
+def upload(panel, name, data, *, piece=1000):
+    for start in range(0, max(1, len(data)), piece):
+        content = {"kind": "upload", "name": name, "first": start == 0}
+        content["last"] = start + piece >= len(data)
+        panel._hear(content, [memoryview(data[start : start + piece])])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A really trained run on the same cases."""
+    from pneumo_lib.training import train
+
+    home = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PNEUMO_HOME", str(home))
+        run = train(make_data(home, 32), run="trained", backbone="small", epochs=1, batch_size=2)
+        yield explorer.open_run(run)
+
+
+def test_an_own_file_in_pieces_is_predicted_as_the_run_predicts_it(trained):
+    panel = Panel(trained)
+    path = Path(trained.cases["image_path"][3])
+    upload(panel, "mine <1>.PNG", path.read_bytes(), piece=20)
+    assert panel.title.value == "own file · mine &lt;1&gt;.PNG"
+    assert panel.status.value == ""
+    ((_, image, mask, probability),) = panel.contents
+    assert image.shape == (64, 64)
+    assert mask is None
+    np.testing.assert_allclose(probability, trained.probabilities[3] / 255, atol=0.5 / 255 + 1e-4)
+    assert "missed" not in panel.legend.value
+    press(panel, "ArrowRight")  # back to the cases, where one left them
+    assert panel.viewer.position.startswith("1 /")
+    assert panel.image_id is not None
+
+
+def test_an_own_dicom_file_is_predicted_by_two_runs(trained, siim_dicom):
+    panel = Panel(trained)
+    path = next(siim_dicom.rglob("*.dcm"))
+    upload(panel, "chest.dcm", path.read_bytes(), piece=1 << 20)
+    assert panel.status.value == ""
+    assert panel.contents[0][1].shape == (1024, 1024)
+
+
+def test_a_file_that_cannot_be_read_is_named_as_the_user_knows_it(panel):
+    upload(panel, "<script>.png", b"no image")
+    assert "&lt;script&gt;.png" in panel.status.value
+    assert "tmp" not in panel.status.value
+    assert "perfect" in panel.title.value
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "../../evil", ".png", ""])
+def test_a_file_of_another_kind_is_refused(panel, name):
+    upload(panel, name, b"text")
+    assert "An X-ray must be a file .png" in panel.status.value
+
+
+def test_a_file_beyond_the_limit_is_dropped_while_it_comes(panel, monkeypatch):
+    monkeypatch.setattr(explorer_panel, "_LARGEST_UPLOAD", 2500)
+    upload(panel, "large.png", bytes(10_000))
+    assert panel.incoming is None
+    assert "may hold 64 MiB" in panel.status.value
+    panel._hear({"kind": "too large", "name": "large.png"}, [])
+    assert "may hold 64 MiB" in panel.status.value
+
+
+def test_the_panel_takes_the_files_that_predict_takes():
+    from pneumo_lib import inference
+
+    assert explorer_panel.SUFFIXES == inference.SUFFIXES
