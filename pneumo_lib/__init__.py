@@ -16,9 +16,12 @@ _MODULE_OF = {
     name: module
     for module, names in {
         "backbones": "build_backbone preprocess",
+        "boundary": "boundary_scores prepared_spacing",
         "comparison": "paired_difference",
         "dataset": "read_cases read_image read_mask",
+        "evidence": "expected_calibration_error image_level_scores reliability_table",
         "explorer": "explore",
+        "experiments": "read_experiments run_experiments",
         "fcn": "build_fcn build_small_fcn layer_table split_fcn unfreeze",
         "inference": "predict",
         "prediction_files": "predict_files",
@@ -31,12 +34,22 @@ _MODULE_OF = {
         "rle": "rle_decode rle_encode",
         "splits": "leaked_patients split_cases",
         "runs": "Run caveats find_runs load_run log_line",
-        "tables": "format_table score_table",
+        "tables": "format_table score_table with_groups",
         "training": "train",
     }.items()
     for name in names.split()
 }
-_MODULES = ("decoders", "diagrams", "explorer", "fcn", "figures", "layers", "losses", "metrics")
+_MODULES = (
+    "decoders",
+    "diagrams",
+    "explorer",
+    "fcn",
+    "figures",
+    "layers",
+    "losses",
+    "metrics",
+    "saturation",
+)
 __all__ = sorted([*_MODULE_OF, *_MODULES, "keras"])
 
 

@@ -23,7 +23,14 @@ HEADINGS = {
     "siim_dice": "SIIM-ACR Dice",
     "logged_mean_iou": "Logged mean IoU",
     "logged_dice": "Logged Dice",
+    "hd95": "Hausdorff 95, pixels",
+    "asd": "Surface distance, pixels",
+    "hd95_mm": "Hausdorff 95, mm",
+    "asd_mm": "Surface distance, mm",
+    "auc": "ROC AUC",
+    "average_precision": "Average precision",
 }
+DISTANCES = ("hd95", "asd", "hd95_mm", "asd_mm")
 
 
 def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
@@ -37,7 +44,7 @@ def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
     Args:
         scores: one row per image and group, with columns `image_id`, `split`,
             `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`, those of `by`, and optionally those
-            of `saturation_counts()`.
+            of `saturation_counts()` and of `boundary_scores()`.
         by: names of the columns that tell the networks apart, such as `["backbone", "epoch"]`.
         n_bootstrap: resamples, at least 1.
         seed: of the resamples.
@@ -47,8 +54,9 @@ def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
         DataFrame in the order of `scores`: the columns of `by` (`model` if there are none),
         `split`, `images`, `positives`, and for each score in `HEADINGS` three columns `<score>`,
         `<score>_lower`, `<score>_upper`. Pixel accuracy, IoU and the logged metrics are pooled;
-        Dice is a mean over images. A positive whose mask vanished at this size counts as missed
-        in `dice_positive`. The all-background row is that of a network sure of its prediction.
+        Dice is a mean over images, a distance over those that have one. A positive whose mask
+        vanished at this size counts as missed in `dice_positive`. The all-background row is that
+        of a network sure of its prediction.
 
     Raises:
         ValueError: if columns are missing, `scores` is empty, or an image occurs twice in a row
@@ -107,6 +115,10 @@ def _score_row(images, **draws):
         "dice_of_positives": np.where(positive, dice(counts, empty_score=0.0), 0),
         "dice_of_all": dice(counts, empty_score=1.0),
     }
+    for name in DISTANCES:
+        if name in images:
+            known = images[name].notna()
+            counts |= {name: images[name].fillna(0), f"{name}_known": known}
     per_image = np.column_stack(list(counts.values())).astype(np.float64)
     level = draws.pop("level")
     found = _scores_of_sums(dict(zip(counts, per_image.sum(axis=0), strict=True)))
@@ -132,6 +144,9 @@ def _scores_of_sums(sums):
         scores["logged_mean_iou"] = logged_mean_iou(sums)
     if "true_class_probability" in sums:
         scores["logged_dice"] = logged_dice(sums)
+    for name in DISTANCES:
+        if name in sums:
+            scores[name] = ratio(sums[name], sums[f"{name}_known"], empty_score=np.nan)
     return scores
 
 
@@ -153,4 +168,42 @@ def _all_background(images):
     lesion, healthy = images["tp"] + images["fn"], images["fp"] + images["tn"]
     counts = {"tp": 0 * lesion, "fp": 0 * lesion, "fn": lesion, "tn": healthy}
     logged = dict(zip(LOGGED_COUNTS, (healthy, lesion, healthy), strict=True))
-    return images.assign(**counts, **{name: logged[name] for name in logged if name in images})
+    # A distance to nothing is a rule, not a measurement, so that row has none.
+    others = logged | dict.fromkeys(DISTANCES, np.nan)
+    return images.assign(**counts, **{name: others[name] for name in others if name in images})
+
+
+def with_groups(scores, cases):
+    """Scores with the columns that tell images apart: size of the lesion, and what is known.
+
+    Args:
+        scores: one row per image (and epoch), with `image_id`, `has_pneumothorax` and counts.
+        cases: case table. `view` and `sex` exist where the data came as DICOM; the PNG release
+            has lost them.
+
+    Returns:
+        `scores` in the order of `lesion`, the quarter of the positive images (each once, all
+        splits) by share of the image covered: "healthy", "smallest", "small", "large",
+        "largest"; "vanished" where no pixel of a lesion was left at this size. With `view` and
+        `sex`, "unknown" where missing, if `cases` has them.
+
+    Raises:
+        ValueError: if an image of `scores` is not in `cases`.
+    """
+    cases = cases.set_index("image_id")
+    if not (known := scores["image_id"].isin(cases.index)).all():
+        raise ValueError(
+            "`cases` must hold every image of `scores`. "
+            f"Received: {(~known).sum()} rows of other images"
+        )
+    area = (scores["tp"] + scores["fn"]) / scores[list(COUNTS)].sum(axis=1)
+    edges = area[area > 0].groupby(scores["image_id"]).first().quantile([0.25, 0.5, 0.75])
+    quarter = np.searchsorted(edges, area)
+    positive = scores["has_pneumothorax"].to_numpy(bool)
+    place = np.where(area > 0, 2 + quarter, np.where(positive, 1, 0))
+    names = ["healthy", "vanished", "smallest", "small", "large", "largest"]
+    groups = {"lesion": pd.Categorical.from_codes(place, names, ordered=True)}
+    for name in ("view", "sex"):
+        if name in cases:
+            groups[name] = scores["image_id"].map(cases[name].fillna("unknown"))
+    return scores.assign(**groups).sort_values("lesion", kind="stable")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pneumo_lib import metrics
-from pneumo_lib.tables import format_table, score_table
+from pneumo_lib.tables import format_table, score_table, with_groups
 
 
 def make_scores(n=40, *, seed=0, pixels=100, split="test", **columns):
@@ -180,3 +180,80 @@ def test_score_table_refuses_an_image_scored_twice():
     scores = pd.concat([make_scores(epoch=50), make_scores(epoch=100)])
     with pytest.raises(ValueError, match="Add the column that tells them apart, such as 'epoch'"):
         score_table(scores)
+
+
+def test_a_distance_is_the_mean_over_the_images_that_have_one():
+    scores = make_scores(4, hd95=[3.0, np.nan, 5.0, np.nan], asd_mm=np.nan)
+    table = score_table(scores, n_bootstrap=200)
+    assert table["hd95"][1] == 4
+    assert 3 <= table["hd95_lower"][1] <= table["hd95_upper"][1] <= 5
+    assert table["asd_mm"].isna().all()
+    assert np.isnan(table["hd95"][0])  # a prediction of nothing has no outline
+    assert "asd" not in table
+
+
+def test_distances_are_formatted_like_scores():
+    text = format_table(score_table(make_scores(4, hd95=2.0), n_bootstrap=5))
+    assert list(text["Hausdorff 95, pixels"]) == ["–", "2.00 [2.00, 2.00]"]
+
+
+def grouped(area, **columns):
+    """Images of 100 pixels with lesions of the given areas, and -1 for a healthy one."""
+    area = pd.Series(area)
+    scores = pd.DataFrame({"image_id": area.index, "has_pneumothorax": area >= 0})
+    scores = scores.assign(tp=0, fp=0, fn=area.clip(0), tn=100 - area.clip(0))
+    return scores, pd.DataFrame({"image_id": area.index, **columns})
+
+
+def test_lesions_are_dealt_to_quarters_by_their_size():
+    scores, cases = grouped([8, 2, -1, 6, 4, 7, 1, 3, 5])
+    found = with_groups(scores, cases)
+    areas = found.groupby("lesion", observed=True)["fn"].agg(list)
+    assert areas.to_dict() == {
+        "healthy": [0],
+        "smallest": [2, 1],
+        "small": [4, 3],
+        "large": [6, 5],
+        "largest": [8, 7],
+    }
+
+
+def test_a_lesion_without_a_pixel_left_is_a_group_of_its_own():
+    scores, cases = grouped([0, 4, -1])
+    assert list(with_groups(scores, cases)["lesion"]) == ["healthy", "vanished", "smallest"]
+
+
+def test_several_epochs_of_an_image_do_not_move_the_quarters():
+    scores, cases = grouped([1, 2, 3, 4])
+    twice = pd.concat([scores.assign(epoch=1), scores.assign(epoch=2)])
+    found = with_groups(twice, cases)
+    assert found["lesion"].cat.codes.is_monotonic_increasing
+    assert found["lesion"].value_counts().drop(["healthy", "vanished"]).tolist() == [2] * 4
+
+
+def test_view_and_sex_are_added_where_they_are_known():
+    scores, cases = grouped([3, -1], view=["PA", np.nan], sex=["F", "M"])
+    found = with_groups(scores, cases).set_index("image_id").loc[[0, 1]]
+    assert list(found["view"]) == ["PA", "unknown"]
+    assert list(found["sex"]) == ["F", "M"]
+    found = found.reset_index().assign(split="test")
+    table = score_table(found, by="view", n_bootstrap=5)
+    assert list(table["view"]) == ["all background", "PA", "unknown"]
+
+
+def test_the_png_release_has_lost_view_and_sex():
+    found = with_groups(*grouped([3, -1]))
+    assert {"view", "sex"}.isdisjoint(found.columns)
+
+
+def test_groups_of_images_that_are_not_in_the_case_table_are_refused():
+    scores, cases = grouped([3, -1])
+    with pytest.raises(ValueError, match=r"hold every image.*Received: 1 rows of other images"):
+        with_groups(scores, cases.head(1))
+
+
+def test_a_table_by_size_of_lesion_comes_in_its_order():
+    scores, cases = grouped([8, 2, -1, 6, 4])
+    table = score_table(with_groups(scores.assign(split="test"), cases), by="lesion", n_bootstrap=5)
+    order = ["all background", "healthy", "smallest", "small", "large", "largest"]
+    assert list(table["lesion"]) == order
