@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "view"}
 _HEADER_BYTES = 1 << 16  # what comes before the pixels has 2,000 in SIIM-ACR
+_TABLE_COLUMNS = 100
 _TABLE_BYTES = 1 << 25  # the largest table of SIIM-ACR has a quarter of that
 
 
@@ -76,14 +77,14 @@ def _read_png_release(root):
     for part, name in zip(("train", "test"), names, strict=True):
         if (root / name).is_file():
             table = _read_table(root / name, ["new_filename", "ImageId", "has_pneumo"])
+            if not table["has_pneumo"].isin(["0", "1"]).all():
+                raise ValueError(
+                    f"`has_pneumo` in {name} must be 0 or 1 in every row. "
+                    f"Received: {sorted(set(table['has_pneumo']))[:5]}"
+                )
             tables.append(table.assign(official_part=part))
     table = pd.concat(tables, ignore_index=True) if tables else None
     if table is not None:
-        if not table["has_pneumo"].isin(["0", "1"]).all():
-            raise ValueError(
-                "`has_pneumo` must be 0 or 1 in every row. "
-                f"Received: {sorted(set(table['has_pneumo']))[:5]}"
-            )
         for column in ("ImageId", "new_filename"):
             problems += _problem(
                 f"{column} in several rows", table[column][table[column].duplicated()]
@@ -120,6 +121,7 @@ def _read_official_release(root):
     rles = _read_rle_table(root)
     paths = {path.stem: path for path in files}
     problems = _problem("rows without a DICOM file", set(rles.index) - set(paths))
+    problems += [] if len(rles) else ["the run-length table has no row"]
     unlabelled = _problem(
         "DICOM files without a row in the run-length table", set(paths) - set(rles.index)
     )
@@ -239,6 +241,8 @@ def _read_csv(path):
         table = pd.read_csv(
             BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
         )
+        if table.shape[1] > _TABLE_COLUMNS:
+            raise ValueError(f"{table.shape[1]} columns")
     except (ValueError, OSError, EOFError, zlib.error) as error:
         why = str(error).strip().split("\n")[0][:200]
         raise ValueError(

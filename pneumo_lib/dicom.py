@@ -91,11 +91,14 @@ class _Refused(ValueError):
 
 def _refuse_deflated_bombs(data):
     """pydicom inflates such a file whole, whatever comes out."""
-    if uid.DeflatedExplicitVRLittleEndian.encode() + b"\0" in data[:1024]:
+    if uid.DeflatedExplicitVRLittleEndian.encode() in data:
         end_of_meta = 144 + int.from_bytes(data[140:144], "little")
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflater.decompress(data[end_of_meta:], 2 * MOST_PIXELS)
-        if inflater.unconsumed_tail:
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        rest = data[end_of_meta:]
+        while rest and size <= 2 * MOST_PIXELS:  # a piece at a time, and none of them is kept
+            size += len(inflater.decompress(rest, 1 << 20))
+            rest = inflater.unconsumed_tail
+        if rest:
             raise _Refused("it inflates to more than any X-ray holds")
 
 
@@ -137,16 +140,44 @@ def _reduced(file, shape, at_least):
     ):
         for divisor, flag in _REDUCED.items():
             if not any(side % (divisor * at_least) for side in shape):
-                frame = next(generate_frames(file.PixelData, number_of_frames=1))
-                image = cv2.imdecode(np.frombuffer(frame, np.uint8), flag)
+                image = cv2.imdecode(np.frombuffer(_jpeg(file, shape), np.uint8), flag)
                 return _of_shape(image, tuple(side // divisor for side in shape))
     return None
+
+
+def _jpeg(file, shape):
+    """The compressed frame, refused where its own header claims another size than the file's."""
+    frame = next(generate_frames(file.PixelData, number_of_frames=1))
+    if claimed_shape(frame) != shape or frame[:2] != b"\xff\xd8":
+        raise _Refused("its pixels are no JPEG of the size that its header claims")
+    return frame
+
+
+def claimed_shape(data):
+    """`(height, width)` in the header of a PNG or JPEG, looked at before room is made for them.
+
+    `(0, 0)` for anything else: OpenCV would open two dozen formats more.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+    place = 2 if data[:2] == b"\xff\xd8" else len(data)
+    # libjpeg skips bytes between two segments, so a small size in them could hide a huge one
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
+            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(
+                data[place + 7 : place + 9]
+            )
+        place += 1 if marker == 0xFF else 2 + length  # fill bytes may precede a marker
+    return 0, 0
 
 
 def _stored_values(file, shape):
     """The stored integers, signed where the file says so."""
     codec = _CODECS.get(file.file_meta.TransferSyntaxUID)
     if codec is None:
+        if file.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit:
+            _jpeg(file, shape)
         pixels = _of_shape(file.pixel_array, shape)
     else:
         import imagecodecs  # of the extra "dicom"
@@ -176,9 +207,12 @@ def _grey_levels(pixels, file):
         return 255 - pixels if inverted else pixels
     padding = _padding(pixels, file)
     values = apply_modality_lut(pixels, file)
-    if _has_window(file):
+    if file.get("VOILUTSequence"):
+        values = apply_voi_lut(np.rint(values).astype(np.int32), file)
+        low, high = 0, 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1
+    elif _has_window(file):
         values = apply_voi_lut(values, file)
-        low, high = np.sort(apply_voi_lut(np.array([-(2**30), 2**30]), file))
+        low, high = np.sort(apply_voi_lut(np.array([-(2.0**40), 2.0**40]), file))
     else:
         low, high = _middle(values[~padding])
     grey = ((values - low) * (255 / max(high - low, 1e-9))).clip(0, 255).round()
@@ -190,7 +224,7 @@ def _grey_levels(pixels, file):
 def _has_window(file):
     window = file.get("WindowWidth")
     width = window[0] if isinstance(window, MultiValue) and window else window
-    return "VOILUTSequence" in file or (bool(width) and width >= 1)
+    return bool(file.get("VOILUTSequence")) or (bool(width) and width >= 1)
 
 
 def _padding(pixels, file):
@@ -219,7 +253,8 @@ def _middle(values):
 def _spacing(file):
     """mm between rows and columns, in the patient or else on the detector, which magnifies."""
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        values = [float(value) for value in file.get(name) or ()]
+        values = file.get(name)
+        values = [float(v) for v in values] if isinstance(values, MultiValue) else []
         if len(values) == 2 and all(math.isfinite(v) and v > 0 for v in values):
             return tuple(values)
     return None
@@ -227,8 +262,9 @@ def _spacing(file):
 
 def _patients_left(file):
     """Edge of the image nearest to the patient's left, and how that is known."""
-    directions = [str(value)[:1] for value in file.get("PatientOrientation") or ()]
-    if len(directions) == 2:
+    directions = file.get("PatientOrientation")
+    if isinstance(directions, MultiValue) and len(directions) == 2:
+        directions = [str(value)[:1] for value in directions]
         edges = (("left", "right"), ("top", "bottom"))
         for direction, (first, last) in zip(directions, edges, strict=True):
             if direction in ("L", "R"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .dicom import MOST_PIXELS, XRay, decode_dicom
+from .dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
 from .rle import rle_decode
 
 # Shapes of mask files without a pixel set, by their bytes. Three quarters of the masks are empty,
@@ -91,7 +91,7 @@ def read_pair(case, size):
 
 def _decode(data, path, flags=cv2.IMREAD_GRAYSCALE):
     # not cv2.imread: on Windows it cannot open a path with other than ASCII letters
-    height, width = _claimed_shape(data)
+    height, width = claimed_shape(data)
     image = None
     if 0 < height * width <= MOST_PIXELS:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -101,24 +101,6 @@ def _decode(data, path, flags=cv2.IMREAD_GRAYSCALE):
             f"An image must be a complete PNG, JPEG or DICOM file. Received: {path}{claim}"
         )
     return image
-
-
-def _claimed_shape(data):
-    """`(height, width)` in the header of a PNG or JPEG, looked at before room is made for them.
-
-    `(0, 0)` for anything else: OpenCV would open two dozen formats more.
-    """
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
-    place = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while place + 9 <= len(data):
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
-            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(
-                data[place + 7 : place + 9]
-            )
-        place += 1 if marker == 0xFF else 2 + length  # fill bytes may precede a marker
-    return 0, 0
 
 
 def read_mask(case, shape):

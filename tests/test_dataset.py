@@ -110,7 +110,7 @@ def test_read_cases_refuses_an_image_with_two_rows(png_release):
 def test_read_cases_refuses_other_labels_than_0_and_1(png_release):
     path = png_release / "stage_1_train_images.csv"
     path.write_text("new_filename,ImageId,has_pneumo\na.png,a,yes\n")
-    with pytest.raises(ValueError, match=r"`has_pneumo` must be 0 or 1.*yes"):
+    with pytest.raises(ValueError, match=r"`has_pneumo` in stage_1_train.* must be 0 or 1.*yes"):
         read_cases(png_release)
 
 

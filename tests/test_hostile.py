@@ -1,0 +1,389 @@
+"""Bad and hostile input: an error that names the file, or the right pixels; all others go on."""
+
+import ast
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import hostile_corpus as corpus
+import numpy as np
+import pandas as pd
+import pytest
+from hostile_corpus import EITHER, REFUSED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pneumo_lib import arrays, dataset, pixels
+from pneumo_lib.dataset import read_cases, read_image, read_mask
+from pneumo_lib.preparation import prepare
+from pneumo_lib.rle import rle_decode
+
+ROOT = Path(__file__).parents[1]
+IMAGES = [*corpus.images(), *corpus.dicoms()]
+# pydicom's own words on files that break off or lie; what we make of them is tested
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore::UserWarning")
+
+
+def names(inputs):
+    return [one.name for one in inputs]
+
+
+def test_the_corpus_holds_more_than_three_hundred_different_inputs():
+    contents = {one.content for one in IMAGES}
+    others = [corpus.RLES, corpus.TABLES, corpus.READABLE_TABLES, corpus.RLE_TABLES]
+    others = {str(value) for group in others for value in group.values()}
+    assert len(contents) + len(others) >= 400
+
+
+def outcome(function, *arguments, **options):
+    """What a function gives, or the text of its `ValueError`."""
+    try:
+        return function(*arguments, **options)
+    except ValueError as error:
+        return str(error)
+
+
+# Images
+
+
+def check_pixels(found, one):
+    assert found.dtype == np.uint8
+    assert found.ndim == 2
+    if one.expected is not EITHER:
+        assert found.shape == one.expected.shape
+        # two grey levels: colour becomes grey by rounded weights, JPEG decoders round too
+        np.testing.assert_allclose(found, one.expected.astype(int), atol=2, rtol=0)
+
+
+@pytest.mark.parametrize("one", IMAGES, ids=names(IMAGES))
+def test_read_image_names_a_bad_file_or_gives_the_right_pixels(one, tmp_path):
+    path = tmp_path / one.name
+    path.write_bytes(one.content)
+    found = outcome(read_image, path)
+    if isinstance(found, str):
+        assert one.expected in (REFUSED, EITHER)
+        assert one.name in found
+        assert len(found) < 400
+    else:
+        assert one.expected is not REFUSED
+        check_pixels(found, one)
+
+
+@pytest.mark.parametrize("at_least", [1, 3])
+def test_reduced_reading_refuses_what_full_reading_refuses(at_least, tmp_path):
+    wrong = []
+    for one in IMAGES:
+        path = tmp_path / one.name
+        path.write_bytes(one.content)
+        found = outcome(pixels.read_reduced, path, at_least=at_least)
+        refused = isinstance(found, str) and one.name in found
+        if one.expected is not EITHER and refused != (one.expected is REFUSED):
+            wrong.append(one.name)
+    assert wrong == []
+
+
+MEASURE = """
+import resource, sys, warnings
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import hostile_corpus as corpus
+from pneumo_lib.dataset import read_image
+from pneumo_lib.pixels import read_reduced
+warnings.simplefilter("ignore")
+inputs = [*corpus.images(), *corpus.dicoms()]
+folder = Path(sys.argv[2])
+good = folder / "good.png"
+good.write_bytes(corpus.encoded(corpus.picture()))
+read_image(good)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)
+out_of_memory = []
+for one in inputs:
+    path = folder / one.name
+    path.write_bytes(one.content)
+    for size in (None, 2):
+        try:
+            read_reduced(path, at_least=size)
+        except ValueError as error:
+            if "emory" in str(error):
+                out_of_memory.append(one.name)
+        except MemoryError:
+            out_of_memory.append(one.name)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown >> 10, *out_of_memory)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_no_image_takes_more_memory_than_its_pixels_may(tmp_path):
+    command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    megabytes, *out_of_memory = done.stdout.split()
+    assert out_of_memory == []
+    assert int(megabytes) < 150
+
+
+def release(folder, inputs, *, good=3):
+    """A PNG release whose images are the inputs, among good ones."""
+    right = [
+        corpus.Input(f"good{n}.png", corpus.encoded(corpus.picture()), None) for n in range(good)
+    ]
+    rows = []
+    for one in [*right[:1], *inputs, *right[1:]]:
+        for kind in ("png_images", "png_masks"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / "png_images" / one.name).write_bytes(one.content)
+        empty = corpus.encoded(np.zeros((corpus.SIDE, corpus.SIDE), np.uint8))
+        (folder / "png_masks" / one.name).write_bytes(empty)
+        rows.append(f"{one.name},{one.name}.id,0")
+    for part, lines in (("train", rows[:-1]), ("test", rows[-1:])):
+        text = "\n".join([corpus.HEAD.strip(), *lines, ""])
+        (folder / f"stage_1_{part}_images.csv").write_text(text)
+    return folder
+
+
+def test_prepare_names_every_bad_image_and_does_all_the_others(tmp_path):
+    bad = [one for one in IMAGES if one.expected is REFUSED]
+    cases = read_cases(release(tmp_path / "data", bad))
+    prepared = prepare(cases, tmp_path / "out", size=corpus.SIDE, skip_broken=True)
+    assert sorted(prepared.meta["left_out"]) == sorted(f"{name}.id" for name in names(bad))
+    assert len(prepared.images) == 3
+    assert (prepared.images == corpus.picture()).all()
+    with pytest.raises(ValueError, match=rf"{len(bad)} of {len(cases)} that do not") as raised:
+        prepare(cases, tmp_path / "out", size=corpus.SIDE)
+    assert bad[0].name in str(raised.value)
+    assert len(str(raised.value)) < 10_000
+
+
+# Masks
+
+
+def mask_case(tmp_path, content, *, positive=True, name="mask.png"):
+    (tmp_path / name).write_bytes(content)
+    path = str(tmp_path / name)
+    return {"image_id": "case.1", "mask_path": path, "has_pneumothorax": positive}
+
+
+HALF = np.kron([[0, 1], [1, 1]], np.ones((12, 12))).astype(np.uint8)
+READABLE_MASKS = {
+    "0 and 1": HALF,
+    "0 and 255": 255 * HALF,
+    "0 and 7": 7 * HALF,
+    "soft edges": np.where(HALF, 255, 100).astype(np.uint8),
+    "many values": np.where(HALF, corpus.picture() // 4 + 180, corpus.picture() // 4),
+    "16 bits": (65535 * HALF.astype(np.uint16)),
+    "bool": HALF.astype(bool),
+    "larger": np.kron(255 * HALF, np.ones((3, 3))).astype(np.uint8),
+    "smaller": 255 * HALF[::2, ::2],
+}
+
+
+@pytest.mark.parametrize("name", READABLE_MASKS)
+def test_read_mask_reads_masks_of_other_values_depths_and_sizes(name, tmp_path):
+    values = READABLE_MASKS[name]
+    image = corpus.Image.fromarray(values)
+    mask = read_mask(mask_case(tmp_path, corpus.encoded(image)), HALF.shape)
+    assert mask.dtype == np.uint8
+    allowed = 12 if name == "smaller" else 0  # linear growth rounds the corner
+    assert (mask != HALF).sum() <= allowed
+
+
+@pytest.mark.parametrize("one", [i for i in corpus.images() if i.expected is REFUSED], ids=str)
+def test_read_mask_names_a_bad_file(one, tmp_path):
+    with pytest.raises(ValueError, match=r"case\.1|bad-mask") as raised:
+        read_mask(mask_case(tmp_path, one.content, name=f"bad-mask-{one.name}"), HALF.shape)
+    assert len(str(raised.value)) < 400
+
+
+# Run lengths
+
+
+@pytest.mark.parametrize("name", corpus.RLES)
+def test_rle_decode_refuses_what_is_no_run_length_text(name):
+    with pytest.raises(ValueError, match=r"Received: ") as raised:
+        rle_decode(corpus.RLES[name], shape=(16, 16))
+    assert len(str(raised.value)) < 300
+
+
+tokens = st.one_of(
+    st.integers(-3, 40).map(str),
+    st.sampled_from(["-1", "0", "1", "9" * 19, "x", "", "\t", "1_0", "\u0661", "-", "--1", "+1"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(tokens, max_size=12).map(" ".join) | st.text(max_size=30))
+def test_rle_decode_gives_a_mask_or_a_value_error_for_any_text(text):
+    mask = outcome(rle_decode, text, shape=(6, 7))
+    if isinstance(mask, str):
+        return
+    numbers = [] if text.strip() == "-1" else [int(number) for number in text.split()]
+    assert mask.sum() == sum(numbers[1::2])
+    assert sum(numbers) <= 42
+
+
+# Tables
+
+
+def small_release(folder, table, *, name="stage_1_train_images.csv"):
+    """Two images with masks, and `table` as the table of one part."""
+    for kind in ("png_images", "png_masks"):
+        (folder / kind).mkdir(parents=True)
+        for letter in "ab":
+            (folder / kind / f"{letter}.png").write_bytes(corpus.encoded(corpus.picture()))
+    for part in ("train", "test"):
+        (folder / f"stage_1_{part}_images.csv").write_text(corpus.HEAD)
+    (folder / name).write_bytes(table)
+    return folder
+
+
+@pytest.mark.parametrize("name", corpus.TABLES)
+def test_read_cases_refuses_a_bad_table_and_names_it(name, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"Received: ") as raised:
+        read_cases(small_release(tmp_path / "data", corpus.TABLES[name]))
+    assert str(tmp_path) in str(raised.value) or "_images.csv" in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("name", corpus.READABLE_TABLES)
+def test_read_cases_reads_unusual_but_whole_tables(name, tmp_path):
+    cases = read_cases(small_release(tmp_path / "data", corpus.READABLE_TABLES[name]))
+    assert cases["image_id"].tolist() == ["a", "b"]
+    assert cases["has_pneumothorax"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", corpus.RLE_TABLES)
+def test_read_cases_refuses_a_bad_run_length_table(name, tmp_path):
+    for letter in "ab":
+        (tmp_path / f"{letter}.dcm").write_bytes(corpus.dicom())
+    (tmp_path / "train-rle.csv").write_bytes(corpus.RLE_TABLES[name])
+    with pytest.raises((ValueError, FileNotFoundError), match=r"Received: ") as raised:
+        read_cases(tmp_path)
+    assert "train-rle.csv" in str(raised.value) or str(tmp_path) in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("table", ["patients.csv", "nih_id.csv"])
+@pytest.mark.parametrize(
+    "content", [b"", b"x,y\n1,2\n", b"\xff\xfe\x00", b"ImageId,patient_id\na,=1+1\n"]
+)
+def test_read_cases_refuses_a_bad_table_of_patients_and_names_it(table, content, tmp_path):
+    folder = small_release(tmp_path / "data", corpus.READABLE_TABLES["plain"])
+    (folder / table).write_bytes(content)
+    with pytest.raises(ValueError, match=table):
+        read_cases(folder)
+
+
+def test_notes_beside_the_run_length_table_do_no_harm(tmp_path):
+    for letter in "ab":
+        (tmp_path / f"{letter}.dcm").write_bytes(corpus.dicom())
+    (tmp_path / "train-rle.csv").write_text(corpus.RLE_HEAD + "a,-1\nb,0 4\n")
+    for name in ("random", "utf-16", "three columns", "empty"):
+        (tmp_path / f"notes {name}.csv").write_bytes(corpus.RLE_TABLES[name])
+    assert read_cases(tmp_path)["image_id"].tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "packed", [b"", b"\x1f\x8b", b"not gzip", gzip.compress(b"a,b\n" * 9)[:-9]]
+)
+def test_read_cases_names_a_broken_packed_table(packed, tmp_path):
+    (tmp_path / "a.dcm").write_bytes(corpus.dicom())
+    (tmp_path / "train-rle.csv.gz").write_bytes(packed)
+    with pytest.raises(FileNotFoundError, match=r"train-rle\.csv\.gz"):
+        read_cases(tmp_path)
+
+
+def test_packed_table_that_unpacks_to_gigabytes_is_refused_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_TABLE_BYTES", 1 << 20)
+    (tmp_path / "a.dcm").write_bytes(corpus.dicom())
+    (tmp_path / "train-rle.csv.gz").write_bytes(gzip.compress(b"a,-1\n" * 300_000))
+    with pytest.raises(FileNotFoundError, match="more than 1 MB"):
+        read_cases(tmp_path)
+
+
+cells = st.text(st.sampled_from('ab.,"\n\r\t;01-=\ufeff\x00\u2028'), max_size=5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(cells, max_size=4), max_size=4), st.booleans())
+def test_reading_any_table_gives_text_cells_or_a_value_error(tmp_path_factory, rows, quoted):
+    text = "\n".join(",".join(f'"{c}"' if quoted else c for c in row) for row in rows)
+    path = tmp_path_factory.mktemp("any") / "table.csv"
+    path.write_bytes(text.encode())
+    table = outcome(dataset._read_csv, path)
+    if isinstance(table, str):
+        assert "table.csv" in table
+        return
+    assert table.map(lambda cell: type(cell) is str).to_numpy().all()
+    assert table.map(lambda cell: cell == cell.strip()).to_numpy().all()
+
+
+# Files that leave the folder, or are none
+
+
+def test_folders_and_pipes_called_like_images_are_not_opened(tmp_path):
+    folder = small_release(tmp_path / "data", corpus.READABLE_TABLES["plain"])
+    (folder / "png_images" / "a.png").unlink()
+    if hasattr(arrays.os, "mkfifo"):
+        arrays.os.mkfifo(folder / "png_images" / "a.png")  # reading it would wait for ever
+    (folder / "png_images" / "c.png").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"1 rows without a file in png_images \(a\.png\)"):
+        read_cases(folder)
+    (tmp_path / "dicom" / "a.dcm").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        read_cases(tmp_path / "dicom")
+
+
+def test_endless_header_of_a_dicom_file_is_read_to_a_bound_only(tmp_path, monkeypatch):
+    one = next(i for i in corpus.dicoms() if i.name == "deflated-bomb.dcm")
+    (tmp_path / "a.dcm").write_bytes(one.content)
+    seen = []
+    read = dataset.pydicom.dcmread
+    monkeypatch.setattr(
+        dataset.pydicom, "dcmread", lambda f, **k: seen.append(len(f.getvalue())) or read(f, **k)
+    )
+    values = dataset._read_header(tmp_path / "a.dcm")
+    assert seen == [dataset._HEADER_BYTES]
+    assert all(pd.isna(value) for value in values.values())
+
+
+# What the code itself may not do
+
+
+FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "input"}
+PICKLES = {"pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"}
+
+
+def full_name(node):
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([getattr(node, "id", "?"), *reversed(parts)])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pneumo_lib").glob("*.py")), ids=lambda p: p.name)
+def test_the_library_starts_no_shell_evaluates_no_text_and_loads_no_pickles(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
+            assert not {m.split(".")[0] for m in modules} & PICKLES, f"line {node.lineno}"
+        if isinstance(node, ast.Call):
+            where = f"line {node.lineno} of {path.name}"
+            assert full_name(node.func) not in FORBIDDEN, where
+            options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            assert not options.get("shell"), where
+            assert options.get("allow_pickle") in (None, False), where
+            assert options.get("safe_mode") in (None, True), where
+
+
+def test_arrays_of_a_prepared_folder_are_never_unpickled(png_release, tmp_path):
+    prepared = prepare(read_cases(png_release), tmp_path / "out", size=16)
+    np.save(tmp_path / "out" / "images.npy", np.array([print, len], object), allow_pickle=True)
+    from pneumo_lib.preparation import load_prepared
+
+    with pytest.raises(ValueError, match=r"allow_pickle|[Oo]bject"):
+        load_prepared(prepared.folder)
