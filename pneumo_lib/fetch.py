@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from .dataset import read_cases
+from .paths import alone, written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ def fetch(to, layout="png"):
         `Path` of the folder.
 
     Raises:
-        ValueError: for another layout.
+        ValueError: for another layout, or if links came, which could lead anywhere.
+        OSError: with what to do, if the disk is full or cannot be written.
         FileNotFoundError: if kagglehub is not installed, Kaggle refuses the download, or files
             are missing from what came.
     """
@@ -51,16 +53,38 @@ def fetch(to, layout="png"):
             f"page, and try again, {by_hand}. Received: {type(error).__name__}: {error}"
         ) from error
     to = Path(to).expanduser().resolve()
-    shutil.copytree(source, to, copy_function=_link_or_copy, dirs_exist_ok=True)
+    _refuse_links(Path(source))
+    with alone(to):
+        _copy(Path(source), to)
     cases = read_cases(to)
     positive = cases["has_pneumothorax"].sum()
     logger.info("%d images, %d with pneumothorax, are in %s", len(cases), positive, to)
     return to
 
 
+def _refuse_links(folder):
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise ValueError(
+                "A data set holds files and folders only; a link could lead to any file of yours. "
+                f"Look at what was downloaded, and delete it. Received: {path}"
+            )
+
+
+def _copy(source, to):
+    """Not `shutil.copytree()`: on a full disk it goes on, and ends with an error for each file."""
+    to.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.rglob("*")):  # a folder comes before what it holds
+        target = to / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        elif not target.exists():
+            _link_or_copy(path, target)
+
+
 def _link_or_copy(source, target):
-    if not Path(target).exists():
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or a file system without links
-            shutil.copy2(source, target)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        with written_aside(target) as aside:  # a torn copy would be kept by the next call
+            shutil.copy2(source, aside)

@@ -1,3 +1,5 @@
+import errno
+import os
 import sys
 from types import SimpleNamespace
 
@@ -44,6 +46,33 @@ def test_fetch_copies_where_it_cannot_link(kagglehub, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.link", refuse)
     assert (fetch(tmp_path / "siim") / "patients.csv").is_file()
+
+
+@pytest.mark.parametrize("target", ["/etc", "/etc/passwd", "../secret", "nowhere"])
+def test_fetch_refuses_links_which_could_lead_out_of_the_archive(
+    kagglehub, png_release, tmp_path, target
+):
+    (png_release / "png_images" / "link.png").symlink_to(target)
+    with pytest.raises(ValueError, match=r"a link could lead.*link\.png"):
+        fetch(tmp_path / "siim")
+    assert not (tmp_path / "siim").exists()
+
+
+def test_fetch_never_keeps_a_torn_copy(kagglehub, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("cross-device link")
+
+    def tear(source, target):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr("os.link", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copy2", tear)
+        with pytest.raises(OSError, match="free some space"):
+            fetch(tmp_path / "siim")
+    assert fetch(tmp_path / "siim").is_dir()
+    assert all(path.read_bytes() != b"half" for path in tmp_path.rglob("*.*") if path.is_file())
 
 
 def test_fetch_refuses_a_download_that_is_not_whole(kagglehub, png_release, tmp_path):
