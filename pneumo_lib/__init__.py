@@ -47,6 +47,7 @@ _MODULES = (
     "figures",
     "layers",
     "losses",
+    "metric_figures",
     "metrics",
     "saturation",
 )

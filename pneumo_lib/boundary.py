@@ -54,8 +54,9 @@ def boundary_scores(y_true, y_pred, *, threshold=0.5, spacing=None, missed=None)
         missed = float(np.hypot(*np.shape(y_true)[1:]))
     rows = []
     for truth, probability in zip(y_true, y_pred, strict=True):
-        outlines = [_outline(np.asarray(mask)) for mask in (truth != 0, probability >= threshold)]
-        found = [outline.any() for outline in outlines]
+        masks = np.asarray(truth) != 0, np.asarray(probability) >= threshold
+        outlines = [outline(mask) for mask in masks]
+        found = [mask.any() for mask in masks]
         if not all(found):
             rows.append((missed if any(found) else np.nan,) * 2)
             continue
@@ -88,10 +89,11 @@ def prepared_spacing(cases, *, size, pixels=1024):
     return np.asarray(spacing, dtype=np.float64) * np.asarray(pixels) / size
 
 
-def _outline(mask):
+def outline(mask):
+    """The pixels of a boolean mask that have background, or the image's edge, on a side."""
     return mask & ~binary_erosion(mask)
 
 
-def _distances(outline, other):
+def _distances(one, other):
     """Distance from each pixel of one outline to the nearest of the other."""
-    return distance_transform_edt(~other)[outline]
+    return distance_transform_edt(~other)[one]

@@ -1,0 +1,225 @@
+"""Plots of what the metrics say: certainty, calibration, ranking, groups, pairs and outlines.
+
+They share the style and the arguments `title`, `note` and `ax` of `figures`.
+"""
+
+import numpy as np
+from matplotlib.patches import Patch
+from scipy.ndimage import distance_transform_edt
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from pneumo_lib.boundary import boundary_scores, outline
+from pneumo_lib.figures import REPORT_MEAN_IOU
+from pneumo_lib.saturation import logged_mean_iou_at, saturated_share_at
+from pneumo_lib.style import (
+    BACKBONES,
+    BLUE,
+    GREEN,
+    ORANGE,
+    SKY,
+    VERMILION,
+    legend_below,
+    new_axes,
+    new_figure,
+    without_ticks,
+)
+from pneumo_lib.tables import HEADINGS
+
+__all__ = [
+    "group_chart",
+    "outline_figure",
+    "paired_chart",
+    "reliability_chart",
+    "roc_chart",
+    "saturation_chart",
+    "split_chart",
+]
+_SIDES = {"train": SKY, "validation": GREEN, "test": ORANGE}
+
+
+def saturation_chart(points, *, ax=None, title=None, note=None):
+    """`Axes`: mean IoU as logged, and true foreground IoU, against the share of certain pixels.
+
+    The line is `saturation.logged_mean_iou_at()`; crosses on it are the report's test values.
+
+    Args:
+        points: DataFrame with a row for each network and moment: `share` of the pixels that are
+            certain, `logged` mean IoU, true foreground `iou`, and `name` for the legend.
+    """
+    ax = new_axes(ax, note)
+    share = np.linspace(0, 1, 101)
+    label = "(f + 1 / (2 − f)) / 2"
+    ax.plot(100 * share, logged_mean_iou_at(share), color="gray", label=label, zorder=1)
+    colours = (BLUE, ORANGE, GREEN)
+    for number, (name, rows) in enumerate(points.groupby("name", sort=False)):
+        style = {"color": colours[number % 3], "marker": "osD^v"[number % 5], "linestyle": "none"}
+        ax.plot(100 * rows["share"], rows["logged"], **style, label=f"{name}: as logged")
+        hollow = {"markerfacecolor": "white", "markeredgewidth": 2, "clip_on": False}
+        ax.plot(100 * rows["share"], rows["iou"], **style, **hollow, label=f"{name}: true IoU")
+    values = {name: of_part["test"] for name, of_part in REPORT_MEAN_IOU.items()}
+    shares = saturated_share_at(list(values.values()))
+    cross = {"color": VERMILION, "marker": "X", "markersize": 14, "linestyle": "none", "zorder": 5}
+    ax.plot(100 * shares, list(values.values()), **cross, label="the report's test values")
+    for (name, value), at in zip(values.items(), 100 * shares, strict=True):
+        highest = value == max(values.values())
+        place = {"ha": "right", "va": "bottom"} if highest else {"ha": "left", "va": "top"}
+        text, offset = f"{BACKBONES[name][0]} {value:.4f}", (-8, 8) if highest else (10, -8)
+        ax.annotate(text, (at, value), offset, textcoords="offset points", fontsize=14, **place)
+    ax.set(xlabel="Share f of the pixels with a softmax of exactly 1.0, %", xlim=(-1, 101))
+    ax.set(ylabel="Score", ylim=(-0.02, 1.02), title=title, xticks=range(0, 101, 20))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def roc_chart(evidence, *, title=None, note=None):
+    """`Figure` with two panels for whole images: the ROC curve, and precision against recall.
+
+    Args:
+        evidence: dict from a name for the legend to `(y_true, evidence)` of the same images, see
+            `evidence.image_level_scores()`; up to four.
+    """
+    figure, axes = new_figure(1, 2, title=title, note=note)
+    roc, precision = axes[0]
+    roc.plot([0, 1], [0, 1], color="gray", linestyle="--", label="guessing")
+    for number, (name, (y_true, of_image)) in enumerate(evidence.items()):
+        style = {"color": (BLUE, ORANGE, GREEN, VERMILION)[number], "label": name}
+        wrong, found, _ = roc_curve(y_true, of_image)
+        roc.plot(wrong, found, **style)
+        pure, found, _ = precision_recall_curve(y_true, of_image)
+        precision.plot(found, pure, **style, drawstyle="steps-post")
+        precision.axhline(np.mean(y_true), color="gray", linestyle="--")
+    roc.set(xlabel="Healthy images called positive", ylabel="Positive images found")
+    precision.set(xlabel="Positive images found", ylabel="Right among those called")
+    for ax, heading in zip(axes[0], ("ROC", "Precision and recall"), strict=True):
+        ax.set(title=heading, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    legend_below(figure, roc)
+    return figure
+
+
+def reliability_chart(tables, *, title=None, note=None):
+    """`Figure` with two panels: promised against observed, and how many lie in each bin.
+
+    Args:
+        tables: dict from a name for the legend to a `reliability_table()`; up to four.
+    """
+    figure, axes = new_figure(1, 2, title=title, note=note)
+    kept, counted = axes[0]
+    kept.plot([0, 1], [0, 1], color="gray", linestyle="--", label="promise kept")
+    for number, (name, table) in enumerate(tables.items()):
+        style = {"color": (BLUE, ORANGE, GREEN, VERMILION)[number], "marker": "osD^"[number]}
+        kept.plot(table["promised"], table["observed"], **style, label=name)
+        middle = (table["lower"] + table["upper"]) / 2
+        counted.plot(middle, table["count"].where(table["count"] > 0), **style)
+    kept.set(xlabel="Promised: mean probability", ylabel="Observed: share that is lesion")
+    kept.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title="Reliability", aspect="equal")
+    counted.set(xlabel="Probability", ylabel="How many", yscale="log", xlim=(-0.02, 1.02))
+    counted.set(title="How often it is promised")
+    legend_below(figure, kept)
+    return figure
+
+
+def group_chart(table, *, by, score="dice_positive", ax=None, title=None, note=None):
+    """`Axes` with a score and its interval for each group of images.
+
+    Args:
+        table: rows of one split of `score_table(with_groups(...), by=by)`; the all-background
+            row and groups without the score are left out.
+        by: "lesion", "view" or "sex".
+        score: a name of `tables.HEADINGS`.
+    """
+    ax = new_axes(ax, note)
+    rows = table[(table[by] != "all background") & table[score].notna()]
+    bounds = np.array([rows[score] - rows[f"{score}_lower"], rows[f"{score}_upper"] - rows[score]])
+    ax.errorbar(
+        np.arange(len(rows)), rows[score], yerr=bounds, marker="o", linestyle="none", color=BLUE
+    )
+    named = zip(rows[by], rows["images"], strict=True)
+    ax.set_xticks(np.arange(len(rows)), [f"{name}\n{count} images" for name, count in named])
+    ax.set(ylabel=HEADINGS[score], title=title, xlim=(-0.5, len(rows) - 0.5))
+    ax.set_ylim(bottom=-0.02, top=None if score in ("hd95", "asd") else 1.02)
+    return ax
+
+
+def paired_chart(first, second, *, names, ax=None, title=None, note=None):
+    """`Axes` with a point for each image: its score by one network against that by another.
+
+    Args:
+        first, second: `(n,)` scores of the same images in the same order, in [0, 1].
+        names: the two networks.
+    """
+    ax = new_axes(ax, note)
+    ax.plot([0, 1], [0, 1], color="gray", linestyle="--", zorder=1)
+    ax.scatter(first, second, s=90, color=BLUE, alpha=0.6, clip_on=False)
+    ax.text(0.04, 0.96, f"{names[1]} is better", va="top", color="dimgray")
+    ax.text(0.96, 0.04, f"{names[0]} is better", ha="right", color="dimgray")
+    ax.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal")
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    return ax
+
+
+def outline_figure(images, masks, predictions, *, title=None, note=None):
+    """`Figure` with a panel for each case: both outlines, and the place of its Hausdorff distance.
+
+    Args:
+        images: `(n, height, width)` uint8; up to 3 are large on a slide.
+        masks, predictions: same shape, of 0 and 1, each with a foreground pixel.
+    """
+    figure, axes = new_figure(1, len(images), title=title, note=note)
+    scores = boundary_scores(masks, predictions)
+    for ax, image, *pair, row in zip(
+        axes[0], images, masks, predictions, scores.itertuples(), strict=True
+    ):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+        for mask, colour in zip(pair, (ORANGE, SKY), strict=True):
+            ax.contour(np.asarray(mask), levels=[0.5], colors=[colour], linewidths=2.5)
+        (y, x), (far_y, far_x) = _farthest(*(outline(np.asarray(mask) > 0) for mask in pair))
+        ax.plot([x, far_x], [y, far_y], color=VERMILION, marker="o", markersize=6)
+        rows, columns = np.nonzero(np.asarray(pair[0]) + np.asarray(pair[1]))
+        middle = [(values.max() + values.min()) / 2 for values in (rows, columns)]
+        reach = 10 + max(np.ptp(rows), np.ptp(columns)) / 2
+        ax.set(ylim=(middle[0] + reach, middle[0] - reach))
+        ax.set(xlim=(middle[1] - reach, middle[1] + reach))
+        ax.set_xlabel(f"Hausdorff 95: {row.hd95:.1f} pixels\nmean distance: {row.asd:.1f}")
+    without_ticks(axes)
+    colours = {"true outline": ORANGE, "predicted outline": SKY, "farthest point": VERMILION}
+    patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=patches, loc="outside right center")
+    return figure
+
+
+def _farthest(one, other):
+    """The pixel of either outline that lies farthest from the other, and the nearest there."""
+    ends = []
+    for here, there in ((one, other), (other, one)):
+        distance, nearest = distance_transform_edt(~there, return_indices=True)
+        worst = np.unravel_index(np.argmax(np.where(here, distance, -1)), here.shape)
+        ends.append((distance[worst], worst, tuple(nearest[(slice(None), *worst)])))
+    return max(ends)[1:]
+
+
+def split_chart(splits, *, title=None, note=None):
+    """`Figure` with a panel for each split: a row for each patient, a square for each image.
+
+    Patients with images on several sides are marked: their lungs are in training and in test.
+
+    Args:
+        splits: dict from a heading to a case table with `patient_id` and `split`.
+    """
+    figure, axes = new_figure(1, len(splits), title=title, note=note)
+    for ax, (heading, cases) in zip(axes[0], splits.items(), strict=True):
+        patients = list(dict.fromkeys(cases["patient_id"]))
+        leaks = cases.groupby("patient_id")["split"].nunique() > 1
+        column = cases.groupby("patient_id").cumcount()
+        rows = cases["patient_id"].map(patients.index)
+        colours = cases["split"].map(_SIDES)
+        ax.scatter(column, rows, marker="s", s=420, color=colours, edgecolor="white")
+        for row in np.flatnonzero(leaks[patients]):
+            ax.text(column.max() + 0.6, row, "leaks", color=VERMILION, va="center", weight="bold")
+        ax.set_yticks(range(len(patients)), patients)
+        ax.set(title=heading, xticks=[], xlim=(-0.6, column.max() + 1.8))
+        ax.set_ylim(len(patients) - 0.4, -0.6)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+    patches = [Patch(color=colour, label=side) for side, colour in _SIDES.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=3)
+    return figure
