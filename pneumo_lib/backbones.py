@@ -86,6 +86,12 @@ TAPS = {
     },
     "inceptionv3": {2: "activation_4", 3: "mixed2", 4: "mixed7", 5: "mixed10"},
 }
+# What a decoder with skips joins. VGG computes its richest features just before each pool, so
+# there the same grid holds more than behind the pool that led to it.
+SKIP_TAPS = TAPS | {
+    "vgg16": {octave: f"block{octave + 1}_conv3" for octave in (2, 3, 4)},
+    "vgg19": {octave: f"block{octave + 1}_conv4" for octave in (2, 3, 4)},
+}
 _PREPROCESSING = {name: backbone.preprocess for name, backbone in _BACKBONES.items()}
 _PREPROCESSING["small"] = applications.inception_v3.preprocess_input
 

@@ -9,9 +9,9 @@ import pandas as pd
 from keras import layers
 
 from pneumo_lib import decoders
-from pneumo_lib.backbones import TAPS, build_backbone
+from pneumo_lib.backbones import SKIP_TAPS, TAPS, build_backbone
 
-DECODERS = ("deconvolution", *decoders.OCTAVES)
+DECODERS = ("deconvolution", *decoders.OCTAVES, "skips")
 
 
 def build_fcn(
@@ -33,15 +33,15 @@ def build_fcn(
       side (128 pixels happen to give 2): at other sizes the grid is resized bilinearly to
       `size / 64`, rounded up, and what the rounding adds is cropped evenly before the softmax.
     - "fcn32s", "fcn16s", "fcn8s" add the scores of one, two and three grids: `fuse_scores()`.
-    - "skips" joins the features of four grids and convolves them: `skip_decoder()`.
+    - "skips" joins the features of three or four grids and convolves them: `skip_decoder()`.
 
     Args:
         backbone: one of `backbones.BACKBONES`.
         decoder: one of `DECODERS`.
         size: height and width in pixels, a multiple of 32 (96 at least for InceptionV3).
         weights: of the backbone, see `build_backbone()`.
-        dropout: share of the values dropped, in [0, 1): after each deconvolution but the last,
-            or of the coarsest features.
+        dropout: share dropped in training, in [0, 1): of the values after each deconvolution but
+            the last, of the coarsest features, or of the channels of each tap of "skips".
         seed: of the decoder, the dropout and random backbone weights.
 
     Returns:
@@ -64,9 +64,14 @@ def build_fcn(
     if decoder == "deconvolution":
         x = decoders.deconvolutions(encoder.output, backbone, size=size, **random)
     else:
-        decode = decoders.skip_decoder if decoder == "skips" else decoders.fuse_scores
-        octaves = decoders.OCTAVES[decoder]
-        taps = {octave: encoder.get_layer(TAPS[backbone][octave]).output for octave in octaves}
+        skips = decoder == "skips"
+        octaves = SKIP_TAPS[backbone] if skips else decoders.OCTAVES[decoder]
+        names = (SKIP_TAPS if skips else TAPS)[backbone]
+        taps = {
+            octave: encoder.get_layer(names[octave]).output
+            for octave in sorted(octaves, reverse=True)
+        }
+        decode = decoders.skip_decoder if skips else decoders.fuse_scores
         x = decode(decoders.align(taps, size=size), **random)
     x = layers.Softmax(dtype="float32", name="softmax")(x)  # float32 under mixed precision too
     model = keras.Model(encoder.input, x, name=f"fcn_{backbone}")

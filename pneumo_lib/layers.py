@@ -91,28 +91,6 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
 
 
 @keras.saving.register_keras_serializable(package="pneumo")
-def bilinear_kernel(shape, dtype=None):
-    """Initial kernel of a `Conv2DTranspose` that interpolates bilinearly, each class for itself.
-
-    With "same" padding and an even kernel of twice the stride, the output is that of bilinear
-    resizing (pixels' centres kept) of an input with zeros around it.
-
-    Args:
-        shape: `(k_h, k_w, classes, classes)`.
-        dtype: of the result, default float32.
-
-    Returns:
-        Array of that shape; the largest weight is at most 1.
-
-    Reference:
-        Long, Shelhamer, Darrell (2015), arXiv:1411.4038, section 3.3.
-    """
-    rows, columns = (1 - np.abs(np.arange(k) - (k - 1) / 2) / ((k + 1) // 2) for k in shape[:2])
-    kernel = np.multiply.outer(np.outer(rows, columns), np.eye(*shape[2:]))
-    return ops.convert_to_tensor(kernel, dtype=dtype or "float32")
-
-
-@keras.saving.register_keras_serializable(package="pneumo")
 class HashedDropout(keras.layers.Dropout):
     """`keras.layers.Dropout` with noise that XLA computes fast on a processor.
 
