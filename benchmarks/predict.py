@@ -80,7 +80,9 @@ def from_files(paths, run):
     network = keras.models.load_model(run.folder / "model.keras", compile=False)
     foreground = inference._foreground(network, run.config, BATCH, xla=True)
     read = inference.partial(inference._read, size=SIZE)
-    return lambda: sum(1 for _ in inference._predict(paths, read, foreground, 0.5, BATCH, None))
+    return lambda: sum(
+        1 for _ in inference._predict(paths, read, foreground, pl.OperatingPoint(), BATCH, None)
+    )
 
 
 def backbone_alone(encoder, images, backbone):

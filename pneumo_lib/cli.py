@@ -1,34 +1,35 @@
 """The `pneumo` command: what a notebook does not fit.
 
 The only module that prints. Everything heavy is imported inside the command that needs it, so
-that `pneumo --help` answers at once.
+that `pneumo --help` answers at once. `cli_options.py` says what each command takes.
 """
 
-import argparse
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 import pneumo_lib as pl
+from pneumo_lib.cli_options import parser
 
 
 def main(arguments=None):
     """Runs a command; returns its exit code: 0, 1 for an error, 130 for Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pneumo_lib").setLevel(logging.INFO)
     try:
-        options.run(options)
+        return _COMMANDS[options.command](options) or 0
     except KeyboardInterrupt:
         print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
         return 130
     except Exception as error:
         if options.debug:
             raise
-        print(f"pneumo {options.command}: {error or type(error).__name__}", file=sys.stderr)
+        said = " ".join(str(error).split()) or type(error).__name__  # one line, whatever came
+        print(f"pneumo {options.command}: {said}", file=sys.stderr)
         return 1
-    return 0
 
 
 def report(options):
@@ -68,41 +69,57 @@ def phantoms(options):
     print(f"Phantoms    {_short(Path(folder))}")
 
 
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="pneumo", description="Chest X-ray pneumothorax segmentation with FCNs."
-    )
-    parser.add_argument("--version", action="version", version=f"pneumo {pl.__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    command = _add(commands, report, "run all notebooks and write runs/report/index.html")
-    command.add_argument("--data", metavar="FOLDER", help="a data set instead of the phantoms")
-    command.add_argument("--params", metavar="YAML", help="parameters, such as params/siim.yaml")
-    command.add_argument("--weights", help="imagenet, auto, or a file of backbone weights")
-    command.add_argument("--backbones", nargs="+", metavar="NAME", help="networks to train")
-    command.add_argument(
-        "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="one notebook parameter, such as --set epochs 50; may be repeated",
+def predict(options):
+    """Predicts X-ray files into a folder; 1 if any failed."""
+    predict_files, run = pl.predict_files, _run(options)
+    _quiet_readers()
+    outcome = predict_files(
+        options.files, run, options.out, operating_point=_operating_point(options),
+        dicom_seg=options.dicom_seg,
     )  # fmt: skip
-
-    command = _add(commands, fetch, "download the SIIM-ACR data set from Kaggle")
-    command.add_argument("data", choices=["siim"])
-    command.add_argument("--to", required=True, metavar="FOLDER")
-    command.add_argument("--layout", choices=["png", "dicom"], default="png", help="default: png")
-
-    command = _add(commands, phantoms, "draw synthetic chest X-rays")
-    command.add_argument("--to", required=True, metavar="FOLDER")
-    command.add_argument("--count", type=int, default=800)
-    command.add_argument("--size", type=int, default=256, help="pixels on a side")
-    command.add_argument("--seed", type=int, default=0)
-    return parser
+    there = len(outcome.rows) - outcome.predicted - len(outcome.failed)
+    print(f"Predicted   {outcome.predicted} files" + (f"; {there} were there" if there else ""))
+    print(f"Table       {_short(Path(options.out).resolve() / 'predictions.csv')}")
+    for path in outcome.segmentations[:3]:
+        print(f"DICOM SEG   {_short(path)}")
+    if len(outcome.segmentations) > 3:
+        print(f"            and {len(outcome.segmentations) - 3} more")
+    return _list_failures([(row["file"], row["error"]) for row in outcome.failed])
 
 
-def _add(commands, function, text):
-    command = commands.add_parser(function.__name__, help=text, description=f"{text}.".capitalize())
-    command.set_defaults(run=function)
-    return command
+def _operating_point(options):
+    """`None`, the run's own, without `--threshold`."""
+    if options.threshold is None:
+        return None
+    if not 0 < options.threshold <= 1:
+        raise ValueError(
+            "--threshold must be a probability above 0 and at most 1. "
+            f"Received: {options.threshold}"
+        )
+    from pneumo_lib.operating_point import OperatingPoint
+
+    return OperatingPoint(options.threshold, 0.0, options.threshold)
+
+
+def _run(options):
+    """The run that was named: a path from here, or a name below `runs/`."""
+    return pl.load_run(_from_here(options.run))
+
+
+def _quiet_readers():
+    """Keeps from the screen what is told in the list of failures, and what quotes headers."""
+    logging.getLogger("pneumo_lib.inference").setLevel(logging.ERROR)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pydicom")
+
+
+def _list_failures(failed):
+    if not failed:
+        return 0
+    print(f"{len(failed)} files failed:", file=sys.stderr)
+    for name, reason in failed:
+        print(f"  {name}: {reason}", file=sys.stderr)
+    return 1
 
 
 def _settings(pairs):
@@ -120,3 +137,6 @@ def _from_here(path):
 def _short(path):
     """`path` from the current folder, if it lies inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+_COMMANDS = {command.__name__: command for command in (report, fetch, phantoms, predict)}

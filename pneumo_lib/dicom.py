@@ -91,14 +91,14 @@ class _Refused(ValueError):
 
 def _refuse_deflated_bombs(data):
     """pydicom inflates such a file whole, whatever comes out."""
-    if uid.DeflatedExplicitVRLittleEndian.encode() in data:
+    if uid.DeflatedExplicitVRLittleEndian.encode() in data[:1024]:
         end_of_meta = 144 + int.from_bytes(data[140:144], "little")
         inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         rest = data[end_of_meta:]
         while rest and size <= 2 * MOST_PIXELS:  # a piece at a time, and none of them is kept
             size += len(inflater.decompress(rest, 1 << 20))
             rest = inflater.unconsumed_tail
-        if rest:
+        if size > 2 * MOST_PIXELS:
             raise _Refused("it inflates to more than any X-ray holds")
 
 

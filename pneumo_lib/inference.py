@@ -1,5 +1,6 @@
 """Prediction: X-ray files in, probability of pneumothorax and mask out."""
 
+import hashlib
 import logging
 import os
 from collections import deque
@@ -15,8 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from pneumo_lib import fcn
+from pneumo_lib.dicom import XRay
 from pneumo_lib.features import compiled
-from pneumo_lib.pixels import read_reduced, resize_image
+from pneumo_lib.metrics import image_evidence
+from pneumo_lib.operating_point import apply_operating_point, load_operating_point
+from pneumo_lib.pixels import decode_xray, is_dicom, resize_image
 from pneumo_lib.runs import Run, load_run
 
 logger = logging.getLogger(__name__)
@@ -30,10 +34,23 @@ class Prediction(NamedTuple):
     path: Path
     probability: np.ndarray | None = None  # (size, size) float32, of the foreground
     mask: np.ndarray | None = None  # (height, width) of the file, uint8 0 and 1
+    evidence: float | None = None  # of the whole image, see `metrics.image_evidence()`
     error: str | None = None
+    xray: XRay | None = None  # what was read, and the checksum of the file: with `keep`
+    sha256: str | None = None
 
 
-def predict(files, run, *, threshold=0.5, batch_size=32, workers=None):
+def predict(
+    files,
+    run,
+    *,
+    operating_point=None,
+    shape=None,
+    keep=False,
+    skip=(),
+    batch_size=32,
+    workers=None,
+):
     """Probability and mask of each X-ray, from a finished run.
 
     Files are decoded in parallel, ahead of the network, exactly as `prepare()` does it. Memory
@@ -41,9 +58,15 @@ def predict(files, run, *, threshold=0.5, batch_size=32, workers=None):
 
     Args:
         files: path or list of paths: PNG, JPEG, DICOM, see `pixels.read_image()`; folders are
-            searched for `SUFFIXES`, subfolders too.
+            searched, see `find_images()`.
         run: `Run`, or what `load_run()` takes.
-        threshold: a pixel is foreground where its probability, at the file's size, is no less.
+        operating_point: `OperatingPoint` that cuts the masks; `None` is the run's own. Whether
+            enough pixels are sure is decided at the network's size, as it was chosen; the
+            outline is cut at the file's.
+        shape: `(height, width)` of all masks; `None` is that of each file.
+        keep: whether results hold the X-ray that was read, at its full size, and its checksum.
+        skip: set of `(path, checksum)`: with `keep`, such files are read but not predicted, their
+            results hold path and checksum alone.
         batch_size: files a step of the network.
         workers: decoding threads; `None` is one per processor, at most 16.
 
@@ -53,20 +76,47 @@ def predict(files, run, *, threshold=0.5, batch_size=32, workers=None):
 
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
+        ValueError: if the saved network is damaged or holds code.
     """
     paths = find_images(files)
     run = run if isinstance(run, Run) else load_run(run)
-    network = keras.models.load_model(run.folder / "model.keras", compile=False)
+    point = load_operating_point(run) if operating_point is None else operating_point
+    network = load_network(run)
     foreground = _foreground(network, run.config, batch_size, xla=len(paths) >= _WORTH_COMPILING)
-    read = partial(_read, size=run.config["size"])
-    return _predict(paths, read, foreground, threshold, batch_size, workers)
+    read = partial(_read, size=run.config["size"], keep=keep, skip=skip)
+    return _predict(paths, read, foreground, point, batch_size, workers, shape=shape)
+
+
+def load_network(run):
+    """The network of a finished run. One that holds code (a lambda layer, a pickle) is refused.
+
+    Args:
+        run: `Run`.
+
+    Returns:
+        `keras.Model`.
+
+    Raises:
+        ValueError: if it cannot be loaded safely.
+    """
+    path = run.folder / "model.keras"
+    try:
+        # `safe_mode` by name: a process may have turned it off for all
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever its parts raise
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise ValueError(
+            "A saved network must be whole and hold no code of its own. "
+            f"Received: {path} ({reason}). Train the run again, or get it from whom you trust"
+        ) from error
 
 
 def find_images(files):
-    """Paths of X-ray files: those given, and those of `SUFFIXES` below the folders given.
+    """Paths of X-ray files: those given, and those below the folders given.
 
     Args:
-        files: path or list of paths.
+        files: path or list of paths. In a folder, what ends in one of `SUFFIXES` counts, and
+            what is DICOM by its content under another name; hidden files do not.
 
     Returns:
         List of `Path`; what lies in one folder is sorted.
@@ -77,16 +127,22 @@ def find_images(files):
     given = [Path(p) for p in ([files] if isinstance(files, (str, Path)) else files)]
     found = []
     for path in given:
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        else:
-            found.append(path)
+        found += sorted(filter(_is_image, path.rglob("*"))) if path.is_dir() else [path]
     if not found:
         raise FileNotFoundError(
             f"`files` must name image files or folders with {', '.join(SUFFIXES)} files. "
             f"Received: {', '.join(map(str, given)) or 'nothing'}"
         )
     return found
+
+
+def _is_image(path):
+    if path.name[0] == "." or path.name == "DICOMDIR" or not path.is_file():
+        return False
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
 
 
 def _foreground(network, config, batch_size, *, xla):
@@ -110,44 +166,64 @@ def _foreground(network, config, batch_size, *, xla):
     return foreground
 
 
-def _predict(paths, read, foreground, threshold, batch_size, workers):
+def _predict(paths, read, foreground, point, batch_size, workers, *, shape=None):
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads:
-        decoded = zip(paths, _ahead(threads, read, paths, count=2 * batch_size), strict=True)
+        decoded = ahead(threads, read, paths, count=2 * batch_size)
         while batch := list(islice(decoded, batch_size)):
-            good = [(image, shape) for _, (image, shape, error) in batch if error is None]
+            good = [
+                (image, shape or file.xray.shape) for file, image in batch if image is not None
+            ]
             results = iter(())
             if good:
                 images, shapes = zip(*good, strict=True)
                 probabilities = foreground(np.stack(images))
-                masks = threads.map(partial(_mask, threshold=threshold), probabilities, shapes)
-                results = zip(probabilities, masks, strict=True)
-            for path, (_, _, error) in batch:
-                if error is None:
-                    yield Prediction(path, *next(results))
+                masks = threads.map(partial(_mask, point=point), probabilities, shapes)
+                evidence = map(float, image_evidence(probabilities))
+                results = zip(probabilities, masks, evidence, strict=True)
+            for file, image in batch:
+                if image is not None:
+                    probability, mask, evidence = next(results)
+                    yield file._replace(probability=probability, mask=mask, evidence=evidence)
                 else:
-                    logger.warning("%s: not predicted: %s", path, error)
-                    yield Prediction(path, error=error)
+                    if file.error:
+                        logger.warning("%s: not predicted: %s", file.path, file.error)
+                    yield file
 
 
-def _read(path, *, size):
-    """`(image, shape of the file, None)`, or `(None, None, what was wrong)`."""
+def _read(path, *, size, keep=False, skip=()):
+    """`(Prediction, still without one, image for the network)`; no image where there is none."""
+    sha256 = None
     try:
-        image, shape = read_reduced(path, at_least=size)
-        return resize_image(image, (size, size)), shape, None
+        data = path.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest() if keep else None
+        if (path, sha256) in skip:
+            return Prediction(path, sha256=sha256), None
+        xray = decode_xray(data, path, at_least=None if keep else size)
+        image = resize_image(xray.image, (size, size))
+        xray = xray if keep else xray._replace(image=None)
+        return Prediction(path, xray=xray, sha256=sha256), image
     except Exception as error:  # whatever a decoder raises: the other files go on
-        return None, None, str(error).split("\n")[0] or repr(error)
+        reason = str(error).split("\n")[0] or repr(error)
+        return Prediction(path, error=reason, sha256=sha256), None
 
 
-def _mask(probability, shape, *, threshold):
-    if probability.max() < threshold:  # nor is any value between: most X-rays end here
+def _mask(probability, shape, *, point):
+    if not apply_operating_point(probability[None], point).any():  # most X-rays end here
         return np.zeros(shape, np.uint8)
-    return cv2.compare(resize_image(probability, shape), threshold, cv2.CMP_GE) & 1
+    return cv2.compare(resize_image(probability, shape), point.bottom_threshold, cv2.CMP_GE) & 1
 
 
-def _ahead(threads, read, paths, *, count):
-    """Yield `read(path)` in order, `count` of them under way."""
-    paths = iter(paths)
-    coming = deque(threads.submit(read, path) for path in islice(paths, count))
+def ahead(threads, do, items, *, count):
+    """Yield `do(item)` in order, `count` of them under way.
+
+    Args:
+        threads: `Executor`.
+        do: function of one item.
+        items: iterable; read only so far ahead.
+        count: results that may wait.
+    """
+    items = iter(items)
+    coming = deque(threads.submit(do, item) for item in islice(items, count))
     while coming:
         yield coming.popleft().result()
-        coming.extend(threads.submit(read, path) for path in islice(paths, 1))
+        coming.extend(threads.submit(do, item) for item in islice(items, 1))

@@ -1,20 +1,27 @@
 """Prediction: what a run says of a file is what it said of the prepared image."""
 
+import hashlib
+import json
 import logging
+import pickle
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import cv2
+import keras
 import numpy as np
 import pytest
 from conftest import CASES, SIZE
 
 import pneumo_lib as pl
 from pneumo_lib import inference
-from pneumo_lib.inference import find_images, predict
+from pneumo_lib.dicom import XRay
+from pneumo_lib.inference import Prediction, find_images, predict
+from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.training import train
 
 
@@ -84,15 +91,77 @@ def test_mask_is_1_where_the_enlarged_probability_reaches_the_threshold():
     probability = np.array([[0.2, 0.6], [0.2, 0.6]], np.float32)
     # OpenCV's linear mode puts samples at pixel centres: 0.2, 0.3, 0.5, 0.6 in each row
     for threshold, row in ((0.4, [0, 0, 1, 1]), (0.1, [1, 1, 1, 1]), (0.7, [0, 0, 0, 0])):
-        mask = inference._mask(probability, (3, 4), threshold=threshold)
+        point = OperatingPoint(threshold, 0.0, threshold)
+        mask = inference._mask(probability, (3, 4), point=point)
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(mask, [row] * 3)
 
 
-def test_threshold_decides_the_mask(run, files):
-    masks = {t: next(predict(files, run, threshold=t)).mask for t in (0.0, 1.1)}
+def test_operating_point_decides_the_mask(run, files):
+    masks = {
+        threshold: next(predict(files, run, operating_point=OperatingPoint(threshold, 0, 0))).mask
+        for threshold in (0.0, 1.1)
+    }
     assert masks[0.0].all()
-    assert not masks[1.1].any()
+    assert masks[1.1].all()  # no pixel need be sure where the area is 0
+    [nothing] = predict(files[0], run, operating_point=OperatingPoint(1.1, 0.01, 0.0))
+    assert not nothing.mask.any()
+
+
+def test_operating_point_of_the_run_is_the_default(run, files):
+    path = run.folder / "operating_point.json"
+    path.write_text(json.dumps({"top_threshold": 0, "min_area": 0, "bottom_threshold": 0}))
+    try:
+        assert next(predict(files, run)).mask.all()
+    finally:
+        path.unlink()
+
+
+def test_mask_stays_empty_where_too_few_pixels_of_the_network_are_sure():
+    probability = np.zeros((4, 4), np.float32)
+    probability[0, 0] = 0.9  # one pixel of sixteen
+    for share, area in ((1 / 16, 4), (2 / 16, 0)):
+        mask = inference._mask(probability, (4, 4), point=OperatingPoint(0.8, share, 0.5))
+        assert mask.sum() * 4 == area
+        assert mask.shape == (4, 4)
+
+
+def test_masks_of_a_given_shape_are_drawn_at_it(run, files):
+    [prediction] = predict(files[0], run, shape=(50, 70))
+    assert prediction.mask.shape == (50, 70)
+
+
+def test_kept_results_hold_the_xray_and_its_checksum_and_known_files_are_passed_over(run, files):
+    first, second = predict(files[:2], run, keep=True)
+    assert first.sha256 == hashlib.sha256(files[0].read_bytes()).hexdigest()
+    np.testing.assert_array_equal(first.xray.image, cv2.imread(str(files[0]), 0))
+    again, other = predict(files[:2], run, keep=True, skip={(files[0], first.sha256)})
+    assert (again.probability, again.error, again.sha256) == (None, None, first.sha256)
+    np.testing.assert_allclose(other.probability, second.probability, atol=1e-5)
+
+
+def test_evidence_is_that_of_the_probability_map(run, files):
+    [prediction] = predict(files[0], run)
+    assert prediction.evidence == pl.image_evidence(prediction.probability[None])[0]
+
+
+def test_network_with_code_inside_is_refused(run, tmp_path):
+    inputs = keras.Input((32, 32, 3))
+    outputs = keras.layers.Lambda(lambda x: x[..., :2])(inputs)
+    keras.Model(inputs, outputs).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"hold no code of its own.*model\.keras"):
+        inference.load_network(run._replace(folder=tmp_path))
+
+
+def test_network_that_is_a_pickle_is_refused_unopened(run, tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / "model.keras").write_bytes(pickle.dumps(Planted()))
+    with pytest.raises(ValueError, match="hold no code of its own"):
+        inference.load_network(run._replace(folder=tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_bad_files_are_named_and_the_others_go_on(run, files, tmp_path, caplog):
@@ -121,16 +190,16 @@ def test_batch_of_bad_files_alone_is_survived(run, tmp_path):
 def test_results_keep_the_order_of_the_files_however_long_each_takes(monkeypatch):
     threads_seen = set()
 
-    def slow(path, *, size):
+    def slow(path):
         threads_seen.add(threading.get_ident())
         time.sleep(0.02 if path % 3 == 0 else 0)
-        return np.full((2, 2), path, np.uint8), (2, 2), None
+        return Prediction(path, xray=XRay(None, (2, 2))), np.full((2, 2), path, np.uint8)
 
     def foreground(images):
         return images.astype("float32") / 64
 
-    read = inference.partial(slow, size=2)
-    predictions = list(inference._predict(range(50), read, foreground, 0.5, 8, 4))
+    point = OperatingPoint(0.5, 0.0, 0.5)
+    predictions = list(inference._predict(range(50), slow, foreground, point, 8, 4))
     assert [prediction.path for prediction in predictions] == list(range(50))
     assert [prediction.probability[0, 0] * 64 for prediction in predictions] == list(range(50))
     assert [prediction.mask[0, 0] for prediction in predictions] == [0] * 32 + [1] * 18
@@ -140,7 +209,7 @@ def test_results_keep_the_order_of_the_files_however_long_each_takes(monkeypatch
 def test_files_are_decoded_only_a_few_batches_ahead():
     begun = []
     with inference.ThreadPoolExecutor(2) as threads:
-        results = inference._ahead(threads, begun.append, range(1000), count=6)
+        results = inference.ahead(threads, begun.append, range(1000), count=6)
         for _ in range(10):
             next(results)
         assert len(begun) <= 10 + 6
@@ -148,11 +217,13 @@ def test_files_are_decoded_only_a_few_batches_ahead():
 
 
 def test_folders_are_searched_for_images_and_sorted(tmp_path):
-    for name in ("b.PNG", "notes.txt", "sub/a.dcm", "a.jpeg"):
+    for name in ("b.PNG", "notes.txt", "sub/a.dcm", "a.jpeg", ".hidden.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    for name in ("sub/IM0001", "sub/DICOMDIR"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM")
     found = find_images([tmp_path / "notes.txt", tmp_path])
-    names = ["notes.txt", "a.jpeg", "b.PNG", "sub/a.dcm"]
+    names = ["notes.txt", "a.jpeg", "b.PNG", "sub/IM0001", "sub/a.dcm"]
     assert found == [tmp_path / name for name in names]
 
 

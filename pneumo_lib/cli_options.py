@@ -1,0 +1,98 @@
+"""What the commands of `pneumo` take, with an example of each."""
+
+import argparse
+
+import pneumo_lib as pl
+
+_DISCLAIMER = "For research and teaching, not a medical device."
+
+
+def parser():
+    """The `ArgumentParser` of the whole command."""
+    whole = argparse.ArgumentParser(
+        prog="pneumo",
+        description="Chest X-ray pneumothorax segmentation with FCNs.",
+        epilog=f"`pneumo COMMAND --help` says more, with an example. {_DISCLAIMER}",
+    )
+    whole.add_argument("--version", action="version", version=f"pneumo {pl.__version__}")
+    whole.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_report, _fetch, _phantoms, _predict):
+        add(commands)
+    return whole
+
+
+def _report(commands):
+    command = _add(
+        commands, "report", "run all notebooks and write runs/report/index.html",
+        "pneumo report --data data/siim --params params/siim.yaml --backbones vgg16 small",
+    )  # fmt: skip
+    command.add_argument("--data", metavar="FOLDER", help="a data set instead of the phantoms")
+    command.add_argument("--params", metavar="YAML", help="parameters, such as params/siim.yaml")
+    command.add_argument("--weights", help="imagenet, auto, or a file of backbone weights")
+    command.add_argument("--backbones", nargs="+", metavar="NAME", help="networks to train")
+    command.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="one notebook parameter, such as --set epochs 50; may be repeated",
+    )  # fmt: skip
+
+
+def _fetch(commands):
+    command = _add(
+        commands, "fetch", "download the SIIM-ACR data set from Kaggle",
+        "pneumo fetch siim --to data/siim",
+    )  # fmt: skip
+    command.add_argument("data", choices=["siim"])
+    command.add_argument("--to", required=True, metavar="FOLDER")
+    command.add_argument("--layout", choices=["png", "dicom"], default="png", help="default: png")
+
+
+def _phantoms(commands):
+    command = _add(
+        commands, "phantoms", "draw synthetic chest X-rays",
+        "pneumo phantoms --to data/few --count 20 --size 1024",
+    )  # fmt: skip
+    command.add_argument("--to", required=True, metavar="FOLDER")
+    command.add_argument("--count", type=int, default=800, help="X-rays; default: 800")
+    command.add_argument("--size", type=int, default=256, help="pixels a side; default: 256")
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
+
+
+def _predict(commands):
+    command = _add(
+        commands, "predict", "outline pneumothorax on new X-rays with a trained network",
+        "pneumo predict xrays/ one.dcm --run runs/phantoms-small-128 --out predictions",
+        "Reads PNG, JPEG and DICOM. Writes predictions.csv, and for each file a probability map, "
+        "a mask at its own size and an overlay. Called again, it predicts only what is new. "
+        "Exit status 1 if any file failed.",
+    )  # fmt: skip
+    command.add_argument("files", nargs="+", metavar="FILE_OR_FOLDER", help="folders are searched")
+    _add_run(command)
+    command.add_argument(
+        "--out", required=True, metavar="FOLDER", help="new, or of an earlier call"
+    )
+    command.add_argument(
+        "--threshold", type=float, metavar="P",
+        help="probability from which a pixel counts, 0 to 1; default: the run's operating point",
+    )  # fmt: skip
+    command.add_argument(
+        "--dicom-seg", action="store_true", help="also write a DICOM SEG object for each study"
+    )
+
+
+def _add_run(command):
+    command.add_argument(
+        "--run",
+        required=True,
+        metavar="RUN",
+        help="folder of a trained network, or its name in runs/",
+    )
+
+
+def _add(commands, name, text, example, more=""):
+    return commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. {more}",
+        epilog=f"Example: {example}",
+    )

@@ -1,0 +1,57 @@
+"""One picture of an X-ray with its predicted mask, as a file."""
+
+import cv2
+import numpy as np
+
+from pneumo_lib.paths import written_aside
+from pneumo_lib.pixels import resize_image, resize_mask
+
+_SIDES = (512, 1024)  # the longer one is brought between these, so that the letters fit
+_ORANGE, _VERMILION = (0, 159, 230), (0, 94, 213)  # Okabe and Ito (2008), as BGR
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_LINE = 30  # pixels
+
+
+def draw_overlay(image, mask, caption):
+    """X-ray with the mask tinted and outlined, and lines of text below.
+
+    Args:
+        image: `(height, width)` uint8.
+        mask: `(height, width)` uint8 of 0 and 1.
+        caption: list of ASCII texts (OpenCV's letters are no more).
+
+    Returns:
+        `(height, width, 3)` uint8, BGR, at most 1024 wide or high without the caption.
+    """
+    longest = max(image.shape)
+    scale = min(max(longest, _SIDES[0]), _SIDES[1]) / longest
+    shape = tuple(max(1, round(scale * side)) for side in image.shape)
+    picture = cv2.cvtColor(resize_image(image, shape), cv2.COLOR_GRAY2BGR)
+    mask = resize_mask(mask, shape)
+    if mask.any():
+        inside = mask == 1
+        picture[inside] = (0.7 * picture[inside] + 0.3 * np.array(_ORANGE)).astype(np.uint8)
+        outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, _VERMILION, 2)
+    return np.vstack([picture, *(_line(text, shape[1]) for text in caption)])
+
+
+def write_png(path, image):
+    """Write `<path>.png`, aside and then renamed.
+
+    Args:
+        path: without the suffix, whatever dots it holds.
+        image: grey uint8 or uint16, or BGR uint8.
+    """
+    with written_aside(path.with_name(f"{path.name}.png")) as aside:
+        aside.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+
+
+def _line(text, width):
+    """White letters on black, as large as the width allows."""
+    (wide, _), _ = cv2.getTextSize(text, _FONT, 1.0, 1)
+    scale = min(0.6, 0.96 * width / wide)
+    strip = np.zeros((_LINE, width, 3), np.uint8)
+    place = (round(0.02 * width), round(0.7 * _LINE))
+    cv2.putText(strip, text, place, _FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)
+    return strip

@@ -1,0 +1,267 @@
+"""`pneumo predict`: a folder that holds what it says, is never mixed up and gives nothing away."""
+
+import csv
+import hashlib
+import shutil
+
+import cv2
+import keras
+import numpy as np
+import pydicom
+import pytest
+from test_dicom import RAMP, dicom_bytes
+
+import pneumo_lib as pl
+from pneumo_lib import prediction_files
+from pneumo_lib.operating_point import OperatingPoint
+from pneumo_lib.overlay import draw_overlay
+from pneumo_lib.prediction_files import COLUMNS, KINDS, NOTE, predict_files, read_table, side_of
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A network that finds what is bright: probability 1 for white, 0 for black."""
+    folder = tmp_path_factory.mktemp("runs") / "bright"
+    folder.mkdir()
+    image = keras.Input((SIZE, SIZE, 3))
+    score = keras.layers.Conv2D(2, 1, name="scores")
+    network = keras.Model(image, keras.layers.Softmax()(score(image)))
+    score.set_weights([np.array([[[[-9, 9], [0, 0], [0, 0]]]], "float32"), np.zeros(2, "float32")])
+    network.save(folder / "model.keras")
+    return pl.Run(folder, {"size": SIZE, "backbone": "small"}, None, None)
+
+
+@pytest.fixture
+def xrays(tmp_path):
+    """Two PNG files, one bright in its left half, and a DICOM file that is bright all over."""
+    folder = tmp_path / "xrays"
+    folder.mkdir()
+    half = np.zeros((40, 60), np.uint8)
+    half[:, :30] = 255
+    cv2.imwrite(str(folder / "half.png"), half)
+    cv2.imwrite(str(folder / "dark.png"), np.zeros((40, 60), np.uint8))
+    white = dicom_bytes(np.full((50, 30), 255, np.uint8), PixelSpacing=[0.5, 0.2])
+    (folder / "white.dcm").write_bytes(white)
+    return folder
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_each_file_gets_a_map_a_mask_an_overlay_and_a_row(run, xrays, tmp_path):
+    out = tmp_path / "out"
+    outcome = predict_files(xrays, run, out)
+    assert (outcome.predicted, outcome.failed) == (3, [])
+    with (out / "predictions.csv").open(newline="") as file:
+        dark, half, white = csv.DictReader(file)
+    assert tuple(dark) == COLUMNS
+    assert [row["file"] for row in (dark, half, white)] == [
+        str(xrays / name) for name in ("dark.png", "half.png", "white.dcm")
+    ]
+    assert [row["area_px"] for row in (dark, half, white)] == ["0", "1200", "1500"]
+    assert [row["area_cm2"] for row in (dark, half, white)] == ["", "", "1.50"]  # 0.1 mm2 each
+    assert [row["side"] for row in (dark, half, white)] == ["", "right", "both"]
+    assert [float(row["probability"]) for row in (dark, half, white)] == [0, 1, 1]
+    assert {row["note"] for row in (dark, half, white)} == {NOTE}
+    assert {row["run"] for row in (dark, half, white)} == {prediction_files.run_id(run)}
+    assert [half[name] for name in ("top_threshold", "min_area", "bottom_threshold")] == [
+        "0.5", "0.0", "0.5"
+    ]  # fmt: skip
+    mask = read(out / "masks" / f"{half['output']}.png")
+    assert mask.shape == (40, 60)
+    np.testing.assert_array_equal(np.unique(mask), [0, 255])
+    probability = read(out / "probabilities" / f"{half['output']}.png")
+    assert (probability.shape, probability.dtype) == ((SIZE, SIZE), np.uint16)
+    assert probability[0, 0] == 65535
+    assert read(out / "overlays" / f"{half['output']}.png").ndim == 3
+    assert NOTE in (out / "README.txt").read_text()
+
+
+def test_checksum_is_that_of_the_file(run, xrays, tmp_path):
+    rows = predict_files(xrays / "half.png", run, tmp_path / "out").rows
+    assert rows[0]["sha256"] == hashlib.sha256((xrays / "half.png").read_bytes()).hexdigest()
+
+
+def test_second_call_predicts_nothing_and_keeps_the_table(run, xrays, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict_files(xrays, run, out)
+    before = {path: path.stat().st_mtime_ns for kind in KINDS for path in (out / kind).iterdir()}
+    table = (out / "predictions.csv").read_text()
+    assert predict_files(xrays, run, out).predicted == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert (out / "predictions.csv").read_text() == table
+
+
+def test_new_and_changed_files_and_lost_pictures_are_predicted(run, xrays, tmp_path):
+    out = tmp_path / "out"
+    rows = predict_files(xrays, run, out).rows
+    cv2.imwrite(str(xrays / "dark.png"), np.full((40, 60), 255, np.uint8))
+    shutil.copy(xrays / "half.png", xrays / "more.png")
+    (out / "masks" / f"{rows[2]['output']}.png").unlink()
+    assert predict_files(xrays, run, out).predicted == 3
+    assert [row["area_px"] for row in read_table(out)] == ["2400", "1200", "1200", "1500"]
+
+
+def test_table_keeps_files_of_earlier_calls(run, xrays, tmp_path):
+    out = tmp_path / "out"
+    for name in ("white.dcm", "dark.png"):
+        predict_files(xrays / name, run, out)
+    assert {row["file"] for row in read_table(out)} == {
+        str(xrays / "white.dcm"),
+        str(xrays / "dark.png"),
+    }
+
+
+def test_row_that_a_kill_cut_short_is_predicted_again(run, xrays, tmp_path):
+    out = tmp_path / "out"
+    predict_files(xrays, run, out)
+    table = out / "predictions.csv"
+    table.write_bytes(table.read_bytes()[:-20])
+    assert predict_files(xrays, run, out).predicted == 1
+    assert len(read_table(out)) == 3
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(run, xrays, tmp_path):
+    for number, folder in enumerate("ab"):
+        (xrays / folder).mkdir()
+        image = np.full((20, 20), 255 * number, np.uint8)
+        cv2.imwrite(str(xrays / folder / "same.png"), image)
+        cv2.imwrite(str(xrays / folder / "same.jpg"), image)
+    rows = predict_files([xrays / "a", xrays / "b"], run, tmp_path / "out").rows
+    assert len({row["output"] for row in rows}) == 4
+    assert [row["area_px"] for row in rows] == [0, 0, 400, 400]
+    masks = [read(tmp_path / "out" / "masks" / f"{row['output']}.png").any() for row in rows]
+    assert masks == [False, False, True, True]
+
+
+def test_file_given_twice_is_predicted_once(run, xrays, tmp_path):
+    given = [xrays / "half.png", xrays, xrays / "half.png"]
+    assert predict_files(given, run, tmp_path / "out").predicted == 3
+
+
+def test_pictures_in_the_folder_itself_are_no_input(run, xrays):
+    out = xrays / "out"
+    assert [predict_files(xrays, run, out).predicted for _ in range(2)] == [3, 0]
+
+
+def test_failed_files_are_listed_and_tried_again_and_the_others_go_on(run, xrays, tmp_path):
+    (xrays / "broken.png").write_bytes(b"text")
+    (xrays / "frames.dcm").write_bytes(dicom_bytes(RAMP.astype("u2"), NumberOfFrames=3))
+    out = tmp_path / "out"
+    for predicted in (3, 0):
+        outcome = predict_files(xrays, run, out)
+        assert outcome.predicted == predicted
+        reasons = {row["file"]: row["error"] for row in outcome.failed}
+        assert "complete PNG" in reasons[str(xrays / "broken.png")]
+        assert "3 frames" in reasons[str(xrays / "frames.dcm")]
+    assert len(read_table(out)) == 5
+
+
+def test_folder_with_something_else_is_refused_untouched(run, xrays, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"folder of their own.*which holds other files"):
+        predict_files(xrays, run, tmp_path)
+    assert not (tmp_path / "masks").exists()
+
+
+def test_folder_of_another_operating_point_is_refused(run, xrays, tmp_path):
+    predict_files(xrays, run, tmp_path / "out")
+    with pytest.raises(ValueError, match="another network or operating point"):
+        predict_files(xrays, run, tmp_path / "out", operating_point=OperatingPoint(0.9, 0, 0.9))
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@x.png"])
+def test_file_names_are_no_formulas_in_the_table(run, xrays, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(xrays)
+    shutil.copy("half.png", name)
+    for predicted in (1, 0):
+        outcome = predict_files(prediction_files.Path(name), run, tmp_path / "out")
+        assert outcome.predicted == predicted
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1][0] == f"'{name}"
+
+
+def test_names_that_are_no_text_or_hold_lines_are_survived(run, xrays, tmp_path):
+    for name in (b"caf\xe9.png", b"two\nlines.png", b'a,"b".png', b"<script>.png"):
+        shutil.copy(xrays / "half.png", bytes(xrays) + b"/" + name)
+    out = tmp_path / "out"
+    assert [predict_files(xrays, run, out).predicted for _ in range(2)] == [7, 0]
+    assert {path.name.isascii() for path in (out / "masks").iterdir()} == {True}
+    assert len(read_table(out)) == 7
+
+
+# -- the patient's side
+
+
+LEFT_EDGE = np.array([[1, 0, 0, 0, 0]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("mask", "patients_left", "side"),
+    [
+        (LEFT_EDGE, "right", "right"),  # the convention: as if the patient faced the reader
+        (LEFT_EDGE, "left", "left"),
+        (LEFT_EDGE.T, "top", "left"),
+        (LEFT_EDGE.T, "bottom", "right"),
+        (np.array([[1, 1, 0, 0, 1]]), "right", "both"),  # a third lies on the other side
+        (np.array([[1, 1, 1, 1, 0, 0, 0, 1]]), "right", "right"),  # a fifth
+        (np.array([[0, 0, 1, 0, 0]]), "right", "right"),  # the middle column is on neither
+        (LEFT_EDGE, "everywhere", "left"),
+        (LEFT_EDGE, "nowhere", "right"),
+        (LEFT_EDGE, None, "unknown"),
+        (0 * LEFT_EDGE, "right", ""),
+    ],
+)  # fmt: skip
+def test_side_is_that_of_the_patient(mask, patients_left, side):
+    assert side_of(mask, patients_left) == side
+
+
+# -- overlays
+
+
+def test_overlay_tints_the_mask_and_leaves_the_rest_grey():
+    image = np.full((600, 800), 100, np.uint8)
+    mask = np.zeros_like(image)
+    mask[100:200, 300:500] = 1
+    picture = draw_overlay(image, mask, ["text"])
+    assert picture.shape == (630, 800, 3)
+    blue, green, red = picture[150, 400]
+    assert red > green > blue
+    np.testing.assert_array_equal(picture[400, 400], [100] * 3)
+    assert picture[600:].max() == 255
+
+
+@pytest.mark.parametrize(
+    ("shape", "drawn"),
+    [((3000, 1500), (1024, 512)), ((32, 64), (256, 512)), ((1, 5000), (1, 1024))],
+)
+def test_overlay_has_a_size_to_look_at(shape, drawn):
+    picture = draw_overlay(np.zeros(shape, np.uint8), np.ones(shape, np.uint8), [])
+    assert picture.shape == (*drawn, 3)
+
+
+# -- privacy
+
+
+def test_names_numbers_and_dates_of_the_patient_are_nowhere_in_the_output(
+    run, xrays, tmp_path, caplog, capsys
+):
+    planted = {
+        "PatientName": "SECRET^NAME", "PatientID": "SECRETID", "PatientBirthDate": "19991231",
+        "ImageComments": "SECRET comment", "InstitutionName": "SECRET clinic",
+        "AccessionNumber": "SECRETNO", "PatientAddress": "SECRET street",
+    }  # fmt: skip
+    (xrays / "good.dcm").write_bytes(dicom_bytes(np.zeros((40, 40), np.uint8), **planted))
+    (xrays / "bad.dcm").write_bytes(dicom_bytes(RAMP.astype("u2"), NumberOfFrames=3, **planted))
+    out = tmp_path / "out"
+    predict_files(xrays, run, out)
+    said = "".join(capsys.readouterr()) + caplog.text
+    written = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for secret in ("SECRET", "19991231"):
+        assert secret not in said
+        assert not any(secret.encode() in content for content in written)
+    assert "SECRET" in str(pydicom.dcmread(xrays / "good.dcm"))  # it was there to be found
