@@ -84,19 +84,19 @@ def train(folder, count, backbone):
     import keras
 
     import pneumo_lib as pl
-    from pneumo_lib import training
+    from pneumo_lib import steps
 
     _, head = pl.split_fcn(pl.build_fcn(backbone, size=SIZE, weights=None))
     optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(head.trainable_variables)
-    step, _ = training._compile(
-        head, optimizer, {"loss": "crossentropy", "batch_size": BATCH}, None, None
+    step, _ = steps.compile_steps(
+        head, optimizer, loss="crossentropy", batch_size=BATCH, backbone=None
     )
     features = filled(folder / "features.npy", (count, *GRIDS[backbone]), "float32")
     masks = filled(folder / "masks.npy", (count, SIZE, SIZE), "uint8")
     rows = np.random.default_rng(0).permutation(count)
-    training._run_epoch(step, features, masks, rows[:BATCH], BATCH)  # compilation
-    return watched(lambda: training._run_epoch(step, features, masks, rows, BATCH))
+    steps.run_epoch(step, features, masks, rows[:BATCH], BATCH)  # compilation
+    return watched(lambda: steps.run_epoch(step, features, masks, rows, BATCH))
 
 
 def compute_features(folder, count, backbone):

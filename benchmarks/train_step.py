@@ -19,7 +19,7 @@ import pandas as pd
 import tensorflow as tf
 from harness import check_same, compare, report
 
-from pneumo_lib import fcn, training
+from pneumo_lib import fcn, steps
 from pneumo_lib.backbones import preprocess
 
 try:
@@ -29,7 +29,7 @@ except ImportError:
 
 BATCH, SIZE, EPOCH = 16, 128, 7710
 STEPS = 32  # of ours in one measured call, as in a real epoch
-SETTINGS = {"loss": "crossentropy", "batch_size": BATCH, "precision": "float32"}
+SETTINGS = {"loss": "crossentropy", "batch_size": BATCH}
 
 
 def stock_twin(model):
@@ -53,7 +53,7 @@ def ours(network, inputs, masks, backbone):
     """One call of `STEPS` training steps, or one step through the backbone."""
     optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(network.trainable_variables)
-    step, _ = training._compile(network, optimizer, SETTINGS, backbone, None)
+    step, _ = steps.compile_steps(network, optimizer, **SETTINGS, backbone=backbone)
     inputs, masks = tf.constant(inputs), tf.constant(masks)
     return lambda: step(inputs, masks).numpy()
 
@@ -130,7 +130,7 @@ def measure_epoch(backbone, matrix_rate):
     encoder, head = fcn.split_fcn(model)
     optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(head.trainable_variables)
-    step, _ = training._compile(head, optimizer, SETTINGS, None, None)
+    step, _ = steps.compile_steps(head, optimizer, **SETTINGS, backbone=None)
     rng = np.random.default_rng(0)
     with TemporaryDirectory() as folder:
         shape = (EPOCH, *encoder.output_shape[1:])
@@ -142,7 +142,7 @@ def measure_epoch(backbone, matrix_rate):
         masks = (rng.random((EPOCH, SIZE, SIZE), dtype="float32") < 0.01).astype("uint8")
 
         def epoch():
-            training._run_epoch(step, features, masks, rng.permutation(EPOCH), BATCH)
+            steps.run_epoch(step, features, masks, rng.permutation(EPOCH), BATCH)
 
         seconds = compare({"epoch": epoch}, rounds=3)["median_ms"].iloc[0] / 1e3
     work = 3 * 2 * sum(direct_multiplications(layer) for layer in head.layers)

@@ -7,20 +7,50 @@ import numpy as np
 _CHUNK = 32  # steps between two visits to Python
 
 
-def epoch_order(rows, *, seed, epoch, flips=False):
+def epoch_order(rows, *, seed, epoch, flips=False, positive=None, share=None):
     """`rows` in the order of one epoch; a row `i` that is to be mirrored is written as `~i`.
 
     Args:
         rows: `(n,)` int array, each 0 or more.
         seed, epoch: decide the order, and nothing else does: a resumed run goes on the same way.
         flips: mirror each case with a probability of one half.
+        positive: bool array, whether case `i` has a pneumothorax; needed for `share`.
+        share: of the positives in the epoch, 0 to 1; None: each row occurs once. Positives and
+            healthy cases are drawn in turns, so that none comes up twice before all of its
+            kind came up once. A kind that is missing is not asked for.
 
     Returns:
         `(n,)` int array; `~i` is `-1 - i`, so that what is below 0 is mirrored.
     """
     rng = np.random.default_rng([seed, epoch])
+    if share is not None:
+        kinds = [rows[positive[rows]], rows[~positive[rows]]]
+        share = 0 if not kinds[0].size else 1 if not kinds[1].size else share
+        count = round(share * len(rows))
+        kinds = zip(kinds, (count, len(rows) - count), strict=True)
+        rows = np.concatenate([_in_turns(kind, wanted, rng) for kind, wanted in kinds])
     order = rng.permutation(rows)
     return np.where(rng.random(len(order)) < 0.5, ~order, order) if flips else order
+
+
+def share_at(epoch, epochs, positive_share):
+    """Share of positives in an epoch: from the first value to the second in even steps.
+
+    Args:
+        epoch: 1 to `epochs`.
+        epochs: how many there are.
+        positive_share: `(from, to)`, each 0 to 1; None: as they come.
+    """
+    if positive_share is None:
+        return None
+    first, last = positive_share
+    return first + (last - first) * (epoch - 1) / max(epochs - 1, 1)
+
+
+def _in_turns(rows, count, rng):
+    """`count` of `rows`, each permutation of all of them used up before the next begins."""
+    rounds = [rng.permutation(rows) for _ in range(-(-count // max(len(rows), 1)))]
+    return np.concatenate([rows[:0], *rounds])[:count]
 
 
 def read_blocks(inputs, masks, rows, batch_size, *, flipped=None):

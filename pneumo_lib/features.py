@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from pneumo_lib.arrays import new_array
 from pneumo_lib.backbones import preprocess
-from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib.paths import alone, project_path, written_aside
 
 _BATCHES_BETWEEN_FLUSHES = 32  # seconds of work to lose, and hardly any time to write
 
@@ -65,7 +66,9 @@ def cached_features(
     path = folder / f"{backbone}-{_checksum(encoder, data, backbone)}{view}.npy"
     if not path.exists():
         images = data.images[:, :, ::-1] if flipped else data.images
-        _compute(encoder, images, backbone, path, batch_size=batch_size)
+        with alone(path):
+            if not path.exists():  # another process may have made it meanwhile
+                _compute(encoder, images, backbone, path, batch_size=batch_size)
     return np.load(path, mmap_mode="r")
 
 
@@ -93,10 +96,11 @@ def _checksum(encoder, data, backbone):
 def _compute(encoder, images, backbone, path, *, batch_size):
     partial, count_file = path.with_suffix(".partial"), path.with_suffix(".count")
     done = int(count_file.read_text()) if partial.exists() and count_file.exists() else 0
-    shape = (len(images), *encoder.output_shape[1:])
-    features = np.lib.format.open_memmap(
-        partial, mode="r+" if done else "w+", dtype="float32", shape=None if done else shape
-    )
+    if done:
+        features = np.load(partial, mmap_mode="r+")
+    else:
+        count_file.unlink(missing_ok=True)  # of other rows, if there is one
+        features = new_array(partial, (len(images), *encoder.output_shape[1:]), "float32")
     with tqdm(total=len(images), initial=done, desc=f"{backbone} features", unit="image") as bar:
         for rows, batch in predict_batches(
             encoder, images, backbone, batch_size=batch_size, start=done
@@ -112,7 +116,7 @@ def _compute(encoder, images, backbone, path, *, batch_size):
     count_file.unlink(missing_ok=True)
 
 
-def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0):
+def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0, flipped=None):
     """Outputs of `network` for `inputs` from row `start` on, a batch at a time.
 
     Args:
@@ -121,6 +125,8 @@ def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0):
         backbone: preprocess for it first; None: `inputs` are what `network` takes.
         batch_size: rows at a time.
         start: first row.
+        flipped: like `inputs`, of the mirrored images: outputs are then `(n, h, w, ...)`, each the
+            mean of the image's and of its mirror's, mirrored back.
 
     Yields:
         `(slice of the rows, NumPy array of their outputs)`.
@@ -128,7 +134,11 @@ def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0):
     predict = compiled(network, inputs.shape[1:], inputs.dtype, backbone)
     for first in range(start, len(inputs), batch_size):
         rows = slice(first, min(first + batch_size, len(inputs)))
-        yield rows, predict(tf.constant(inputs[rows])).numpy()
+        output = predict(tf.constant(inputs[rows])).numpy()
+        if flipped is not None:
+            mirrored = predict(tf.constant(flipped[rows])).numpy()[:, :, ::-1]
+            output = (output + mirrored) / 2
+        yield rows, output
 
 
 def compiled(network, shape, dtype, backbone=None):

@@ -17,8 +17,8 @@ from pneumo_lib.paths import project_path
 # Multiples of 1/128 are exact in binary: `y_pred * 128` rounded down counts how many of them a
 # probability reaches, so that choosing and applying never disagree about a pixel.
 _LEVELS = 128
-_THRESHOLDS = np.arange(1, _LEVELS) / _LEVELS
-_MIN_AREAS = np.concatenate([[0.0], 2.0 ** np.arange(-13, -3.5, 0.5)])  # lesions: 0.01 % to 15 %
+THRESHOLDS = np.arange(1, _LEVELS) / _LEVELS
+MIN_AREAS = np.concatenate([[0.0], 2.0 ** np.arange(-13, -3.5, 0.5)])  # lesions: 0.01 % to 15 %
 
 
 class OperatingPoint(NamedTuple):
@@ -76,26 +76,26 @@ def choose_operating_point(y_true, y_pred):
         Aimoldin (2019), first place of SIIM-ACR Pneumothorax Segmentation, "triplet scheme":
         github.com/sneddy/pneumothorax-segmentation.
     """
-    scores = _grid_scores(y_true, y_pred)
+    scores = grid_scores(y_true, y_pred)
     best = np.argwhere(scores >= scores.max() - 1e-9)
     from_centre = (best - best.mean(axis=0)) / scores.shape
     top, area, bottom = best[np.argmin((from_centre**2).sum(axis=1))]
-    return OperatingPoint(*map(float, (_THRESHOLDS[top], _MIN_AREAS[area], _THRESHOLDS[bottom])))
+    return OperatingPoint(*map(float, (THRESHOLDS[top], MIN_AREAS[area], THRESHOLDS[bottom])))
 
 
-def load_operating_point(run):
-    """Operating point that a run chose on its validation cases; the plain one if it has none.
+def grid_scores(y_true, y_pred):
+    """SIIM-ACR Dice of every triplet.
 
     Args:
-        run: `Run`, or its folder, or its name below `runs/`.
+        y_true, y_pred: as for `choose_operating_point()`.
+
+    Returns:
+        `(127, 20, 127)` float64 over `THRESHOLDS` (top), `MIN_AREAS`, `THRESHOLDS` (bottom);
+        -inf where the bottom threshold is above the top one.
+
+    Raises:
+        ValueError: as `choose_operating_point()`.
     """
-    folder = getattr(run, "folder", None) or project_path(Path("runs") / run)
-    path = folder / "operating_point.json"
-    return OperatingPoint(**json.loads(path.read_text())) if path.is_file() else OperatingPoint()
-
-
-def _grid_scores(y_true, y_pred):
-    """Mean Dice `(top thresholds, minimal areas, bottom thresholds)`; -inf if bottom > top."""
     if np.shape(y_true) != np.shape(y_pred) or not len(y_true):
         raise ValueError(
             "`y_true` and `y_pred` must both be (n, height, width), with n at least 1. "
@@ -107,12 +107,23 @@ def _grid_scores(y_true, y_pred):
     dice = np.divide(2 * hits, total, out=np.ones(total.shape), where=total > 0)
     empty_mask = (lesion == 0).astype(float)  # what an image scores that keeps no pixel
     pixels = np.prod(np.shape(y_true)[1:])
-    open_gate = predicted[:, :, None] >= _MIN_AREAS * pixels  # (n, top thresholds, areas)
+    open_gate = predicted[:, :, None] >= MIN_AREAS * pixels  # (n, top thresholds, areas)
     # Dice where the gate is open, else that of an empty mask; summed over all images at once.
     gain = np.tensordot(open_gate.astype(float), dice - empty_mask[:, None], axes=(0, 0))
     scores = empty_mask.mean() + gain / len(y_true)
-    scores[np.broadcast_to((_THRESHOLDS[:, None] < _THRESHOLDS)[:, None], scores.shape)] = -np.inf
+    scores[np.broadcast_to((THRESHOLDS[:, None] < THRESHOLDS)[:, None], scores.shape)] = -np.inf
     return scores
+
+
+def load_operating_point(run):
+    """Operating point that a run chose on its validation cases; the plain one if it has none.
+
+    Args:
+        run: `Run`, or its folder, or its name below `runs/`.
+    """
+    folder = getattr(run, "folder", None) or project_path(Path("runs") / run)
+    path = folder / "operating_point.json"
+    return OperatingPoint(**json.loads(path.read_text())) if path.is_file() else OperatingPoint()
 
 
 def _areas(y_true, y_pred):

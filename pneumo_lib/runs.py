@@ -20,7 +20,8 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("mean_io_u", "logged_mean_iou", 1),
     ("dice", "logged_dice", -1),
 )
-_DECIDES_RESULTS = ("backbones", "batches", "decoders", "fcn", "layers", "losses", "metrics")
+_DECIDES_RESULTS = ("augmentation", "backbones", "batches", "decoders", "fcn", "features", "layers")
+_DECIDES_RESULTS += ("losses", "metrics", "operating_point", "optimisers", "results", "steps")
 _DECIDES_RESULTS += ("training",)
 
 
@@ -43,8 +44,9 @@ def load_run(folder):
         `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions,
         device, seconds); `history`, one row per epoch with loss and scores, `val_` for
         validation; `scores`, one row per milestone epoch and image with its counts. Beside
-        them lie `model.keras` and `probabilities.npy`, `(n, size, size)` uint8: 255 times the
-        foreground probability of every prepared case after the last epoch.
+        them lie `model.keras`, `operating_point.json` where there are validation cases, and
+        `probabilities.npy`, `(n, size, size)` uint8: 255 times the foreground probability of
+        every prepared case after the last epoch.
 
     Raises:
         FileNotFoundError: if the folder holds no finished run.

@@ -1,25 +1,23 @@
 """Training: frozen features, compiled epochs, and a state that survives a kill."""
 
+import hashlib
 import math
-import os
-import platform
 import time
 from functools import partial
 
 import keras
 import numpy as np
-import pandas as pd
-import tensorflow as tf
-from keras import ops
 from tqdm.auto import tqdm
 
-from pneumo_lib import fcn, metrics, runs
-from pneumo_lib.backbones import preprocess
-from pneumo_lib.batches import epoch_order, read_blocks
-from pneumo_lib.devices import choose_precision, device_name, dtype_policy
-from pneumo_lib.features import cached_features, predict_batches
-from pneumo_lib.losses import TRAINING_COUNTS, get_loss, training_counts
-from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib import fcn, runs
+from pneumo_lib.augmentation import AUGMENTATIONS
+from pneumo_lib.batches import epoch_order, share_at
+from pneumo_lib.devices import choose_precision, dtype_policy
+from pneumo_lib.features import cached_features
+from pneumo_lib.optimisers import averaged_weights, build_optimiser
+from pneumo_lib.paths import alone, project_path, written_aside
+from pneumo_lib.results import keep_results, score_cases
+from pneumo_lib.steps import compile_steps, run_epoch
 
 
 def train(
@@ -29,51 +27,71 @@ def train(
     backbone="vgg19",
     decoder="deconvolution",
     weights="auto",
+    initial=None,
+    fine_tune="none",
     epochs=50,
     milestones=(),
     batch_size=16,
+    optimizer="adam",
     learning_rate=1e-3,
+    backbone_learning_rate=1e-5,
     schedule="auto",
     loss="crossentropy",
     dropout=0.5,
+    augmentation="auto",
+    positive_share=None,
+    ema=0.0,
+    test_time_flip=False,
     precision="auto",
     feature_precision="float32",
-    flips="auto",
     seed=0,
 ):
     """Train one FCN and keep all that a results notebook needs in `runs/<name>/`.
 
-    A frozen backbone's features are computed once and only the head is trained, on them; the
-    small FCN ("small") is trained from scratch, end to end. After every epoch the state is
-    written: a killed run goes on where it was and ends with the same numbers. A finished run
-    with the same settings is returned at once; one with other settings under the same name is
-    moved aside, never overwritten.
+    A frozen backbone's features are computed once and only the head is trained, on them. Where
+    the backbone is fine-tuned, the images fully augmented, or the small FCN ("small") trained from
+    scratch, each step runs the whole network on images. After every epoch the state is written:
+    a killed run goes on where it was and ends with the same numbers. A finished run with the same
+    settings is returned at once; one with other settings under the same name is moved aside,
+    never overwritten. What is kept is the state after the last epoch, and weights and scores at
+    the milestones: choose among those by validation. Test cases never decide anything.
 
     Args:
         data: `Prepared`, see `preparation.prepare()`.
-        run: name of the run folder below `runs/`; default `<data>-<backbone>-<size>`.
+        run: name of the run folder below `runs/`; default `<data>-<backbone>-<size>`, with the
+            decoder before the size unless it is the report's.
         backbone: one of `backbones.BACKBONES`, or "small" for the FCN from scratch.
         decoder, weights, dropout: see `fcn.build_fcn()`.
+        initial: finished run of the same network, at any size, whose weights to start from.
+        fine_tune: which part of the backbone learns, see `fcn.unfreeze()`: "none", "last", "whole".
         epochs: passes over the training part.
         milestones: epochs after which every case is scored and the weights are kept; the last
             epoch always is one.
         batch_size: images a step.
-        learning_rate: of Adam.
-        schedule: "constant", as in the report; "cosine", down to zero at the last epoch
-            (Loshchilov and Hutter 2017, arXiv:1608.03983); "auto": cosine for "small".
-        loss: a name of `losses.get_loss()`.
+        optimizer, ema: see `optimisers.build_optimiser()`. With an average of the weights, it is
+            the average that is scored, validated and kept.
+        learning_rate: of the head, or of the whole small FCN.
+        backbone_learning_rate: of what `fine_tune` lets learn.
+        schedule: "constant", as in the report, "cosine" or "warmup-cosine", see
+            `build_optimiser()`; "auto": cosine for "small" and for fine-tuning.
+        loss: see `losses.get_loss()`.
+        augmentation: "none", "flip", "full", see `augmentation.augment()`; "auto": flip for "small"
+            and for fine-tuning, else none, as in the report. With a frozen backbone, "flip" takes
+            a second file of features, and "full" runs the backbone in each step.
+        positive_share: `(from, to)`, share of positives in the first and the last epoch, in even
+            steps between; None: as they come. See `batches.epoch_order()`.
+        test_time_flip: whether scores and predictions are means over an image and its mirror.
         precision: "float32", "mixed_float16", or "auto": mixed on a GPU, else float32.
         feature_precision: of a frozen backbone, see `features.cached_features()`.
-        flips: whether each epoch shows half of the images mirrored left to right, or "auto": yes
-            for "small"; no for a frozen backbone, as in the report. There it takes a second file
-            of features.
-        seed: of weights, dropout, flips and the order of the images.
+        seed: of weights, dropout, augmentation and the order of the images.
 
     Returns:
         `Run`, see `runs.load_run()`.
 
     Raises:
-        ValueError: if the training part is empty, or for what `build_fcn()` refuses.
+        ValueError: if the training part is empty, for an unknown setting, for an `initial` run
+            of another network, or for what `build_fcn()` refuses.
+        FileNotFoundError: if `initial` is no finished run, and as `build_fcn()`.
     """
     settings = {
         "data_checksum": runs.data_checksum(data),
@@ -81,223 +99,179 @@ def train(
         "backbone": backbone,
         "decoder": decoder,
         "weights": None if weights is None else str(weights),
+        "initial": _identity(initial),
+        "fine_tune": fine_tune,
         "epochs": epochs,
         "milestones": sorted({m for m in milestones if m < epochs} | {epochs}),
         "batch_size": batch_size,
+        "optimizer": optimizer,
         "learning_rate": learning_rate,
-        "schedule": _choose_schedule(schedule, backbone),
+        "backbone_learning_rate": backbone_learning_rate,
+        "schedule": schedule,
         "loss": loss,
         "dropout": dropout,
+        "augmentation": augmentation,
+        "positive_share": positive_share,
+        "ema": ema,
+        "test_time_flip": test_time_flip,
         "precision": choose_precision(precision),
         "feature_precision": feature_precision,
-        "flips": backbone == "small" if flips == "auto" else bool(flips),
         "seed": seed,
         "code": runs.code_checksum(),
     }
+    settings |= _automatic(settings)
     if not (data.cases["split"] == "train").any():
         raise ValueError("Training needs cases in the split 'train'. Received: none")
-    name = run or f"{data.meta['source']}-{backbone}-{settings['size']}"
-    folder = runs.claim(name, settings)
-    if not runs.is_finished(folder):
-        model, network, inputs, flipped = _build(data, settings, weights)
-        _fit(network, inputs, data, settings, folder, flipped=flipped)
-        _finish(model, network, inputs, data, settings, folder)
+    parts = [data.meta["source"], backbone, settings["size"]]
+    if decoder != "deconvolution":
+        parts.insert(2, decoder)
+    name = run or "-".join(map(str, parts))
+    with alone(project_path("runs") / name):
+        folder = runs.claim(name, settings)
+        if not runs.is_finished(folder):
+            model, network, inputs, mirrored = _build(data, settings)
+            _fit(network, inputs, data, settings, folder, mirrored=mirrored)
+            keep_results(model, network, inputs, data, settings, folder, mirrored=mirrored)
     return runs.load_run(folder)
 
 
-def _choose_schedule(schedule, backbone):
-    if schedule not in ("auto", "constant", "cosine"):
+def _identity(initial):
+    """Name of the run to start from, and a checksum of what it learnt."""
+    if initial is None:
+        return None
+    folder = runs.load_run(initial).folder
+    learnt = hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
+    return {"run": folder.name, "checksum": learnt}
+
+
+def _automatic(settings):
+    """What "auto" stands for in `augmentation` and `schedule`."""
+    report = settings["backbone"] != "small" and settings["fine_tune"] == "none"
+    augmentation = settings["augmentation"]
+    if augmentation not in ("auto", *AUGMENTATIONS):
         raise ValueError(
-            f"`schedule` must be 'auto', 'constant' or 'cosine'. Received: schedule={schedule!r}"
+            f"`augmentation` must be one of auto, {', '.join(AUGMENTATIONS)}. "
+            f"Received: augmentation={augmentation!r}"
         )
-    if schedule == "auto":
-        return "cosine" if backbone == "small" else "constant"
-    return schedule
+    chosen = {"schedule": "constant" if report else "cosine"}
+    chosen["augmentation"] = "none" if report else "flip"
+    return {name: value for name, value in chosen.items() if settings[name] == "auto"}
 
 
-def _build(data, settings, weights):
+def _build(data, settings):
     """`(model, trained part, its inputs, mirrored inputs)`: images, or features of them.
 
-    Images are mirrored when they are seen, so the last is None for them, and without flips.
+    Mirrored features are None where nothing needs them.
     """
     backbone, size, seed = settings["backbone"], settings["size"], settings["seed"]
     with dtype_policy(settings["precision"]):
         if backbone == "small":
             model = fcn.build_small_fcn(size=size, seed=seed)
-            return model, model, data.images, None
-        model = fcn.build_fcn(
-            backbone,
-            decoder=settings["decoder"],
-            size=size,
-            weights=weights,
-            dropout=settings["dropout"],
-            seed=seed,
-        )
+        else:
+            model = fcn.build_fcn(
+                backbone,
+                decoder=settings["decoder"],
+                size=size,
+                weights=None if settings["initial"] else settings["weights"],
+                dropout=settings["dropout"],
+                seed=seed,
+            )
+    if settings["initial"]:
+        _start_from(model, settings["initial"]["run"])
+    if backbone == "small" or settings["fine_tune"] != "none" or settings["augmentation"] == "full":
+        return model, model, data.images, data.images[:, :, ::-1]
     encoder, head = fcn.split_fcn(model)
     compute = partial(
         cached_features, encoder, data, backbone, precision=settings["feature_precision"]
     )
-    return model, head, compute(), compute(flipped=True) if settings["flips"] else None
+    both = settings["augmentation"] == "flip" or settings["test_time_flip"]
+    return model, head, compute(), compute(flipped=True) if both else None
 
 
-def _fit(network, inputs, data, settings, folder, *, flipped=None):
+def _start_from(model, name):
+    """Give `model` the weights of the finished run `name`."""
+    initial = runs.load_run(name)
+    learnt = keras.models.load_model(initial.folder / "model.keras", compile=False).get_weights()
+    if [w.shape for w in learnt] != [tuple(w.shape) for w in model.weights]:
+        raise ValueError(
+            "`initial` must be a run of the same network: backbone and decoder. "
+            f"Received: initial={name!r}, whose weights do not fit {model.name}"
+        )
+    model.set_weights(learnt)
+    model.weights_used = initial.config["weights"]
+
+
+def _fit(network, inputs, data, settings, folder, *, mirrored=None):
     """Train `network` to the last epoch, from the state in `folder` if there is one."""
-    end_to_end = inputs is data.images
-    backbone = settings["backbone"] if end_to_end else None
+    end_to_end, epochs = inputs is data.images, settings["epochs"]
     parts = {part: np.flatnonzero(data.cases["split"] == part) for part in ("train", "validation")}
-    learning_rate = settings["learning_rate"]
-    if settings["schedule"] == "cosine":
-        steps = settings["epochs"] * math.ceil(len(parts["train"]) / settings["batch_size"])
-        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    optimizer = keras.optimizers.Adam(learning_rate)
-    if settings["precision"] == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    optimizer.build(network.trainable_variables)
-    flips = keras.random.SeedGenerator(settings["seed"])
-    variables = [*network.variables, *optimizer.variables, flips.state]
-    flips = flips if end_to_end and settings["flips"] else None
-    train_part, evaluate = _compile(network, optimizer, settings, backbone, flips)
+    positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)
+    optimiser = _optimiser(network, settings, images=len(parts["train"]))
+    draws = keras.random.SeedGenerator(settings["seed"])
+    variables = [*network.variables, *optimiser.variables, draws.state]
+    train_part, evaluate = compile_steps(
+        network,
+        optimiser,
+        loss=settings["loss"],
+        batch_size=settings["batch_size"],
+        backbone=settings["backbone"] if end_to_end else None,
+        augmentation=settings["augmentation"],
+        seed=draws,
+    )
+    flips = settings["augmentation"] == "flip" and not end_to_end  # images are mirrored in the step
+    averaged = partial(
+        averaged_weights, optimiser, network.trainable_variables, ema=settings["ema"]
+    )
+
+    def pass_over(step, rows):
+        batch_size, flipped = settings["batch_size"], mirrored if flips else None
+        return run_epoch(step, inputs, data.masks, rows, batch_size, flipped=flipped)
 
     history, scores = runs.load_state(folder, variables)
-    epochs = settings["epochs"]
     with tqdm(total=epochs, initial=len(history), desc=settings["backbone"], unit="epoch") as bar:
         for epoch in range(len(history) + 1, epochs + 1):
             started = time.monotonic()
             order = epoch_order(
-                parts["train"], seed=settings["seed"], epoch=epoch, flips=flipped is not None
+                parts["train"],
+                seed=settings["seed"],
+                epoch=epoch,
+                flips=flips,
+                positive=positive,
+                share=share_at(epoch, epochs, settings["positive_share"]),
             )
-            row = {"epoch": epoch, "seconds": 0.0}
-            for prefix, step, rows in (
-                ("", train_part, order),
-                ("val_", evaluate, parts["validation"]),
-            ):
-                sums = _run_epoch(
-                    step, inputs, data.masks, rows, settings["batch_size"], flipped=flipped
-                )
-                row |= {prefix + name: score for name, score in sums.items()}
-            if epoch in settings["milestones"]:
-                scores.append(_score(network, inputs, data, backbone).assign(epoch=epoch))
-                network.save_weights(folder / f"epoch_{epoch}.weights.h5")
+            row = {"epoch": epoch, "seconds": 0.0, **pass_over(train_part, order)}
+            with averaged():
+                validated = pass_over(evaluate, parts["validation"])
+                row |= {f"val_{name}": score for name, score in validated.items()}
+                if epoch in settings["milestones"]:
+                    table = score_cases(network, inputs, data, settings, mirrored=mirrored)
+                    scores.append(table.assign(epoch=epoch))
+                    with written_aside(folder / f"epoch_{epoch}.weights.h5") as aside:
+                        network.save_weights(aside)
             row["seconds"] = time.monotonic() - started
             history.append(row)
             runs.save_state(folder, variables, history, scores)
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.3f}")
             bar.update()
+    if settings["ema"]:
+        optimiser.finalize_variable_values(network.trainable_variables)
 
 
-def _compile(network, optimizer, settings, backbone, flips):
-    """Two compiled functions of `(steps, batch, ...)` inputs and masks: train, evaluate.
-
-    Each returns `(steps, 1 + len(TRAINING_COUNTS))`: the summed loss and the counts of every
-    step, so that an epoch costs Python a call per block of `read_blocks()`. XLA halves the time
-    of a head's step; for whole networks TensorFlow's own convolutions are faster than XLA's on
-    a processor, and what is left at the end of an epoch is not worth a second compilation.
-    """
-    loss = get_loss(settings["loss"])
-    heads_only = backbone is None
-
-    def measure(y, y_pred):
-        values = loss(y, y_pred)
-        return values, ops.concatenate([ops.sum(values)[None], training_counts(y, y_pred)])
-
-    def train_step(x, y):
-        if flips is not None:
-            x, y = _flip_some(x, y, flips)
-        x = x if backbone is None else preprocess(x, backbone)
-        with tf.GradientTape() as tape:
-            values, counts = measure(y, network(x, training=True))
-            scaled = optimizer.scale_loss(ops.mean(values))
-        variables = network.trainable_variables
-        optimizer.apply(tape.gradient(scaled, variables), variables)
-        return counts
-
-    def evaluation_step(x, y):
-        x = x if backbone is None else preprocess(x, backbone)
-        return measure(y, network(x, training=False))[1]
-
-    def over_steps(step):
-        compiled = tf.function(step, jit_compile=heads_only)
-
-        @tf.function(reduce_retracing=True)
-        def run_whole_batches(x, y):
-            rows = tf.TensorArray("float32", tf.shape(x)[0])
-            for i in tf.range(tf.shape(x)[0]):
-                rows = rows.write(i, compiled(x[i], y[i]))
-            return rows.stack()
-
-        rest = tf.function(step)
-
-        def run(x, y):
-            if x.shape[1] == settings["batch_size"]:
-                return run_whole_batches(x, y)
-            return rest(x[0], y[0])[None]
-
-        return run
-
-    return over_steps(train_step), over_steps(evaluation_step)
-
-
-def _flip_some(images, masks, seed):
-    """Half of the images, with their masks, mirrored left to right."""
-    chosen = keras.random.uniform((images.shape[0], 1, 1), seed=seed) < 0.5
-    return [ops.where(chosen, array[:, :, ::-1], array) for array in (images, masks)]
-
-
-def _run_epoch(step, inputs, masks, rows, batch_size, *, flipped=None):
-    """Scores of one pass over `rows`, for history.csv; empty if there are none."""
-    if len(rows) == 0:
-        return {}
-    sums = [
-        step(tf.constant(x), tf.constant(y)).numpy()
-        for x, y in read_blocks(inputs, masks, rows, batch_size, flipped=flipped)
-    ]
-    sums = np.concatenate(sums).sum(axis=0, dtype="float64")
-    scores = metrics.history_scores(dict(zip(TRAINING_COUNTS, sums[1:], strict=True)))
-    return {"loss": sums[0] / len(rows), **scores}
-
-
-def _score(network, inputs, data, backbone):
-    """Counts of every case, the rows of scores.csv."""
-    tables = []
-    for rows, softmax in predict_batches(network, inputs, backbone):
-        y_true = data.masks[rows]
-        counts = metrics.confusion_counts(y_true, softmax[..., 1])
-        tables.append(pd.DataFrame(counts | metrics.saturation_counts(y_true, softmax)))
-    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
-    return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
-
-
-def _finish(model, network, inputs, data, settings, folder):
-    """Keep the trained network, its probabilities and, last, `config.json`."""
-    with written_aside(folder / "model.keras") as aside:
-        model.save(aside)
-    backbone = settings["backbone"] if inputs is data.images else None
-    with written_aside(folder / "probabilities.npy") as aside:
-        shape = data.masks.shape
-        kept = np.lib.format.open_memmap(aside, mode="w+", dtype="uint8", shape=shape)
-        for rows, softmax in predict_batches(network, inputs, backbone):
-            kept[rows] = np.rint(255 * softmax[..., 1])
-        kept.flush()
-    history = runs.read_csv(folder / "history.csv")
-    root = project_path()
-    config = {
-        "name": folder.name,
-        "data": os.path.relpath(data.folder, root),
-        "data_name": data.meta["source"],
-        "synthetic": data.meta["synthetic"],
-        "split_scheme": data.meta["split_scheme"],
-        "leaked_patients": data.meta["leaked_patients"],
-        **settings,
-        "weights": getattr(model, "weights_used", "from scratch"),
-        "parameters": fcn.parameters(model),
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
-        "device": device_name(),
-        "seconds": round(float(history["seconds"].sum()), 3),
-    }
-    runs.write_json(folder / "config.json", config)
-    (folder / "state.npz").unlink(missing_ok=True)
+def _optimiser(network, settings, *, images):
+    """The run's optimiser; lets the backbone learn, slowly, as far as `fine_tune` says."""
+    slow = []
+    if settings["fine_tune"] != "none" and settings["backbone"] != "small":
+        fast = {id(variable) for variable in network.trainable_variables}
+        fcn.unfreeze(network, settings["fine_tune"])
+        slow = [v for v in network.trainable_variables if id(v) not in fast]
+    return build_optimiser(
+        settings["optimizer"],
+        network.trainable_variables,
+        learning_rate=settings["learning_rate"],
+        schedule=settings["schedule"],
+        steps=settings["epochs"] * math.ceil(images / settings["batch_size"]),
+        ema=settings["ema"],
+        slow=slow,
+        slow_factor=settings["backbone_learning_rate"] / settings["learning_rate"],
+        scale_loss=settings["precision"] == "mixed_float16",
+    )

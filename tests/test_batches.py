@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import SIZE
 
-from pneumo_lib.batches import epoch_order, read_blocks
+from pneumo_lib.batches import epoch_order, read_blocks, share_at
 
 
 @pytest.mark.parametrize("flips", [False, True])
@@ -62,3 +62,50 @@ def test_blocks_are_read_as_they_are_needed_and_one_ahead(data):
         next(blocks)
     assert Counted.reads <= 5
     assert len(list(blocks)) == 97
+
+
+POSITIVE = np.arange(100) < 20  # case i has a pneumothorax
+
+
+def test_positives_make_up_the_share_that_was_asked_for():
+    rows = np.arange(10, 100)  # 10 positives, 80 healthy
+    for share in (0.0, 0.4, 0.8, 1.0):
+        order = epoch_order(rows, seed=0, epoch=1, positive=POSITIVE, share=share)
+        assert len(order) == 90
+        assert POSITIVE[order].sum() == 90 * share
+        assert set(order) <= set(rows)
+
+
+def test_each_kind_is_drawn_in_turns():
+    order = epoch_order(np.arange(100), seed=0, epoch=1, positive=POSITIVE, share=0.5)
+    times = np.bincount(order, minlength=100)
+    assert set(times[:20]) == {2, 3}  # 50 draws of 20 positives
+    assert set(times[20:]) == {0, 1}  # 50 draws of 80 healthy cases
+
+
+def test_no_share_takes_the_cases_as_they_come():
+    plain = epoch_order(np.arange(100), seed=0, epoch=1)
+    given = epoch_order(np.arange(100), seed=0, epoch=1, positive=POSITIVE, share=None)
+    np.testing.assert_array_equal(plain, given)
+
+
+def test_order_with_a_share_depends_on_seed_and_epoch_alone():
+    def order(epoch):
+        rows = np.arange(100)
+        return epoch_order(rows, seed=0, epoch=epoch, positive=POSITIVE, share=0.5).tolist()
+
+    assert order(1) == order(1) != order(2)
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_a_kind_that_is_missing_is_not_asked_for(kind):
+    rows = np.flatnonzero(kind == POSITIVE)
+    order = epoch_order(rows, seed=0, epoch=1, positive=POSITIVE, share=0.5)
+    np.testing.assert_array_equal(np.sort(order), rows)
+
+
+def test_the_share_goes_from_its_first_value_to_its_last_in_even_steps():
+    shares = [share_at(epoch, 5, (0.8, 0.4)) for epoch in range(1, 6)]
+    assert shares == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4])
+    assert share_at(1, 1, (0.8, 0.4)) == 0.8
+    assert share_at(3, 5, None) is None

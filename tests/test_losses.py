@@ -7,7 +7,9 @@ import tensorflow as tf
 
 from pneumo_lib import losses, metrics
 
-ALL = (losses.crossentropy, losses.dice, losses.crossentropy_dice)
+ALL = losses.LOSSES
+NOT_ALL_PIXELS = losses.lovasz, losses.dice_of_positives  # of an empty mask
+TEACH_ALL_PIXELS = [loss for loss in ALL if loss not in NOT_ALL_PIXELS]
 
 
 def softmax_of(foreground, dtype="float32"):
@@ -71,11 +73,89 @@ def test_dice_prices_a_missed_lesion_like_a_false_alarm_of_its_size():
     np.testing.assert_allclose(missed, losses.dice(nothing, softmax_of(lesion)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("loss", TEACH_ALL_PIXELS)
 def test_an_empty_mask_pushes_every_pixel_towards_background(loss):
     empty = np.zeros((1, 16, 16), np.uint8)
     slope = gradient(loss, empty, np.random.default_rng(0).normal(size=(1, 16, 16, 2)))
-    assert (slope[..., 1] > 1e-6).all()
+    assert (slope[..., 1] > 1e-8).all()
+
+
+def test_weighted_crossentropy_counts_a_lesion_pixel_ten_times():
+    truth, probability = np.array([[[1, 0]]], np.uint8), softmax_of([[[0.25, 0.5]]])
+    expected = -(10 * np.log(0.25) + np.log(0.5)) / 2
+    np.testing.assert_allclose(losses.weighted_crossentropy(truth, probability), [expected], 1e-5)
+
+
+def test_weighted_crossentropy_of_an_empty_mask_is_the_plain_one():
+    empty, probability = np.zeros((1, 10, 10), np.uint8), softmax_of(random_case(n=1)[1])
+    plain = losses.crossentropy(empty, probability)
+    np.testing.assert_allclose(losses.weighted_crossentropy(empty, probability), plain, rtol=1e-6)
+
+
+def test_focal_equals_the_value_counted_by_hand():
+    truth, probability = np.array([[[1, 0]]], np.uint8), softmax_of([[[0.25, 0.1]]])
+    expected = -(0.75**2 * np.log(0.25) + 0.1**2 * np.log(0.9)) / 2
+    np.testing.assert_allclose(losses.focal(truth, probability), [expected], rtol=1e-4)
+
+
+def test_tversky_equals_the_value_counted_by_hand():
+    truth = np.zeros((1, 10, 10), np.uint8)  # shares of 100 pixels, s = 0.5
+    truth[0, 0, :4] = 1
+    probability = np.zeros((1, 10, 10))
+    probability[0, 0, 2:6] = 0.5  # 1 is found, 1 is a false alarm, 3 are missed
+    expected = 1 - (1 + 0.5) / (1 + 0.3 * 1 + 0.7 * 3 + 0.5)
+    np.testing.assert_allclose(losses.tversky(truth, softmax_of(probability)), [expected], 1e-5)
+
+
+def test_tversky_with_equal_prices_is_dice():
+    truth, probability = random_case()
+    softmax = softmax_of(probability)
+    equal = losses.tversky(truth, softmax, false_alarm=0.5, miss=0.5, smooth=0.005)
+    np.testing.assert_allclose(equal, losses.dice(truth, softmax, smooth=0.01), rtol=1e-5)
+
+
+def test_tversky_prices_are_those_of_its_docstring():
+    lesion, nothing = np.zeros((1, 10, 10), np.uint8), np.zeros((1, 10, 10), np.uint8)
+    lesion[0, 0, 0] = 1
+    alarm = losses.tversky(nothing, softmax_of(lesion))
+    missed = losses.tversky(lesion, softmax_of(nothing))
+    np.testing.assert_allclose([*alarm, *missed], [0.375, 0.5833], atol=1e-4)
+
+
+def test_lovasz_of_a_hard_prediction_is_one_minus_iou():
+    truth, probability = random_case()
+    hard = (probability > 0.4).astype(np.uint8)
+    expected = 1 - metrics.iou(metrics.confusion_counts(truth, hard))
+    np.testing.assert_allclose(losses.lovasz(truth, softmax_of(hard)), expected, rtol=1e-5)
+
+
+def test_lovasz_is_the_mean_jaccard_loss_over_all_thresholds_of_the_error():
+    # Its definition as an integral: the loss of "wrong where the error reaches t", t from 0 to 1.
+    truth, probability = random_case(n=1, size=5)
+    errors = np.abs(truth - np.float32(probability)).ravel()
+    expected, below = 0.0, 0.0
+    for t in np.sort(errors):
+        wrong = (errors >= t).reshape(truth.shape)
+        hard = np.where(wrong, 1 - truth, truth)
+        expected += (t - below) * (1 - metrics.iou(metrics.confusion_counts(truth, hard))[0])
+        below = t
+    np.testing.assert_allclose(losses.lovasz(truth, softmax_of(probability)), [expected], rtol=1e-5)
+
+
+def test_lovasz_of_an_empty_mask_is_its_largest_foreground_probability():
+    empty, probability = np.zeros((3, 10, 10), np.uint8), random_case()[1]
+    largest = probability.max(axis=(1, 2))
+    np.testing.assert_allclose(losses.lovasz(empty, softmax_of(probability)), largest, rtol=1e-5)
+    slope = gradient(losses.lovasz, empty, np.random.default_rng(0).normal(size=(3, 10, 10, 2)))
+    assert ((slope[..., 1] > 0).sum(axis=(1, 2)) == 1).all()
+
+
+def test_losses_compile_with_xla_to_the_same_values():
+    truth, probability = random_case()
+    softmax = softmax_of(probability)
+    for loss in (losses.focal, losses.tversky, losses.lovasz):
+        compiled = tf.function(loss, jit_compile=True)
+        np.testing.assert_allclose(compiled(truth, softmax), loss(truth, softmax), rtol=1e-4)
 
 
 def test_dice_of_keras_teaches_nothing_on_an_empty_mask():
@@ -116,12 +196,33 @@ def test_any_dtype_of_mask_gives_the_same_loss(dtype):
 
 
 def test_get_loss_finds_each_loss_by_name():
-    assert tuple(map(losses.get_loss, ("crossentropy", "dice", "crossentropy_dice"))) == ALL
+    names = "crossentropy weighted_crossentropy focal dice dice_of_positives tversky lovasz"
+    assert tuple(map(losses.get_loss, [*names.split(), "crossentropy_dice"])) == ALL
 
 
-def test_get_loss_refuses_an_unknown_name():
-    with pytest.raises(ValueError, match=r"`loss` must be one of \['crossentropy', .*'focal'"):
-        losses.get_loss("focal")
+def test_get_loss_adds_weighted_losses():
+    truth, probability = random_case()
+    softmax = softmax_of(probability)
+    terms = losses.crossentropy(truth, softmax), losses.dice(truth, softmax)
+    total = losses.get_loss("0.5 * crossentropy + 1e1*dice")(truth, softmax)
+    np.testing.assert_allclose(total, 0.5 * terms[0] + 10 * terms[1], rtol=1e-6)
+    assert losses.get_loss("1*dice") is losses.dice
+
+
+@pytest.mark.parametrize("name", ["hinge", "dice+hinge", "two*dice", "dice+", "dice-focal"])
+def test_get_loss_refuses_what_is_no_sum_of_losses(name):
+    with pytest.raises(ValueError, match=r"`loss` must be one of \['crossentropy', .*Received"):
+        losses.get_loss(name)
+
+
+def test_dice_of_positives_is_dice_where_there_is_a_lesion_and_nothing_elsewhere():
+    truth, probability = random_case()
+    truth[1] = 0
+    softmax = softmax_of(probability)
+    expected = np.asarray(losses.dice(truth, softmax)) * [1, 0, 1]
+    np.testing.assert_allclose(losses.dice_of_positives(truth, softmax), expected)
+    slope = gradient(losses.dice_of_positives, truth, np.zeros((3, 10, 10, 2)))
+    assert not slope[1].any()
 
 
 def saturated_case():
@@ -160,11 +261,11 @@ def test_fit_metrics_agree_with_the_scores_of_metrics():
         assert float(metric.result()) == pytest.approx(float(score(counts)), abs=1e-6)
 
 
-def test_fit_takes_each_loss_with_the_metrics():
+def test_fit_takes_losses_with_the_metrics():
     truth = np.zeros((4, 8, 8), np.uint8)
     truth[:2, 2:5, 2:5] = 1
     images = truth[..., None].astype(np.float32)
-    for loss in ALL:
+    for loss in (losses.crossentropy, losses.crossentropy_dice):
         dense = keras.layers.Dense(2, "softmax", kernel_initializer="zeros")
         model = keras.Sequential([keras.Input((8, 8, 1)), dense])
         model.compile(keras.optimizers.Adam(0.1), loss, metrics=losses.fit_metrics())

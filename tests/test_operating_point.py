@@ -52,12 +52,12 @@ def test_bytes_are_probabilities_times_255():
 
 def test_every_score_of_the_grid_is_the_siim_dice_of_the_masks_it_stands_for():
     y_true, y_pred = blurred_cases()
-    scores = operating_point._grid_scores(y_true, y_pred)
+    scores = operating_point.grid_scores(y_true, y_pred)
     rng = np.random.default_rng(1)
     for _ in range(50):
         bottom, top = np.sort(rng.integers(0, 127, 2))
         area = rng.integers(0, 20)
-        thresholds, areas = operating_point._THRESHOLDS, operating_point._MIN_AREAS
+        thresholds, areas = operating_point.THRESHOLDS, operating_point.MIN_AREAS
         point = OperatingPoint(thresholds[top], areas[area], thresholds[bottom])
         assert scores[top, area, bottom] == pytest.approx(siim_dice(y_true, y_pred, point))
 

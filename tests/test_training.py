@@ -11,9 +11,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CASES, SIZE
+from conftest import CASES, SIZE, make_data
 
-from pneumo_lib import fcn, features, metrics, runs, training
+from pneumo_lib import fcn, features, metrics, runs, steps, training
+from pneumo_lib.operating_point import choose_operating_point, load_operating_point
+from pneumo_lib.optimisers import build_optimiser
 from pneumo_lib.training import train
 
 SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
@@ -38,6 +40,7 @@ def test_run_folder_holds_everything_a_results_notebook_needs(finished, data):
         "scores.csv",
         "model.keras",
         "probabilities.npy",
+        "operating_point.json",
         "epoch_2.weights.h5",
         "epoch_3.weights.h5",
     }
@@ -75,7 +78,7 @@ def test_history_of_validation_agrees_with_the_scores_of_the_same_epoch(finished
 def test_history_logs_what_keras_mean_iou_reads_from_a_softmax(finished, data):
     network = keras.models.load_model(finished.folder / "model.keras")
     rows = np.flatnonzero(data.cases["split"] == "validation")
-    softmax = network(training.preprocess(data.images[rows], "vgg19"), training=False)
+    softmax = network(steps.preprocess(data.images[rows], "vgg19"), training=False)
     judge = keras.metrics.MeanIoU(num_classes=2)
     judge.update_state(np.eye(2, dtype="uint8")[data.masks[rows]], softmax)
     logged = finished.history["val_logged_mean_iou"].iloc[-1]
@@ -90,11 +93,22 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(finished, data):
     assert other.history["loss"].iloc[0] != finished.history["loss"].iloc[0]
 
 
+FINE_TUNED = SETTINGS | {
+    "backbone": "vgg16",
+    "fine_tune": "last",
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "backbone_learning_rate": 1e-3,
+    "augmentation": "full",
+    "positive_share": (0.8, 0.4),
+    "ema": 0.9,
+    "test_time_flip": True,
+}
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
+import test_training
 from conftest import make_data
-from test_training import SETTINGS
 from pneumo_lib import runs, training
 keep = runs.save_state
 def keep_and_die(folder, variables, history, scores):
@@ -102,27 +116,128 @@ def keep_and_die(folder, variables, history, scores):
     if len(history) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 runs.save_state = keep_and_die
-training.train(make_data(None), run="killed", **SETTINGS)
+training.train(make_data(None), run="killed", **getattr(test_training, sys.argv[2]))
 """
 
 
-def test_killed_run_goes_on_and_ends_with_the_same_numbers(finished, data, home):
-    died = subprocess.run(
-        [sys.executable, "-c", KILLED, os.path.dirname(__file__)], env=os.environ, check=False
-    )
+@pytest.mark.parametrize("settings", ["SETTINGS", "FINE_TUNED"])
+def test_killed_run_goes_on_and_ends_with_the_same_numbers(settings, finished, data, home):
+    command = [sys.executable, "-c", KILLED, os.path.dirname(__file__), settings]
+    died = subprocess.run(command, env=os.environ, check=False)
     assert died.returncode == -signal.SIGKILL
     assert not runs.is_finished(home / "runs" / "killed")
     first_rows = runs.read_csv(home / "runs" / "killed" / "history.csv")
     assert len(first_rows) == 2
-    resumed = train(data, run="killed", **SETTINGS)
+    resumed = train(data, run="killed", **globals()[settings])
+    if settings != "SETTINGS":
+        finished = train(data, run="undisturbed", **globals()[settings])
     pd.testing.assert_frame_equal(without_time(resumed.history), without_time(finished.history))
     pd.testing.assert_frame_equal(resumed.history.head(2), first_rows)
     pd.testing.assert_frame_equal(resumed.scores, finished.scores)
+    kept = [np.load(run.folder / "probabilities.npy") for run in (resumed, finished)]
+    np.testing.assert_array_equal(*kept)
+
+
+def weights_of(run):
+    network = keras.models.load_model(run.folder / "model.keras")
+    return {variable.path: variable.numpy() for variable in network.weights}
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_fine_tuning_moves_the_last_block_slowly_and_nothing_before_it(precision, data):
+    settings = SETTINGS | {"backbone": "vgg16", "epochs": 1, "fine_tune": "last"}
+    settings |= {"precision": precision, "schedule": "constant", "learning_rate": 1e-2}
+    tuned = weights_of(train(data, run=f"tuned-{precision}", **settings))
+    start = fcn.build_fcn("vgg16", size=SIZE, weights=None, seed=0)
+    moved = {v.path: np.abs(tuned[v.path] - v.numpy()).max() for v in start.weights}
+    steps_taken = 4  # of Adam, none longer than about the learning rate
+    for path, distance in moved.items():
+        if path.startswith("deconvolution"):
+            assert distance > 0.01
+        elif path.startswith("block5"):
+            assert 0 < distance < 1.5 * steps_taken * 1e-5
+        else:
+            assert distance == 0
+
+
+def test_full_augmentation_of_a_frozen_backbone_trains_the_head_alone(data):
+    run = train(data, run="frozen", **SETTINGS | {"augmentation": "full", "epochs": 1})
+    learnt = weights_of(run)
+    start = fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=0)
+    changed = {v.path for v in start.weights if (learnt[v.path] != v.numpy()).any()}
+    assert changed == {v.path for v in start.trainable_weights}
+
+
+def test_a_run_starts_from_the_weights_of_its_initial_run_at_any_size(finished, data, home):
+    still = SETTINGS | {"initial": "finished", "learning_rate": 1e-12, "epochs": 1}
+    run = train(make_data(home, size=2 * SIZE), run="started", **still)
+    for path, weight in weights_of(finished).items():
+        np.testing.assert_allclose(weights_of(run)[path], weight, atol=1e-9)
+    assert run.config["initial"]["run"] == "finished"
+    assert run.config["weights"] == "random features"
+
+
+def test_an_initial_run_must_be_of_the_same_network(finished, data):
+    settings = SETTINGS | {"backbone": "vgg16", "initial": "finished"}
+    with pytest.raises(ValueError, match="`initial` must be a run of the same network"):
+        train(data, run="misfit", **settings)
+
+
+def test_averaged_weights_are_what_is_validated_and_kept(data):
+    one_step = SETTINGS | {"batch_size": 14, "milestones": []}
+    first = train(data, run="one-step", **one_step | {"epochs": 1})
+    # A momentum of 1 never lets go of the first step, however long the training goes on.
+    averaged = train(data, run="averaged", **one_step | {"epochs": 3, "ema": 1.0})
+    for path, weight in weights_of(first).items():
+        np.testing.assert_allclose(weights_of(averaged)[path], weight, atol=1e-7)
+    validated = averaged.history["val_loss"]
+    np.testing.assert_allclose(validated, [first.history["val_loss"].iloc[0]] * 3, rtol=1e-5)
+    assert averaged.history["loss"].nunique() == 3
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "small"])
+def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, data):
+    settings = SETTINGS | {"backbone": backbone, "epochs": 1, "test_time_flip": True}
+    run = train(data, run=f"test-time-flip-{backbone}", **settings)
+    network = keras.models.load_model(run.folder / "model.keras")
+    plain, mirrored = (
+        np.asarray(network(steps.preprocess(images, backbone), training=False))[..., 1]
+        for images in (data.images, data.images[:, :, ::-1])
+    )
+    expected = (plain + mirrored[:, :, ::-1]) / 2
+    kept = np.load(run.folder / "probabilities.npy")
+    np.testing.assert_allclose(kept / 255, expected, atol=0.5 / 255 + 1e-4)
+    assert np.abs(plain - expected).max() > 1e-3
+
+
+def test_the_operating_point_is_chosen_on_validation_cases_alone(data):
+    settings = SETTINGS | {"epochs": 1}
+    point = load_operating_point(train(data, run="chosen", **settings))
+    rng = np.random.default_rng(1)
+    images, masks = data.images.copy(), data.masks.copy()
+    of_test = np.flatnonzero(data.cases["split"] == "test")
+    images[of_test] = rng.integers(0, 256, images[of_test].shape)
+    masks[of_test] = rng.integers(0, 2, masks[of_test].shape)
+    meta = data.meta | {"checksum": "garbled"}
+    garbled = SimpleNamespace(**vars(data) | {"images": images, "masks": masks, "meta": meta})
+    run = train(garbled, run="chosen-among-garbled", **settings)
+    assert load_operating_point(run) == point
+    rows = np.flatnonzero(data.cases["split"] == "validation")
+    kept = np.load(run.folder / "probabilities.npy")
+    assert choose_operating_point(masks[rows], kept[rows]) == point
+
+
+def test_without_validation_cases_there_is_no_operating_point(data):
+    cases = data.cases.replace({"split": {"validation": "test"}})
+    unvalidated = SimpleNamespace(**vars(data) | {"cases": cases})
+    run = train(unvalidated, run="unvalidated", **SETTINGS | {"epochs": 1})
+    assert not (run.folder / "operating_point.json").exists()
 
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_training_on_cached_features_equals_training_through_the_frozen_backbone(flips, data, home):
     histories = []
+    rows = np.array([0, 1, 2, 3, 6, 9]) if not flips else np.array([0, ~1, 2, ~3, ~6, ~9])
     for through_backbone in (False, True):
         model = fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=0)
         encoder, head = fcn.split_fcn(model)
@@ -135,23 +250,20 @@ def test_training_on_cached_features_equals_training_through_the_frozen_backbone
                 for flipped in (False, True)
             )
         )
-        folder = home / f"through-{through_backbone}-{flips}"
-        folder.mkdir()
-        settings = {
-            "learning_rate": 1e-3,
-            "schedule": "constant",
-            "precision": "float32",
-            "seed": 0,
-            "epochs": 2,
-            "milestones": [2],
-            "loss": "crossentropy",
-            "backbone": "vgg19",
-            "batch_size": 4,
-            "flips": False,  # not inside the step: `flipped` brings its own
-        }
-        training._fit(network, plain, data, settings, folder, flipped=mirrored if flips else None)
-        histories.append(without_time(runs.read_csv(folder / "history.csv")))
+        optimiser = build_optimiser("adam", network.trainable_variables, learning_rate=1e-3)
+        step, _ = steps.compile_steps(
+            network,
+            optimiser,
+            loss="crossentropy",
+            batch_size=4,
+            backbone="vgg19" if through_backbone else None,
+        )
+        scores = [
+            steps.run_epoch(step, plain, data.masks, rows, 4, flipped=mirrored) for _ in range(3)
+        ]
+        histories.append(pd.DataFrame(scores))
     pd.testing.assert_frame_equal(*histories, rtol=1e-3, atol=1e-4)
+    assert histories[0]["loss"].iloc[0] > histories[0]["loss"].iloc[2]
 
 
 def test_finished_run_is_returned_without_building_a_network(finished, data, monkeypatch):
@@ -180,24 +292,23 @@ def test_small_fcn_learns_the_square_from_scratch(data):
     assert run.history["dice"].iloc[-1] > 0.9
 
 
-def test_auto_schedule_is_constant_as_in_the_report_and_cosine_from_scratch():
-    assert training._choose_schedule("auto", "vgg19") == "constant"
-    assert training._choose_schedule("auto", "small") == "cosine"
-    assert training._choose_schedule("cosine", "vgg19") == "cosine"
-    with pytest.raises(ValueError, match=r"`schedule` must be .* schedule='linear'"):
-        training._choose_schedule("linear", "vgg19")
-
-
-def test_cosine_schedule_ends_at_rate_zero(data):
-    settings = SETTINGS | {"schedule": "cosine", "epochs": 2, "milestones": [1]}
-    run = train(data, run="cosine", **settings)
-    state = {}
-    real = keras.optimizers.Adam
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.optimizers, "Adam", lambda rate: state.setdefault("it", real(rate)))
-        train(data, run="cosine-seen", **settings)
-    assert float(state["it"].learning_rate) == pytest.approx(0, abs=1e-9)
-    assert run.config["schedule"] == "cosine"
+@pytest.mark.parametrize(
+    ("backbone", "fine_tune", "chosen"),
+    [
+        ("vgg19", "none", ("constant", "none")),
+        ("vgg19", "last", ("cosine", "flip")),
+        ("small", "none", ("cosine", "flip")),
+    ],
+)
+def test_auto_means_as_in_the_report_for_a_frozen_backbone_and_its_best_elsewhere(
+    backbone, fine_tune, chosen
+):
+    settings = {"backbone": backbone, "fine_tune": fine_tune}
+    settings |= {"schedule": "auto", "augmentation": "auto"}
+    assert training._automatic(settings) == dict(
+        zip(("schedule", "augmentation"), chosen, strict=True)
+    )
+    assert training._automatic(settings | {"schedule": "cosine", "augmentation": "full"}) == {}
 
 
 def test_mixed_precision_trains_and_still_outputs_float32(data):
@@ -209,32 +320,32 @@ def test_mixed_precision_trains_and_still_outputs_float32(data):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "flips", "in_the_step", "as_features"),
+    ("settings", "in_the_step", "as_features"),
     [
-        ("small", "auto", True, False),
-        ("small", False, False, False),
-        ("vgg19", "auto", False, False),
-        ("vgg19", True, False, True),
+        ({"backbone": "small"}, "flip", False),
+        ({"backbone": "small", "augmentation": "none"}, "none", False),
+        ({}, None, False),
+        ({"augmentation": "flip"}, None, True),
+        ({"augmentation": "full"}, "full", False),
     ],
 )
-def test_flips_are_made_in_the_step_or_come_as_features(
-    backbone, flips, in_the_step, as_features, data, monkeypatch
+def test_images_are_augmented_in_the_step_and_mirrors_of_features_come_from_disk(
+    settings, in_the_step, as_features, data, monkeypatch
 ):
     seen = {}
-    fit = training._fit
 
-    def look(*args, flipped):
-        seen["as_features"] = flipped is not None
-        fit(*args, flipped=flipped)
+    def look(network, optimiser, *, backbone, augmentation, **rest):
+        seen["in_the_step"] = augmentation if backbone else None
+        return "train", "evaluate"
 
-    def stop(network, optimizer, settings, backbone, flips):
-        seen["in_the_step"] = flips is not None
+    def stop(step, inputs, masks, rows, batch_size, *, flipped):
+        seen["as_features"] = flipped is not None and bool((rows < 0).any())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_fit", look)
-    monkeypatch.setattr(training, "_compile", stop)
+    monkeypatch.setattr(training, "compile_steps", look)
+    monkeypatch.setattr(training, "run_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        train(data, run="looked-at", **SETTINGS | {"backbone": backbone, "flips": flips})
+        train(data, run="looked-at", **SETTINGS | settings)
     assert seen == {"in_the_step": in_the_step, "as_features": as_features}
 
 
@@ -247,21 +358,15 @@ def test_bfloat16_features_train_to_nearly_the_same_scores(finished, data):
             np.testing.assert_allclose(near, exact, atol=tolerance)
 
 
-def test_flip_some_mirrors_image_and_mask_together():
-    images = np.arange(24, dtype="uint8").reshape(4, 1, 6)
-    flipped, masks = training._flip_some(images, images % 2, keras.random.SeedGenerator(1))
-    mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, images, strict=True)]
-    kept = [np.array_equal(a, b) for a, b in zip(flipped, images, strict=True)]
-    assert any(mirrored)
-    assert any(kept)
-    assert all(np.logical_xor(mirrored, kept))
-    np.testing.assert_array_equal(masks, np.asarray(flipped) % 2)
-
-
 def test_training_needs_training_cases(data):
     nothing = SimpleNamespace(**vars(data) | {"cases": data.cases.assign(split="test")})
     with pytest.raises(ValueError, match="needs cases in the split 'train'"):
         train(nothing, **SETTINGS)
+
+
+def test_unknown_augmentation_is_refused(data):
+    with pytest.raises(ValueError, match=r"`augmentation` must be .* augmentation='mixup'"):
+        train(data, **SETTINGS | {"augmentation": "mixup"})
 
 
 def test_unknown_precision_is_refused(data):

@@ -1,0 +1,88 @@
+"""What a training run leaves behind: scores, probabilities, operating point, configuration."""
+
+import os
+import platform
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from pneumo_lib import fcn, metrics, runs
+from pneumo_lib.arrays import new_array
+from pneumo_lib.devices import device_name
+from pneumo_lib.features import predict_batches
+from pneumo_lib.operating_point import choose_operating_point
+from pneumo_lib.paths import project_path, written_aside
+
+
+def score_cases(network, inputs, data, settings, *, mirrored):
+    """Counts of every case, the rows of scores.csv.
+
+    Args:
+        network: `keras.Model`, the trained part.
+        inputs: what it takes, for every case: `data.images`, or features of them.
+        data: `Prepared`.
+        settings: of the run, as `train()` puts them together.
+        mirrored: like `inputs`, of the mirrored images; needed for `test_time_flip`.
+    """
+    tables = []
+    for rows, softmax in _predictions(network, inputs, data, settings, mirrored=mirrored):
+        y_true = data.masks[rows]
+        counts = metrics.confusion_counts(y_true, softmax[..., 1])
+        tables.append(pd.DataFrame(counts | metrics.saturation_counts(y_true, softmax)))
+    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
+    return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
+
+
+def keep_results(model, network, inputs, data, settings, folder, *, mirrored):
+    """Keep network, probabilities, operating point and, last, `config.json`.
+
+    The operating point is chosen on the validation cases alone; without any there is none.
+
+    Args:
+        model: `keras.Model`, images to softmax.
+        network, inputs, data, settings, mirrored: see `score_cases()`.
+        folder: the run folder.
+    """
+    with written_aside(folder / "model.keras") as aside:
+        model.save(aside)
+    with written_aside(folder / "probabilities.npy") as aside:
+        kept = new_array(aside, data.masks.shape, "uint8")
+        for rows, softmax in _predictions(network, inputs, data, settings, mirrored=mirrored):
+            kept[rows] = np.rint(255 * softmax[..., 1])
+        kept.flush()
+    validation = np.flatnonzero(data.cases["split"] == "validation")
+    if validation.size:
+        point = choose_operating_point(data.masks[validation], kept[validation])
+        runs.write_json(folder / "operating_point.json", point._asdict())
+    history = runs.read_csv(folder / "history.csv")
+    root = project_path()
+    config = {
+        "name": folder.name,
+        "data": os.path.relpath(data.folder, root),
+        "data_name": data.meta["source"],
+        "synthetic": data.meta["synthetic"],
+        "split_scheme": data.meta["split_scheme"],
+        "leaked_patients": data.meta["leaked_patients"],
+        **settings,
+        "weights": getattr(model, "weights_used", "from scratch"),
+        "parameters": fcn.parameters(model),
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+        "device": device_name(),
+        "seconds": round(float(history["seconds"].sum()), 3),
+    }
+    runs.write_json(folder / "config.json", config)
+    (folder / "state.npz").unlink(missing_ok=True)
+
+
+def _predictions(network, inputs, data, settings, *, mirrored):
+    """`(rows, softmax)` of all cases, batch by batch."""
+    backbone = settings["backbone"] if inputs is data.images else None
+    flipped = mirrored if settings["test_time_flip"] else None
+    return predict_batches(network, inputs, backbone, flipped=flipped)

@@ -1,0 +1,91 @@
+"""Training and evaluation of whole epochs, compiled so that Python hardly takes part."""
+
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from pneumo_lib import metrics
+from pneumo_lib.augmentation import augment
+from pneumo_lib.backbones import preprocess
+from pneumo_lib.batches import read_blocks
+from pneumo_lib.losses import TRAINING_COUNTS, get_loss, training_counts
+
+
+def compile_steps(
+    network, optimiser, *, loss, batch_size, backbone, augmentation="none", seed=None
+):
+    """Two compiled functions of `(steps, batch, ...)` inputs and masks: train, evaluate.
+
+    Each returns `(steps, 1 + len(TRAINING_COUNTS))`: the summed loss and the counts of every
+    step, so that an epoch costs Python a call per block of `read_blocks()`. XLA halves the time
+    of a head's step; for whole networks TensorFlow's own convolutions are faster than XLA's on
+    a processor, and what is left at the end of an epoch is not worth a second compilation.
+
+    Args:
+        network: `keras.Model` whose trainable variables are to learn.
+        optimiser: built for them.
+        loss: a name of `losses.get_loss()`.
+        batch_size: inputs in a whole step.
+        backbone: inputs are images, to be preprocessed for it; None: features of a head.
+        augmentation, seed: of images, see `augmentation.augment()`; nothing happens to features.
+    """
+    loss = get_loss(loss)
+    heads_only = backbone is None
+
+    def measure(y, y_pred):
+        values = loss(y, y_pred)
+        return values, ops.concatenate([ops.sum(values)[None], training_counts(y, y_pred)])
+
+    def train_step(x, y):
+        if not heads_only:
+            x, y = augment(x, y, kind=augmentation, seed=seed)
+            x = preprocess(x, backbone)
+        with tf.GradientTape() as tape:
+            values, counts = measure(y, network(x, training=True))
+            scaled = optimiser.scale_loss(ops.mean(values))
+        variables = network.trainable_variables
+        optimiser.apply(tape.gradient(scaled, variables), variables)
+        return counts
+
+    def evaluation_step(x, y):
+        x = x if heads_only else preprocess(x, backbone)
+        return measure(y, network(x, training=False))[1]
+
+    def over_steps(step):
+        compiled = tf.function(step, jit_compile=heads_only)
+
+        @tf.function(reduce_retracing=True)
+        def run_whole_batches(x, y):
+            rows = tf.TensorArray("float32", tf.shape(x)[0])
+            for i in tf.range(tf.shape(x)[0]):
+                rows = rows.write(i, compiled(x[i], y[i]))
+            return rows.stack()
+
+        rest = tf.function(step)
+
+        def run(x, y):
+            if x.shape[1] == batch_size:
+                return run_whole_batches(x, y)
+            return rest(x[0], y[0])[None]
+
+        return run
+
+    return over_steps(train_step), over_steps(evaluation_step)
+
+
+def run_epoch(step, inputs, masks, rows, batch_size, *, flipped=None):
+    """Scores of one pass over `rows`, for history.csv; empty if there are none.
+
+    Args:
+        step: one of `compile_steps()`.
+        inputs, masks, rows, batch_size, flipped: see `batches.read_blocks()`.
+    """
+    if len(rows) == 0:
+        return {}
+    sums = [
+        step(tf.constant(x), tf.constant(y)).numpy()
+        for x, y in read_blocks(inputs, masks, rows, batch_size, flipped=flipped)
+    ]
+    sums = np.concatenate(sums).sum(axis=0, dtype="float64")
+    scores = metrics.history_scores(dict(zip(TRAINING_COUNTS, sums[1:], strict=True)))
+    return {"loss": sums[0] / len(rows), **scores}
