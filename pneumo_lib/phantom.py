@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pneumo_lib import anatomy, pneumothorax, projection, radiography
+from pneumo_lib.paths import alone
 
 VERSION = 2  # of the drawing: raise it whenever the same seed and index give another image
 
@@ -163,12 +165,34 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
     Raises:
         ValueError: if a setting is out of range, or the folder was made with other settings or
             holds images from elsewhere.
+        RuntimeError: if a process was killed (the system does so when memory is short).
+        OSError: with what to do, if the disk is full or cannot be written.
     """
     if count < 1:
         raise ValueError(f"`count` must be 1 or more. Received: count={count}")
     settings = {"seed": seed, "size": size, "prevalence": prevalence}
     _check(**settings)
-    folder, settings = Path(folder), {"version": VERSION, "count": count, **settings}
+    folder, settings = Path(folder).resolve(), {"version": VERSION, "count": count, **settings}
+    plan = _plan(count, seed=seed, prevalence=prevalence)
+    if _missing(folder, plan, settings) is None:  # finished, and may lie where none can write
+        return folder
+    with alone(folder):
+        missing = _missing(folder, plan, settings)
+        if missing is None:  # by the process that was waited for
+            return folder
+        for part in ("png_images", "png_masks"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        begun = folder / "phantoms.json.part"
+        _write(begun, json.dumps(settings, indent=1).encode())
+        draw = partial(_draw_one, folder=folder, size=size, seed=seed, prevalence=prevalence)
+        _draw_all(draw, missing, workers=workers)
+        _write_tables(folder, plan)
+        os.replace(begun, folder / "phantoms.json")
+    return folder
+
+
+def _missing(folder, plan, settings):
+    """Indices and names of the images still to be drawn; `None` if all has been finished."""
     images, masks = folder / "png_images", folder / "png_masks"
     done, begun = folder / "phantoms.json", folder / "phantoms.json.part"
     found = done if done.exists() else begun
@@ -177,24 +201,15 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
             f"A phantom folder keeps the settings it was made with. Received: {settings} for "
             f"{folder}, which has {former}. Choose another folder, or delete this one."
         )
-    if not found.exists() and images.exists() and any(images.iterdir()):
+    there = [{path.name for path in part.glob("*")} for part in (images, masks)]
+    if not found.exists() and there[0]:
         raise ValueError(
             f"`folder` must be new or hold phantoms only. Received: {folder}, whose images "
             "have no phantoms.json. Choose another folder."
         )
-    for part in (images, masks):
-        part.mkdir(parents=True, exist_ok=True)
-    plan = _plan(count, seed=seed, prevalence=prevalence)
-    there = {path.name for path in images.iterdir()} & {path.name for path in masks.iterdir()}
-    missing = [(index, name) for index, (name, _) in enumerate(plan) if name not in there]
-    if done.exists() and not missing:
-        return folder
-    _write(begun, json.dumps(settings, indent=1).encode())
-    draw = partial(_draw_one, folder=folder, size=size, seed=seed, prevalence=prevalence)
-    _draw_all(draw, missing, workers=workers)
-    _write_tables(folder, plan)
-    os.replace(begun, done)
-    return folder
+    whole = set.intersection(*there)
+    missing = [(index, name) for index, (name, _) in enumerate(plan) if name not in whole]
+    return missing if missing or not done.exists() else None
 
 
 def _plan(count, *, seed, prevalence):
@@ -214,9 +229,15 @@ def _draw_all(draw, missing, *, workers):
             pass
         return
     context = multiprocessing.get_context("spawn")  # forking a process with TensorFlow may hang
-    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
-        for _ in bar(pool.map(draw, missing, chunksize=8)):
-            pass
+    try:
+        with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+            for _ in bar(pool.map(draw, missing, chunksize=8)):
+                pass
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "The processes that draw must live until all is drawn. Call again, with workers=1 if "
+            "memory is short: what was drawn is kept. Received: one was killed"
+        ) from None
 
 
 def _draw_one(job, *, folder, size, seed, prevalence):

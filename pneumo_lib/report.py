@@ -21,10 +21,11 @@ import nbformat
 import papermill
 import psutil
 import yaml
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from pneumo_lib import pages
-from pneumo_lib.paths import figures_folder, project_path, report_folder
+from pneumo_lib.paths import alone, figures_folder, project_path, report_folder
 from pneumo_lib.runs import write_json
 
 logger = logging.getLogger(__name__)
@@ -80,21 +81,22 @@ def run_report(
     steps = plan(paths, settings)
     steps = [step for step in steps if beyond or step.notebook.stem <= LAST]
     folder = project_path(folder or report_folder(settings["data"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    links = {path.name: os.path.relpath(path, folder) for path in paths}  # of those not run
-    links |= {step.notebook.name: f"{step.name}.html" for step in reversed(steps)}
+    with alone(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        links = {path.name: os.path.relpath(path, folder) for path in paths}  # of those not run
+        links |= {step.notebook.name: f"{step.name}.html" for step in reversed(steps)}
 
-    inputs = _fingerprint(settings)
-    trained, records = [], []
-    for number, step in enumerate(steps, start=1):
-        key = _key(step, inputs, trained)
-        records.append(_run(step, key, folder, progress=f"{number}/{len(steps)}"))
-        pages.write_notebook_page(folder / f"{step.name}.ipynb", links)
-        if step.notebook.stem == TRAINING:
-            trained.append(key)  # what comes after reads the runs, so it depends on them
-    summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
-    write_json(folder / "report.json", summary)
-    return pages.write_index(folder, records, settings)
+        inputs = _fingerprint(settings)
+        trained, records = [], []
+        for number, step in enumerate(steps, start=1):
+            key = _key(step, inputs, trained)
+            records.append(_run(step, key, folder, progress=f"{number}/{len(steps)}"))
+            pages.write_notebook_page(folder / f"{step.name}.ipynb", links)
+            if step.notebook.stem == TRAINING:
+                trained.append(key)  # what comes after reads the runs, so it depends on them
+        summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
+        write_json(folder / "report.json", summary)
+        return pages.write_index(folder, records, settings)
 
 
 def read_params(path):
@@ -255,6 +257,12 @@ def _execute(step, output, progress):
         raise NotebookError(
             f"{step.name} failed at cell In [{error.exec_count}]:\n\n{error.source}\n\n{trace}\n\n"
             f"It is kept up to there: {output}"
+        ) from None
+    except DeadKernelError:
+        raise NotebookError(
+            f"{step.name} lost its kernel: it was killed, as the system does when memory is short. "
+            "Close other programs, or take a smaller `size`, and run the report again: what was "
+            f"finished is kept. It is kept up to there: {output}"
         ) from None
     skipped = [c for c in nb.cells if c.cell_type == "code" and c.source and not c.execution_count]
     if skipped:  # after `sys.exit(0)` papermill skips the rest and reports success
