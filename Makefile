@@ -5,7 +5,7 @@ BIN    := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help env report test lab bench lint notebooks figures lock clean
+.PHONY: help env report test lab explore bench lint notebooks figures slides site lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
@@ -41,7 +41,12 @@ test: env ## all tests; nbval runs every notebook at its embedded defaults
 	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks
 
 lab: env ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(OPTIONS)
+
+# With a token, as JupyterLab has it by itself: a page starts a kernel and shows X-rays.
+explore: env ## look at the cases of finished runs, as a web page on this machine
+	@JUPYTER_PATH="$(CURDIR)/pneumo_lib" $(BIN)/voila notebooks/09_case_explorer.ipynb --Voila.ip=127.0.0.1 --token \
+	  --template=pneumo --theme=dark $(OPTIONS)
 
 # The peer in two of the tables is PyTorch; without it they are printed all the same.
 bench: env ## all benchmarks, an hour on two cores (installs PyTorch where it is missing)
@@ -63,9 +68,18 @@ notebooks: report ## run the notebooks in place, to refresh the outputs that are
 	@$(BIN)/nbstripout --keep-output --keep-count --keep-id \
 	  --extra-keys "metadata.language_info cell.metadata.execution" $(NOTEBOOKS)
 
-figures: env ## export the figures of the default run again
-	@rm -rf runs/report figures/*.png figures/*.svg figures/*.pdf
-	@$(BIN)/pneumo report
+figures: env ## export all figures of all notebooks, on white and on black (hundreds of MB)
+	@rm -rf runs/report figures/dark figures/*.png figures/*.svg figures/*.pdf
+	@PNEUMO_DARK=1 $(BIN)/pneumo report --all
+
+slides: report ## the talk: runs/report/slides.pptx and slides.html
+	@$(BIN)/pneumo slides $(if $(DATA),--data "$(DATA)")
+
+# The stored outputs of the notebooks, without running them; nothing is fetched, -W refuses dead links.
+site: env ## the notebooks as a course: runs/site/index.html
+	@rm -rf runs/site && mkdir -p runs/site/source && cp -r site/* notebooks/*.ipynb runs/site/source
+	@$(BIN)/sphinx-build -q -W runs/site/source runs/site && rm -rf runs/site/source
+	@echo "Site        runs/site/index.html"
 
 lock: env ## choose exact versions for pyproject.toml again; UPGRADE=--upgrade takes the newest
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

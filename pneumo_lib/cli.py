@@ -47,12 +47,21 @@ def report(options):
     if options.backbones:
         overrides["backbones"] = options.backbones
     data = options.data if options.data in (None, "phantoms") else _from_here(options.data)
-    index = run_report(data=data, params=options.params, overrides=overrides)
+    index = run_report(data=data, params=options.params, overrides=overrides, beyond=options.all)
     figures = Path(json.loads((index.parent / "report.json").read_text())["figures"])
     print(f"\nReport      {_short(index)}")
     print(f"Notebooks   {_short(index.parent)}/*.ipynb")
     if any(figures.glob("*.png")):
         print(f"Figures     {_short(figures)}/")
+
+
+def slides(options):
+    """Writes the talk about a finished report."""
+    from pneumo_lib.slides import write_slides
+
+    data = options.data if options.data == "phantoms" else _from_here(options.data)
+    for path in write_slides(data):
+        print(f"Slides      {_short(path)}")
 
 
 def fetch(options):
@@ -139,4 +148,4 @@ def _short(path):
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-_COMMANDS = {command.__name__: command for command in (report, fetch, phantoms, predict)}
+_COMMANDS = {command.__name__: command for command in (report, slides, fetch, phantoms, predict)}

@@ -17,7 +17,7 @@ def parser():
     whole.add_argument("--version", action="version", version=f"pneumo {pl.__version__}")
     whole.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_report, _fetch, _phantoms, _predict):
+    for add in (_report, _slides, _fetch, _phantoms, _predict):
         add(commands)
     return whole
 
@@ -35,6 +35,15 @@ def _report(commands):
         "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="one notebook parameter, such as --set epochs 50; may be repeated",
     )  # fmt: skip
+    command.add_argument("--all", action="store_true", help="also the notebooks after 06_results")
+
+
+def _slides(commands):
+    command = _add(
+        commands, "slides", "write a finished report as slides, PowerPoint and HTML",
+        "pneumo slides --data data/siim",
+    )  # fmt: skip
+    command.add_argument("--data", metavar="FOLDER", default="phantoms", help="default: phantoms")
 
 
 def _fetch(commands):
@@ -76,7 +85,7 @@ def _predict(commands):
         help="probability from which a pixel counts, 0 to 1; default: the run's operating point",
     )  # fmt: skip
     command.add_argument(
-        "--dicom-seg", action="store_true", help="also write a DICOM SEG object for each study"
+        "--dicom-seg", action="store_true", help="also write a DICOM SEG object for each DICOM file"
     )
 
 

@@ -78,10 +78,15 @@ def export(figure, name, *, folder):
     folder, size = Path(folder), figure.get_size_inches()
     width = max(size[0], size[1] * 16 / 9)
     figure.set_size_inches(width, width * 9 / 16)
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.set(rect=(0.015, 0.02, 0.97, 0.96))  # letters do not touch the edge of the slide
     paths = _save(figure, name, folder)
     if os.environ.get("PNEUMO_DARK"):
         with on_black(figure):
             paths += _save(figure, name, folder / "dark")
+    if layout is not None:
+        layout.set(rect=(0, 0, 1, 1))
     figure.set_size_inches(size)
     return paths
 

@@ -35,7 +35,12 @@ def run_python(*arguments):
 
 def test_report_without_options_runs_the_embedded_defaults(calls):
     assert main(["report"]) == 0
-    assert calls == [{"data": None, "params": None, "overrides": {}}]
+    assert calls == [{"data": None, "params": None, "overrides": {}, "beyond": False}]
+
+
+def test_report_all_runs_the_notebooks_after_the_results_as_well(calls):
+    assert main(["report", "--all"]) == 0
+    assert calls[0]["beyond"]
 
 
 def test_report_passes_values_with_the_type_that_yaml_gives_them(calls):
@@ -147,3 +152,11 @@ def test_help_imports_nothing_heavy():
     heavy = "{'numpy', 'pandas', 'keras', 'tensorflow', 'papermill', 'yaml'}"
     done = run_python("-c", f"{code}print(sorted({heavy} & set(sys.modules)))")
     assert done.stdout.endswith("[]\n")
+
+
+def test_slides_names_the_decks_that_it_wrote(monkeypatch, capsys, tmp_path):
+    from pneumo_lib import slides
+
+    monkeypatch.setattr(slides, "write_slides", lambda data: [tmp_path / data / "slides.pptx"])
+    assert main(["slides", "--data", "phantoms"]) == 0
+    assert "phantoms/slides.pptx" in capsys.readouterr().out

@@ -1,11 +1,18 @@
 """Exported figures: their files, their shape, and what is turned round on black."""
 
+import re
+from pathlib import Path
+
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgba
 
 from pneumo_lib import figures, style
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "figures/README.md").read_text()
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +81,26 @@ def test_on_black_puts_everything_back():
         assert (np.asarray(figure.canvas.buffer_rgba()) != before).any()
     figure.canvas.draw()
     np.testing.assert_array_equal(figure.canvas.buffer_rgba(), before)
+
+
+# -- figures/README.md
+
+
+def exported_names():
+    """Patterns of the figures that the notebooks collect, read from their code."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells)
+        for name in set(re.findall(r"""^ *figures\[f?"(\w+(?:\{\w+\})?)"\]""", code, re.M)):
+            yield f"{path.stem}_{name}"
+
+
+def test_the_list_of_figures_names_what_the_notebooks_export_with_a_sentence_each():
+    listed = dict(re.findall(r"^\| `([\w*]+)` \| (.+) \|$", README, re.M))
+    assert all(sentence.endswith(".") for sentence in listed.values())
+    patterns = {name: re.sub(r"\{\w+\}", r"[\\w*]+", name) for name in exported_names()}
+    for name, pattern in patterns.items():
+        assert any(re.fullmatch(pattern, figure) for figure in listed), f"{name} is not listed"
+    for figure in listed:
+        assert any(re.fullmatch(p, figure) for p in patterns.values()), (
+            f"no notebook makes {figure}"
+        )

@@ -1,0 +1,171 @@
+"""The talk: what is read from executed notebooks, and what stands in the two decks."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+from pptx import Presentation
+
+from pneumo_lib import slides
+from pneumo_lib.slides import plan_slides, read_sections, write_slides
+
+ROOT = Path(__file__).parents[1]
+ORDER = yaml.safe_load((ROOT / "pneumo_lib/slides.yaml").read_text())
+TABLE = """<table><thead>
+<tr><th>split</th><th colspan="2">train</th></tr>
+<tr><th>epoch</th><th>5</th><th>10</th></tr>
+<tr><th>back_bone</th><th></th><th></th></tr>
+</thead><tbody>
+<tr><th rowspan="2">vgg19</th><td>0.50</td><td>NaN</td></tr>
+<tr><td>1</td><td>2</td></tr>
+</tbody></table>"""
+PROSE = """Before.
+
+## First *heading*
+
+Read **this** and [that](06_results.ipynb), `a_b` and 2 * 3 * 4
+on a second line.
+
+| name | value |
+|---|---|
+| one | **1** |
+"""
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report of one notebook with a table, a printed line and a figure."""
+    printed = new_output("stream", text="Found: 0.61\nof nothing\n")
+    shown = new_output("execute_result", data={"text/html": TABLE})
+    label = "> **Every number below holds for: synthetic · split: official.**"
+    cells = [
+        new_markdown_cell(PROSE),
+        new_code_cell("print()", outputs=[printed]),
+        new_markdown_cell("Then."),
+        new_code_cell("table", outputs=[shown]),
+        new_markdown_cell("## What was trained"),
+        new_code_cell("note", outputs=[new_output("display_data", data={"text/markdown": label})]),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "05_train_fcn-resnet50.ipynb")
+    nbformat.write(new_notebook(cells=[]), tmp_path / "05_train_fcn-small.ipynb")
+    Image.new("RGB", (3840, 2160), "red").save(tmp_path / "05_train_fcn_red.png")
+    return tmp_path
+
+
+def use_order(monkeypatch, folder, *entries):
+    path = folder / "order.yaml"
+    order = {"small print": "05_train_fcn / What was", "slides": list(entries)}
+    path.write_text(yaml.safe_dump(order))
+    monkeypatch.setattr(slides, "_ORDER", path)
+
+
+def entry(**more):
+    return {"title": "A title", "from": "05_train_fcn / First"} | more
+
+
+# -- reading notebooks
+
+
+def test_sections_hold_prose_without_marks_tables_and_printed_lines(report):
+    sections = read_sections(report / "05_train_fcn-resnet50.ipynb")
+    assert list(sections) == ["", "First *heading*", "What was trained"]
+    first = sections["First *heading*"]
+    assert first.prose == ["Read this and that, a_b and 2 * 3 * 4 on a second line.", "Then."]
+    assert first.printed == ["Found: 0.61", "of nothing"]
+    assert first.tables[0] == [["name", "value"], ["one", "1"]]
+
+
+def test_a_pandas_table_keeps_its_digits_and_loses_its_merged_cells(report):
+    table = read_sections(report / "05_train_fcn-resnet50.ipynb")["First *heading*"].tables[1]
+    assert table == [
+        ["back bone", "train 5", "train 10"],
+        ["VGG19", "0.50", "–"],
+        ["", "1", "2"],
+    ]
+
+
+def test_row_numbers_that_name_nothing_are_left_out():
+    html = "<thead><tr><th></th><th>a</th></tr></thead><tr><th>0</th><td>x</td></tr>"
+    assert slides._html_table(f"<table>{html}</table>") == [["a"], ["x"]]
+
+
+# -- the slides
+
+
+def test_a_slide_takes_what_it_shows_from_a_section(report, monkeypatch):
+    use_order(monkeypatch, report, entry(table=1, points=["Mind:"], printed=1), entry())
+    (slide, plain), note = plan_slides(report, report)
+    assert slide.points == ["Mind:", "Found: 0.61"]
+    assert slide.table == [["name", "value"], ["one", "1"]]
+    assert slide.notes.endswith("Then.")
+    assert (plain.points, plain.table, plain.figure) == ([], None, None)
+    assert note == "synthetic · split: official"
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"from": "05_train_fcn / Second"}, ValueError, "Received: 05_train_fcn / Second. Sect"),
+        ({"table": 3}, ValueError, "table 3 of 05_train_fcn / First, which has 2"),
+        ({"figure": "05_train_fcn_blue"}, FileNotFoundError, "05_train_fcn_blue.png. Export"),
+        ({"from": "06_results / First"}, FileNotFoundError, "Make the report first: make report"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_remedy(report, monkeypatch, more, error, message):
+    use_order(monkeypatch, report, entry(**more))
+    with pytest.raises(error, match=re.escape(message)):
+        plan_slides(report, report)
+
+
+def test_both_decks_show_the_same_natively(report, monkeypatch):
+    use_order(
+        monkeypatch, report, entry(), entry(table=1, printed=2), entry(figure="05_train_fcn_red")
+    )
+    monkeypatch.setattr(slides, "figures_folder", lambda data: report)
+    powerpoint, page = write_slides(folder=report)
+
+    deck = Presentation(powerpoint)
+    assert deck.slide_width / deck.slide_height == pytest.approx(16 / 9, rel=1e-3)
+    opening, table, figure = deck.slides
+    assert opening.shapes.title.text == "A title"
+    assert opening.notes_slide.notes_text_frame.text.startswith("Read this and that")
+    (drawn,) = (shape.table for shape in table.shapes if shape.has_table)
+    assert [cell.text for cell in drawn.rows[1].cells] == ["one", "1"]
+    assert "Found: 0.61\nof nothing" in [s.text for s in table.shapes if s.has_text_frame]
+    (picture,) = (shape for shape in figure.shapes if shape.shape_type == 13)
+    assert picture.left > 0
+    assert picture.left + picture.width < deck.slide_width
+    assert picture.width / picture.height == pytest.approx(16 / 9, rel=1e-3)
+    assert picture._element.nvPicPr.cNvPr.get("descr") == "A title"
+
+    html = page.read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|<script[^>]*src""", html)
+    sections = BeautifulSoup(html, "html.parser").select("section")
+    assert [tag.get_text() for tag in sections[1].select("td")] == ["one", "1"]
+    assert sections[2].img["src"].startswith("data:image/png;base64,")
+    assert [tag.aside.get_text() for tag in sections] == [
+        s.notes_slide.notes_text_frame.text for s in deck.slides
+    ]
+
+
+# -- the order in which the report is told
+
+
+@pytest.mark.parametrize("slide", ORDER["slides"], ids=lambda slide: slide["title"])
+def test_a_slide_of_the_talk_finds_its_section_in_the_stored_notebooks(slide):
+    section = slides._section(ROOT / "notebooks", slide["from"], {})
+    assert section.prose  # for the speaker
+    assert len(section.tables) >= slide.get("table", 0)
+    assert len(section.printed) >= slide.get("printed", 0)
+
+
+@pytest.mark.parametrize("slide", ORDER["slides"], ids=lambda slide: slide["title"])
+def test_a_slide_of_the_talk_has_a_title_of_one_line_and_a_figure_that_is_listed(slide):
+    assert len(slide["title"]) <= 45
+    listed = (ROOT / "figures/README.md").read_text()
+    assert "figure" not in slide or f"`{slide['figure']}`" in listed
