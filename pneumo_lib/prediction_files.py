@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from pneumo_lib.dicom_seg import segment_studies
 from pneumo_lib.inference import ahead, find_images, predict
 from pneumo_lib.operating_point import load_operating_point
 from pneumo_lib.overlay import draw_overlay, write_png
@@ -64,7 +65,7 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
         run: `Run`, or what `load_run()` takes.
         out: folder, new, empty, or of an earlier call with the same network and operating point.
         operating_point: `OperatingPoint`; `None` is the run's own.
-        dicom_seg: whether to write a DICOM SEG object for each study too.
+        dicom_seg: whether to write DICOM SEG objects too, see `segment_studies()`.
         workers: decoding threads, as for `predict()`.
 
     Returns:
@@ -97,12 +98,11 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
         rows, predicted = _collect(out, write, predictions, len(paths))
         given = {row["file"] for row in rows}
         _write_table(out, [*rows, *(row for name, row in kept.items() if name not in given)])
-        segmentations = []
-        if dicom_seg:
-            from pneumo_lib.dicom_seg import segment_studies  # of the extra "dicom"
-
-            segmentations = segment_studies(out, rows, settings["run"])
-    return Outcome(rows, [row for row in rows if row["error"]], predicted, segmentations)
+        failed = [row for row in rows if row["error"]]
+        segmentations, without = (
+            segment_studies(out, rows, settings["run"]) if dicom_seg else ([], [])
+        )
+    return Outcome(rows, failed + without, predicted, segmentations)
 
 
 def run_id(run):

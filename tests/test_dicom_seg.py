@@ -1,0 +1,151 @@
+"""DICOM SEG objects: right masks on the right X-rays, and no more of the patient than required."""
+
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pydicom import uid
+from test_dicom import dicom_bytes
+from test_prediction_files import run  # noqa: F401  (a fixture)
+
+from pneumo_lib import dicom_seg
+from pneumo_lib.dicom_seg import DESCRIPTION
+from pneumo_lib.prediction_files import predict_files
+
+highdicom = pytest.importorskip("highdicom", reason="of the extra `dicom`")
+STUDY = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "Modality": "DX"}
+PATIENT = {
+    "PatientName": "SECRET^NAME", "PatientID": "ID7", "PatientBirthDate": "19991231",
+    "PatientSex": "O", "AccessionNumber": "A1", "StudyDate": "20200101", "StudyTime": "1200",
+    "StudyID": "5", "ReferringPhysicianName": "DOC",
+}  # fmt: skip
+NOT_REQUIRED = {
+    "PatientAddress": "Street 1", "PatientAge": "020Y", "PatientComments": "comment",
+    "InstitutionName": "Clinic", "OperatorsName": "Operator", "StudyDescription": "because",
+    "OtherPatientIDs": "ID8", "EthnicGroup": "group", "PatientWeight": 70,
+}  # fmt: skip
+
+
+def bright_where(rows):
+    pixels = np.zeros((40, 32), np.uint8)
+    pixels[rows] = 255
+    return pixels
+
+
+def write(folder, name, pixels, **fields):
+    folder.mkdir(exist_ok=True)
+    fields = {"SOPInstanceUID": f"1.2.3.4.{len(name)}"} | STUDY | PATIENT | fields
+    (folder / f"{name}.dcm").write_bytes(dicom_bytes(pixels, **fields))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two X-rays of one study, the upper and the lower half of one and the other bright."""
+    folder = tmp_path / "study"
+    write(folder, "a", bright_where(slice(0, 20)))
+    write(folder, "bb", bright_where(slice(20, 40)), **NOT_REQUIRED)
+    return folder
+
+
+def segmentations(folder, run, out):  # noqa: F811
+    return predict_files(folder, run, out, dicom_seg=True).segmentations
+
+
+def test_masks_lie_on_the_xrays_they_were_made_from(study, run, tmp_path):  # noqa: F811
+    paths = segmentations(study, run, tmp_path / "out")
+    upper, lower = (bright_where(rows) // 255 for rows in (slice(0, 20), slice(20, 40)))
+    for path, mask, source in zip(paths, (upper, lower), ("1.2.3.4.1", "1.2.3.4.2"), strict=True):
+        read = highdicom.seg.segread(path)
+        pixels = read.get_pixels_by_source_instance([source])[0, ..., 0]
+        np.testing.assert_array_equal(pixels, mask)
+        np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, mask)
+
+
+def test_object_says_what_it_is_and_who_made_it(study, run, tmp_path):  # noqa: F811
+    path, _ = segmentations(study, run, tmp_path / "out")
+    file = pydicom.dcmread(path)
+    assert file.SOPClassUID == uid.SegmentationStorage
+    assert (file.StudyInstanceUID, file.PatientID) == ("1.2.3", "ID7")
+    assert file.SeriesInstanceUID != "1.2.3.4"
+    assert file.ContentDescription == DESCRIPTION
+    [segment] = file.SegmentSequence
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    assert (kind.CodeValue, kind.CodingSchemeDesignator) == ("36118008", "SCT")
+    [algorithm] = segment.SegmentationAlgorithmIdentificationSequence
+    assert algorithm.AlgorithmName.startswith("pneumo bright@")
+    assert algorithm.AlgorithmVersion == file.SoftwareVersions
+    assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
+
+
+def test_nothing_of_the_patient_is_in_it_but_what_is_required(study, run, tmp_path):  # noqa: F811
+    _, path = paths = segmentations(study, run, tmp_path / "out")
+    file = pydicom.dcmread(path)
+    assert not [name for name in NOT_REQUIRED if name in file]
+    content = path.read_bytes()
+    for value in NOT_REQUIRED.values():
+        assert str(value).encode() not in content or value == 70
+    others = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p not in paths]
+    assert not any(b"SECRET" in p.read_bytes() for p in others)
+
+
+def test_validator_finds_no_error(study, run, siim_dicom, tmp_path):  # noqa: F811
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy is not installed: Debian package dicom3tools")
+    paths = segmentations([study, next(siim_dicom.rglob("*.dcm"))], run, tmp_path / "out")
+    assert len(paths) == 3
+    for path in paths:
+        done = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
+        assert "Segmentation" in done.stderr
+        assert "Error" not in done.stderr
+
+
+def test_objects_of_a_study_are_one_series(study, run, tmp_path):  # noqa: F811
+    write(study, "ccc", np.zeros((30, 30), np.uint8), StudyInstanceUID="1.2.9")
+    files = [pydicom.dcmread(path) for path in segmentations(study, run, tmp_path / "out")]
+    assert files[0].SeriesInstanceUID == files[1].SeriesInstanceUID != files[2].SeriesInstanceUID
+    assert [file.InstanceNumber for file in files] == [1, 2, 1]
+    assert len({file.SOPInstanceUID for file in files}) == 3
+    assert not files[2].pixel_array.any()  # that nothing was found is a result
+
+
+def test_second_call_gives_the_same_objects(study, run, tmp_path):  # noqa: F811
+    uids = [
+        [pydicom.dcmread(path).SOPInstanceUID for path in segmentations(study, run, tmp_path / "a")]
+        for _ in range(2)
+    ]
+    assert uids[0] == uids[1]
+    assert len(list((tmp_path / "a" / "segmentations").iterdir())) == 2
+
+
+def test_missing_highdicom_is_named_with_the_remedy(study, run, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(dicom_seg, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package highdicom: pip install"):
+        segmentations(study, run, tmp_path / "out")
+
+
+def test_file_without_what_a_reference_needs_fails_and_the_others_go_on(
+    study,
+    run,  # noqa: F811
+    tmp_path,
+    recwarn,
+    caplog,
+):
+    write(study, "ccc", bright_where(0), SeriesInstanceUID=None, StudyInstanceUID="1.2.9")
+    write(study, "dddd", bright_where(0), StudyInstanceUID=None)
+    with pydicom.config.disable_value_validation():
+        write(study, "eeeee", bright_where(0), StudyDate="SECRET", StudyInstanceUID="1.2.8")
+    outcome = predict_files(study, run, tmp_path / "out", dicom_seg=True)
+    assert len(outcome.segmentations) in (2, 3)
+    failed = {row["file"].rpartition("/")[2]: row["error"] for row in outcome.failed}
+    assert failed.keys() >= {"ccc.dcm", "dddd.dcm"}
+    assert "no DICOM SEG could be made" in failed["ccc.dcm"]
+    said = "".join(map(str, failed.values())) + caplog.text + str([str(w.message) for w in recwarn])
+    assert "SECRET" not in said
+
+
+def test_pictures_that_are_no_dicom_get_none(run, tmp_path):  # noqa: F811
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8), np.uint8))
+    assert segmentations(tmp_path / "a.png", run, tmp_path / "out") == []
