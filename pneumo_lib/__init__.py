@@ -21,7 +21,7 @@ _MODULE_OF = {
         "dataset": "read_cases read_image read_mask",
         "evidence": "expected_calibration_error image_level_scores reliability_table",
         "explorer": "explore",
-        "experiments": "read_experiments run_experiments",
+        "experiments": "read_experiments run_experiments scores_at_operating_point",
         "fcn": "build_fcn build_small_fcn layer_table split_fcn unfreeze",
         "inference": "predict",
         "prediction_files": "predict_files",
@@ -42,6 +42,7 @@ _MODULE_OF = {
 _MODULES = (
     "decoders",
     "diagrams",
+    "experiment_figures",
     "explorer",
     "fcn",
     "figures",

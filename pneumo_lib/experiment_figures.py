@@ -1,0 +1,106 @@
+"""Plots of notebook 08: what each change does, and how the operating point decides."""
+
+import numpy as np
+
+from pneumo_lib.metrics import confusion_counts, dice
+from pneumo_lib.operating_point import (
+    MIN_AREAS,
+    THRESHOLDS,
+    OperatingPoint,
+    apply_operating_point,
+    grid_scores,
+)
+from pneumo_lib.style import BLUE, ORANGE, VERMILION, new_axes, new_figure
+
+_GREY = "0.55"
+
+
+def forest(differences, *, xlabel, title=None, note=None, ax=None):
+    """`Axes` with a row for each change: its difference to the base run and its interval.
+
+    Blue: the interval lies above 0; vermilion: below; grey: it holds 0.
+
+    Args:
+        differences: table with the columns factor, level, difference, lower, upper.
+        xlabel: name of the score.
+    """
+    ax = new_axes(ax, note)
+    ax.axvline(0, color="black", linewidth=1)
+    places = np.arange(len(differences))[::-1]
+    for place, row in zip(places, differences.itertuples(), strict=True):
+        colour = BLUE if row.lower > 0 else VERMILION if row.upper < 0 else _GREY
+        ax.plot([row.lower, row.upper], [place, place], color=colour, solid_capstyle="butt")
+        ax.plot(row.difference, place, "o", color=colour)
+        text = f"{row.difference:+.2f} [{row.lower:+.2f}, {row.upper:+.2f}]"
+        ax.text(1.02, place, text, va="center", transform=ax.get_yaxis_transform(), fontsize=14)
+    same_as_above = differences["factor"].eq(differences["factor"].shift())
+    for place in places[~same_as_above.to_numpy()][1:]:
+        ax.axhline(place + 0.5, color="0.85", linewidth=1, zorder=0)
+    names = [f"{row.factor}: {row.level}" for row in differences.itertuples()]
+    ax.set_yticks(places, names)
+    ax.set(xlabel=xlabel, title=title, ylim=(-0.6, len(differences) - 0.4))
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    return ax
+
+
+def operating_point_chart(y_true, y_pred, point, *, title=None, note=None):
+    """`Figure` of a triplet on the images it was chosen on: the gate, and the two thresholds.
+
+    Left: each image at the share of its pixels that reach `top_threshold`; what lies left of the
+    line gets an empty mask. Up: the Dice of the mask it has or would have. Right: SIIM-ACR Dice
+    with one threshold for everything, and behind the gate with only `bottom_threshold` varied.
+
+    Args:
+        y_true, y_pred: as for `choose_operating_point()`.
+        point: `OperatingPoint`.
+    """
+    figure, axes = new_figure(1, 2, title=title, note=note)
+    _draw_gate(axes[0, 0], y_true, y_pred, point)
+    _draw_thresholds(axes[0, 1], grid_scores(y_true, y_pred), point)
+    return figure
+
+
+def _draw_gate(ax, y_true, y_pred, point):
+    whole = OperatingPoint(point.top_threshold, 0.0, point.top_threshold)
+    sure = 100 * apply_operating_point(y_pred, whole).mean(axis=(1, 2))
+    drawn = apply_operating_point(y_pred, OperatingPoint(bottom_threshold=point.bottom_threshold))
+    scores = dice(confusion_counts(y_true, drawn))
+    lesion = np.any(np.asarray(y_true) != 0, axis=(1, 2))
+    one_pixel = 100 / np.prod(np.shape(y_true)[1:])
+    for kind, name, colour, marker in (
+        (~lesion, "healthy", BLUE, "o"),
+        (lesion, "pneumothorax", ORANGE, "^"),
+    ):
+        ax.plot(sure[kind], scores[kind], marker, color=colour, alpha=0.6, label=name)
+    ax.axvline(100 * point.min_area, color="black", linewidth=2)
+    ax.axvspan(0, 100 * point.min_area, color="0.93", zorder=0)
+    ax.set_xscale("symlog", linthresh=one_pixel)
+    ax.set(
+        xlim=(-0.3 * one_pixel, 100),
+        ylim=(-0.05, 1.05),
+        xlabel=f"% of the pixels at {point.top_threshold:.2f} or above",
+        ylabel="Dice of the mask, if it is drawn",
+        title="The gate",
+    )
+    ax.legend(loc="upper right")
+
+
+def _draw_thresholds(ax, scores, point):
+    plain = np.diagonal(scores[:, 0])
+    top = np.searchsorted(THRESHOLDS, point.top_threshold)
+    gated = scores[top, np.searchsorted(MIN_AREAS, point.min_area)]
+    gated = np.where(np.isfinite(gated), gated, np.nan)
+    ax.plot(THRESHOLDS, plain, color=_GREY, label="one threshold")
+    ax.plot(THRESHOLDS, gated, color=BLUE, label="behind the gate")
+    at_half = np.searchsorted(THRESHOLDS, 0.5)
+    ax.plot(0.5, plain[at_half], "o", color=_GREY)
+    chosen = np.searchsorted(THRESHOLDS, point.bottom_threshold)
+    ax.plot(point.bottom_threshold, gated[chosen], "*", color=BLUE, markersize=22)
+    ax.set(
+        xlim=(0, 1),
+        xlabel="Threshold of the mask",
+        ylabel="SIIM-ACR Dice",
+        title="The outline",
+    )
+    ax.legend(loc="lower right")

@@ -1,0 +1,164 @@
+"""Experiments: many runs of the training notebook, each with a few parameters changed."""
+
+import logging
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+
+from pneumo_lib import report, runs
+from pneumo_lib.metrics import confusion_counts
+from pneumo_lib.operating_point import apply_operating_point, load_operating_point
+from pneumo_lib.paths import project_path
+from pneumo_lib.preparation import load_prepared, prepare_data
+
+logger = logging.getLogger(__name__)
+_DATA = ("data", "size", "split", "seed", "phantom_count")  # parameters that choose the cases
+
+
+class Experiment(NamedTuple):
+    """One run of a parameter file, see `read_experiments()`."""
+
+    factor: str  # what is changed; "base": nothing, the run that all others are compared with
+    level: str  # to what
+    parameters: dict  # of the training notebook
+
+    @property
+    def run(self):
+        """Name of the run folder."""
+        return self.parameters["run_name"]
+
+
+def read_experiments(params, *, overrides=None):
+    """Experiments of a YAML file, the base run first.
+
+    The file has two parts. `base` holds parameters of notebook 05; `experiments` names factors,
+    each with levels, each with the parameters that differ from the base. Runs are named
+    `<file>-base` and `<file>-<factor>-<level>`.
+
+    Args:
+        params: path of the file, such as `params/better.yaml`.
+        overrides: dict of parameters, stronger than `base` and weaker than a level.
+
+    Returns:
+        List of `Experiment`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it has other parts, or a parameter that notebook 05 does not know.
+    """
+    path = project_path(params)
+    content = report.read_params(path)
+    if set(content) != {"base", "experiments"}:
+        raise ValueError(
+            f"{path.name} must have the parts `base` and `experiments`. Received: {list(content)}"
+        )
+    defaults = report.notebook_parameters(_notebook())
+    base = content["base"] | (overrides or {})
+    levels = [("base", "", {})]
+    for factor, changes in content["experiments"].items():
+        levels += [(factor, str(level), change) for level, change in changes.items()]
+    experiments = []
+    for factor, level, changes in levels:
+        name = re.sub(r"[^\w.]+", "-", f"{path.stem} {factor} {level}".strip())
+        parameters = report.check_parameters(base | changes | {"run_name": name}, defaults)
+        experiments.append(Experiment(factor, level, parameters))
+    return experiments
+
+
+def run_experiments(params, *, overrides=None, in_kernels=True):
+    """Train all experiments of a file that are not finished.
+
+    Args:
+        params, overrides: see `read_experiments()`.
+        in_kernels: each by notebook 05 in a kernel of its own, which leaves an executed notebook
+            to look at and gives memory back; else right here, for experiments of seconds.
+
+    Returns:
+        List of `Run`, in the order of the file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_experiments()`, `prepare_data()` and `train()`.
+        PapermillExecutionError: if a cell of the notebook fails.
+    """
+    experiments = read_experiments(params, overrides=overrides)
+    if not in_kernels:
+        return [_train(experiment) for experiment in experiments]
+    folder = project_path("runs") / f"experiments-{Path(params).stem}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, experiment in enumerate(experiments, start=1):
+        progress = f"{number}/{len(experiments)} {experiment.run}"
+        executed = folder / f"{experiment.run}.ipynb"
+        if _is_finished(experiment, executed):
+            logger.info("%s: finished before", progress)
+            continue
+        _execute(experiment, executed, progress)
+        logger.info("%s: done", progress)
+    return [runs.load_run(experiment.run) for experiment in experiments]
+
+
+def scores_at_operating_point(run):
+    """Counts of every case at the run's own operating point, like the rows of its scores.
+
+    Args:
+        run: `Run`.
+
+    Returns:
+        DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
+    """
+    data = load_prepared(project_path(run.config["data"]))
+    probabilities = np.load(run.folder / "probabilities.npy", mmap_mode="r")
+    point = load_operating_point(run)
+    tables = []
+    for first in range(0, len(data.masks), 256):  # 256 images at a time, however many there are
+        rows = slice(first, first + 256)
+        masks = apply_operating_point(probabilities[rows], point)
+        tables.append(pd.DataFrame(confusion_counts(data.masks[rows], masks)))
+    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
+    return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
+
+
+def _train(experiment):
+    from pneumo_lib.training import train  # its imports are only needed to train
+
+    settings = dict(experiment.parameters)
+    source = {name: settings.pop(name) for name in _DATA if name in settings}
+    data = prepare_data(source.pop("data", "phantoms"), **source)
+    settings |= {"run": settings.pop("run_name"), "seed": source.get("seed", 0)}
+    return train(data, **settings)
+
+
+def _execute(experiment, executed, progress):
+    unfinished = executed.with_suffix(".unfinished.ipynb")  # stays, to look at, if a cell fails
+    papermill.execute_notebook(
+        _notebook(),
+        unfinished,
+        experiment.parameters,
+        kernel_name="python3",
+        cwd=_notebook().parent,
+        extra_arguments=["--log-level=50"],  # kernels log about themselves; errors come back
+        progress_bar={"desc": progress, "leave": False, "disable": None},
+    )
+    unfinished.replace(executed)
+
+
+def _is_finished(experiment, executed):
+    """Whether the run is there, of the same parameters, data and code."""
+    if not executed.is_file() or not runs.is_finished(project_path("runs") / experiment.run):
+        return False
+    kept = nbformat.read(executed, as_version=4).metadata.papermill.parameters
+    if dict(kept) != experiment.parameters:
+        return False
+    config = runs.load_run(experiment.run).config
+    wanted = report.notebook_parameters(_notebook()) | experiment.parameters
+    source = {name: wanted[name] for name in _DATA}
+    data = runs.data_checksum(prepare_data(source.pop("data"), **source))
+    return config["code"] == runs.code_checksum() and config["data_checksum"] == data
+
+
+def _notebook():
+    return project_path("notebooks") / f"{report.TRAINING}.ipynb"
