@@ -31,6 +31,8 @@ _MODULE_OF = {
         "paths": "figures_folder project_path",
         "phantom": "draw_phantom make_phantoms",
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",
+        "receptive_fields": "convolution_depth receptive_field",
+        "related_work": "build_related_fcn",
         "rle": "rle_decode rle_encode",
         "splits": "leaked_patients split_cases",
         "runs": "Run caveats find_runs load_run log_line",

@@ -7,6 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
+# On an H100 it won or tied for each layer of the three networks, down to this kernel: cuDNN has
+# no fast way for two channels (`benchmarks/gpu_jax.py`).
+_SMALLEST_ON_GPU = 4
+
 
 @keras.saving.register_keras_serializable(package="pneumo")
 class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
@@ -28,7 +32,8 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
 
     Args:
         filters, kernel_size, strides, padding, ...: as for `keras.layers.Conv2DTranspose`.
-        method: `"auto"` (the cheaper one by a cost estimate), `"fourier"` or `"stock"`.
+        method: `"auto"` (the cheaper one by a cost estimate; on a GPU Fourier for all kernels
+            of 4 and more), `"fourier"` or `"stock"`.
             The Fourier form needs `padding="same"`, channels last, no dilation, no
             `output_padding` and kernels at least as long as the strides.
 
@@ -75,6 +80,8 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
             return self.method
         if not self._has_fourier_form or None in size:
             return "stock"
+        if _has_gpu():
+            return "fourier" if max(self.kernel_size) >= _SMALLEST_ON_GPU else "stock"
         stock, fourier = _costs(size, self.kernel_size, self.strides, input_shape[-1], self.filters)
         return "fourier" if fourier < stock else "stock"
 
@@ -257,6 +264,13 @@ def _multiply(x, k):
     k = ops.reshape(ops.transpose(k, (2, 3, 0, 1)), (u * v, 2 * c, 2 * n))
     product = ops.reshape(ops.matmul(x, k), (u, v, -1, 2, n))
     return ops.transpose(product, (2, 4, 3, 0, 1))
+
+
+def _has_gpu():
+    """Whether the backend computes on a GPU; asked when a layer is used, not at import."""
+    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+        return False
+    return any(name.startswith("gpu") for name in keras.distribution.list_devices())
 
 
 def _costs(size, kernel_size, strides, channels, filters, *, batch=16):

@@ -12,6 +12,7 @@ from pneumo_lib.backbones import BACKBONES, SKIP_TAPS, TAPS, build_backbone
 from pneumo_lib.decoders import Coordinates, bilinear_kernel
 from pneumo_lib.fcn import DECODERS, build_fcn, layer_table, parameters, split_fcn, unfreeze
 from pneumo_lib.layers import FourierConv2DTranspose
+from pneumo_lib.receptive_fields import receptive_field
 
 CHANNELS = {  # of the taps of octaves 2 to 5
     "vgg16": (128, 256, 512, 512),
@@ -196,13 +197,13 @@ def test_cells_of_inception_lie_where_they_look():
     taps = {octave: model.get_layer(f"tap_{octave}") for octave in (3, 4, 5)}
     assert [tap.input.shape[1] for tap in taps.values()] == [29, 14, 6]
     assert [tap.output.shape[1] for tap in taps.values()] == [32, 16, 8]
-    # Centre of a grid's first cell in the image: each window without padding adds half its
-    # reach, (length - 1) / 2 steps: 1 + 2 + 0 + 2 for the stem's four, then 4, then 4, 8 and 16.
-    centre = {3: 13, 4: 21, 5: 37}
+    # What a published table says of the last one (Araujo et al. 2019): 1311 pixels, 32 apart.
+    assert receptive_field(model, TAPS["inceptionv3"][5])[:2] == (1311, 32)
     for octave, tap in taps.items():
         stride, before = 2**octave, tap.padding[0][0]
-        placed = stride * before + (stride - 1) / 2
-        assert abs(placed - centre[octave]) < stride / 3
+        placed = stride * before + (stride - 1) / 2  # the middle of the first cell
+        seen = receptive_field(model, TAPS["inceptionv3"][octave]).centre
+        assert abs(placed - seen) < stride / 3
 
 
 @pytest.mark.parametrize("decoder", DECODERS[1:])

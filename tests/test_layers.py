@@ -174,6 +174,32 @@ def test_auto_takes_the_cheaper_form(shape, kernel, stride, expected):
 
 
 @pytest.mark.parametrize(
+    ("devices", "kernel", "expected"),
+    [
+        (["cpu:0"], 4, "stock"),
+        (["cpu:0", "gpu:0"], 4, "fourier"),  # TensorFlow names the processor too
+        (["gpu:0"], 64, "fourier"),
+        (["gpu:0"], 3, "stock"),
+    ],
+)
+def test_auto_takes_the_fourier_form_of_all_but_small_kernels_on_a_gpu(
+    monkeypatch, devices, kernel, expected
+):
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: devices)
+    layer = FourierConv2DTranspose(2, kernel, strides=2, padding="same")
+    assert layer.chosen_method((None, 4, 4, 2048)) == expected
+    forced = FourierConv2DTranspose(2, kernel, strides=2, padding="same", method="stock")
+    assert forced.chosen_method((None, 4, 4, 2048)) == "stock"
+
+
+def test_auto_asks_for_no_devices_where_keras_lists_none(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    monkeypatch.setattr(keras.distribution, "list_devices", None)
+    layer = FourierConv2DTranspose(2, 4, strides=2, padding="same")
+    assert layer.chosen_method((None, 4, 4, 2048)) == "stock"
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         dict(padding="valid"),
