@@ -1,0 +1,108 @@
+"""The SIIM-ACR submission: one table of run lengths, as the competition's server reads it."""
+
+import csv
+from pathlib import Path
+
+import cv2
+from tqdm.auto import tqdm
+
+from pneumo_lib.dataset import read_cases
+from pneumo_lib.inference import find_images, predict
+from pneumo_lib.paths import written_aside
+from pneumo_lib.rle import rle_encode
+
+HEADER = ("ImageId", "EncodedPixels")
+SHAPE = (1024, 1024)  # that of the competition's images, whatever copy of them is at hand
+PARTS = ("test", "train", "all")
+ROWS = ("image", "region")
+
+
+def write_submission(images, run, to, *, part="test", rows="image", operating_point=None):
+    """Predict the images of a competition folder and write their masks as run lengths.
+
+    Args:
+        images: a data set, see `dataset.read_cases()`, or any folder of X-rays whose file names
+            without the suffix are the image ids, such as the competition's own test images.
+        run: `Run`, or what `load_run()` takes.
+        to: the CSV file.
+        part: official part of a data set to predict: "test", "train" or "all". A folder without
+            tables has no parts and is predicted whole.
+        rows: "image": one row an image; "region": one row for each connected region, as the
+            competition asked for. The score is the same.
+        operating_point: `OperatingPoint`; `None` is the run's own.
+
+    Returns:
+        `(written, failed)`: number of images, and `(path, reason)` of those that could not be
+        read; these have `-1` in the table, for the server wants every image.
+
+    Raises:
+        FileNotFoundError: if there is no image, or no finished run.
+        ValueError: if `part` or `rows` is unknown, two files are one image, or `to` holds
+            something else.
+    """
+    if part not in PARTS or rows not in ROWS:
+        raise ValueError(
+            f"`part` must be one of {PARTS} and `rows` one of {ROWS}. "
+            f"Received: part={part!r}, rows={rows!r}"
+        )
+    to, ids = Path(to), _image_ids(Path(images), part)
+    _refuse_other_files(to)
+    failed = []
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(to) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(HEADER)
+        results = predict(list(ids), run, operating_point=operating_point, shape=SHAPE)
+        for result in tqdm(results, "predicting", total=len(ids), unit="image"):
+            if result.error is not None:
+                failed.append((result.path, result.error))
+                texts = ["-1"]
+            else:
+                texts = encode_mask(result.mask, rows=rows)
+            table.writerows((ids[result.path], text) for text in texts)
+    return len(ids), failed
+
+
+def encode_mask(mask, *, rows="image"):
+    """List of run-length texts of a mask, `["-1"]` if it is empty.
+
+    Args:
+        mask: `(height, width)` uint8 of 0 and 1.
+        rows: "image": one text; "region": one for each region whose pixels touch, corners count.
+    """
+    if rows == "image" or not mask.any():
+        return [rle_encode(mask)]
+    count, regions = cv2.connectedComponents(mask, connectivity=8)
+    return [rle_encode(regions == number) for number in range(1, count)]
+
+
+def _image_ids(images, part):
+    """Dict of image id by path."""
+    if not any(images.rglob("*.csv")) and not any(images.rglob("*.csv.gz")):
+        found = [(path, path.stem) for path in find_images(images)]
+    else:
+        cases = read_cases(images)
+        if part != "all" and cases["official_part"].notna().any():
+            cases = cases[cases["official_part"] == part]
+        found = [(Path(p), i) for p, i in zip(cases["image_path"], cases["image_id"], strict=True)]
+        if not found:
+            raise FileNotFoundError(f"The data set must have images of the part {part!r}: {images}")
+    names = [name for _, name in found]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"Each image may have one file only. Received: several for {twice}")
+    if formula := next((name for name in names if name[:1] in tuple("=+-@")), None):
+        raise ValueError(
+            f"An image id must not start with = + - @, which spreadsheets run. Received: {formula}"
+        )
+    return dict(found)
+
+
+def _refuse_other_files(to):
+    if to.exists():
+        with to.open(encoding="utf-8", errors="replace") as file:
+            if file.readline().strip() != ",".join(HEADER):
+                raise ValueError(
+                    "A submission replaces none but an earlier one: give another --to. "
+                    f"Received: {to}, which is something else"
+                )

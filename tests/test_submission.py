@@ -1,0 +1,130 @@
+"""The SIIM-ACR submission: what comes out is what the competition's own decoder reads back."""
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+from test_prediction_files import run  # noqa: F401  (a fixture)
+
+from pneumo_lib.rle import rle_decode
+from pneumo_lib.submission import SHAPE, encode_mask, write_submission
+
+
+def siim_decode(rle, width, height):
+    """`rle2mask` as the competition published it (mask_functions.py), to 1 instead of 255."""
+    mask = np.zeros(width * height)
+    array = np.asarray([int(x) for x in rle.split()])
+    starts, lengths = array[0::2], array[1::2]
+    position = 0
+    for index, start in enumerate(starts):
+        position += start
+        mask[position : position + lengths[index]] = 1
+        position += lengths[index]
+    return mask.reshape(width, height).T
+
+
+def written(to):
+    with to.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Bright where the mask is to be: two squares, nothing, the left half."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    squares, half = np.zeros((2, 1024, 1024), np.uint8)
+    squares[64:128, 64:128] = squares[512:640, 800:896] = 255
+    half[:, :512] = 255
+    for name, image in (("1.2", squares), ("1.3", 0 * squares), ("1.4", half)):
+        cv2.imwrite(str(folder / f"{name}.png"), image)
+    return folder
+
+
+@pytest.mark.parametrize(("rows", "expected"), [("image", [1, 1, 1]), ("region", [2, 1, 1])])
+def test_masks_come_back_through_both_decoders(images, run, tmp_path, rows, expected):  # noqa: F811
+    to = tmp_path / "submission.csv"
+    assert write_submission(images, run, to, rows=rows) == (3, [])
+    header, *lines = written(to)
+    assert header == ["ImageId", "EncodedPixels"]
+    texts = {name: [text for n, text in lines if n == name] for name in ("1.2", "1.3", "1.4")}
+    assert [len(found) for found in texts.values()] == expected
+    assert texts["1.3"] == ["-1"]
+    for name in ("1.2", "1.4"):
+        mask = rle_decode(texts[name], SHAPE)
+        judge = sum(siim_decode(text, 1024, 1024) for text in texts[name])
+        np.testing.assert_array_equal(mask, judge)  # a sum: no pixel is in two regions
+        truth = cv2.imread(str(images / f"{name}.png"), 0) > 0
+        assert (mask != truth).mean() < 0.02  # 32 pixels a side decide its border
+
+
+def test_masks_are_of_1024_pixels_whatever_the_size_of_the_file(images, run, tmp_path):  # noqa: F811
+    image = cv2.imread(str(images / "1.4.png"), 0)[::4, ::4]
+    cv2.imwrite(str(images / "1.4.png"), image)
+    write_submission(images, run, tmp_path / "s.csv")
+    mask = rle_decode(written(tmp_path / "s.csv")[3][1], SHAPE)
+    assert abs(mask.mean() - 0.5) < 0.02
+
+
+def test_regions_that_touch_at_a_corner_are_one():
+    mask = np.array([[1, 0, 0, 1], [0, 1, 0, 1]], np.uint8)
+    assert encode_mask(mask, rows="region") == ["0 1 2 1", "6 2"]
+    assert encode_mask(mask) == ["0 1 2 1 2 2"]
+    assert encode_mask(0 * mask, rows="region") == ["-1"]
+
+
+def test_ids_and_part_of_a_data_set_come_from_its_tables(png_release, run, tmp_path):  # noqa: F811
+    for part, count in (("test", 4), ("train", 8), ("all", 12)):
+        assert write_submission(png_release, run, tmp_path / "s.csv", part=part)[0] == count
+        names = [name for name, _ in written(tmp_path / "s.csv")[1:]]
+        assert len(names) == count
+        assert {name.split(".")[0] for name in names} <= {"train", "test"}
+
+
+def test_images_that_cannot_be_read_are_listed_and_have_an_empty_row(images, run, tmp_path):  # noqa: F811
+    (images / "1.5.png").write_bytes(b"text")
+    count, [(path, reason)] = write_submission(images, run, tmp_path / "s.csv")
+    assert (count, path.name) == (4, "1.5.png")
+    assert "complete PNG" in reason
+    assert written(tmp_path / "s.csv")[-1] == ["1.5", "-1"]
+
+
+def test_file_that_is_no_submission_is_not_replaced(images, run, tmp_path):  # noqa: F811
+    to = tmp_path / "s.csv"
+    for _ in range(2):
+        write_submission(images, run, to)
+    to.write_text("mine\n")
+    with pytest.raises(ValueError, match="replaces none but an earlier one"):
+        write_submission(images, run, to)
+    assert to.read_text() == "mine\n"
+
+
+def test_two_files_of_one_image_are_refused(images, run, tmp_path):  # noqa: F811
+    cv2.imwrite(str(images / "1.4.jpg"), np.zeros((8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"one file only. Received: several for 1\.4"):
+        write_submission(images, run, tmp_path / "s.csv")
+
+
+def test_image_id_that_a_spreadsheet_would_run_is_refused(images, run, tmp_path):  # noqa: F811
+    (images / "1.4.png").rename(images / "=1.png")
+    with pytest.raises(ValueError, match="must not start with"):
+        write_submission(images, run, tmp_path / "s.csv")
+
+
+@pytest.mark.parametrize("options", [{"part": "tset"}, {"rows": "pixel"}])
+def test_unknown_options_are_refused(images, run, tmp_path, options):  # noqa: F811
+    with pytest.raises(ValueError, match="`part` must be one of"):
+        write_submission(images, run, tmp_path / "s.csv", **options)
+
+
+def test_data_set_without_parts_is_predicted_whole(siim_dicom, run, tmp_path):  # noqa: F811
+    assert write_submission(siim_dicom, run, tmp_path / "s.csv") == (10, [])
+
+
+def test_data_set_without_an_image_of_the_part_is_refused(png_release, run, tmp_path):  # noqa: F811
+    (png_release / "stage_1_test_images.csv").write_text("new_filename,ImageId,has_pneumo\n")
+    for path in png_release.rglob("*_test_*.png"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="must have images of the part 'test'"):
+        write_submission(png_release, run, tmp_path / "s.csv")
