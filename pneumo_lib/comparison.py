@@ -41,11 +41,11 @@ def paired_difference(first, second, *, score="dice_positive", n=9999, seed=0, l
         level: share of the resamples inside the interval.
 
     Returns:
-        `PairedDifference`; a list of them makes a table: `pd.DataFrame([...])`.
+        `PairedDifference`; a list of them makes a table: `pd.DataFrame([...])`. Interval and
+        p-value are NaN where fewer than two images have the score.
 
     Raises:
-        ValueError: if the tables differ in images or truth, an image occurs twice in one, or
-            fewer than two images have the score.
+        ValueError: if the tables differ in images or truth, or an image occurs twice in one.
 
     Example:
         >>> import pandas as pd
@@ -59,11 +59,9 @@ def paired_difference(first, second, *, score="dice_positive", n=9999, seed=0, l
         Efron, Tibshirani (1993), An Introduction to the Bootstrap, chapters 13 and 15.
     """
     values = _aligned(first, second, score)
-    if len(values) < 2:
-        raise ValueError(
-            f"A comparison needs at least two images that have `{score}` in both tables. "
-            f"Received: {len(values)}"
-        )
+    if len(values) < 2:  # nothing to draw again
+        means = values[0] if len(values) else np.full(2, np.nan)
+        return PairedDifference(len(values), *means, means[1] - means[0], *[np.nan] * 3)
     difference = values[:, 1] - values[:, 0]
     # Blocks of resamples keep memory flat.
     settings = {"n_resamples": n, "batch": max(1, 2_000_000 // len(values)), "rng": seed}

@@ -174,11 +174,11 @@ def outline_figure(images, masks, predictions, *, title=None, note=None):
             ax.contour(np.asarray(mask), levels=[0.5], colors=[colour], linewidths=2.5)
         (y, x), (far_y, far_x) = _farthest(*(outline(np.asarray(mask) > 0) for mask in pair))
         ax.plot([x, far_x], [y, far_y], color=VERMILION, marker="o", markersize=6)
-        rows, columns = np.nonzero(np.asarray(pair[0]) + np.asarray(pair[1]))
-        middle = [(values.max() + values.min()) / 2 for values in (rows, columns)]
-        reach = 10 + max(np.ptp(rows), np.ptp(columns)) / 2
-        ax.set(ylim=(middle[0] + reach, middle[0] - reach))
-        ax.set(xlim=(middle[1] - reach, middle[1] + reach))
+        place = np.argwhere(np.any(pair, axis=0))
+        reach = min(10 + np.ptp(place, axis=0).max() / 2, min(image.shape) / 2)
+        middle = (place.max(axis=0) + place.min(axis=0)) / 2
+        y, x = np.clip(middle, reach - 0.5, np.array(image.shape) - reach - 0.5)  # no white border
+        ax.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach))
         ax.set_xlabel(f"Hausdorff 95: {row.hd95:.1f} pixels\nmean distance: {row.asd:.1f}")
     without_ticks(axes)
     colours = {"true outline": ORANGE, "predicted outline": SKY, "farthest point": VERMILION}

@@ -114,7 +114,15 @@ def test_tables_that_disagree_on_the_truth_are_refused():
         paired_difference(first, second, score="depth")
 
 
-def test_a_single_image_is_refused():
+def test_a_single_image_has_a_difference_and_no_interval():
     first, second = make_pair(1)
-    with pytest.raises(ValueError, match=r"at least two images that have `depth`.*Received: 1"):
-        paired_difference(first, second, score="depth")
+    found = paired_difference(first, second, score="depth")
+    assert found.difference == second["depth"][0] - first["depth"][0]
+    assert np.isnan([found.lower, found.upper, found.p_value]).all()
+
+
+def test_without_an_image_that_has_the_score_all_is_missing():
+    healthy = counted([], healthy=[0, 3])
+    found = paired_difference(healthy, healthy)
+    assert found.images == 0
+    assert np.isnan(found[1:]).all()

@@ -143,6 +143,7 @@ def test_official_split_of_the_full_data_set_leaks_what_facts_say(siim_tables):
     leaked = test[test["patient_id"].isin(rest["patient_id"])]
     assert (len(test), len(leaked), leaked["has_pneumothorax"].sum()) == (1372, 884, 277)
     assert leaked_patients(cases) == 662
+    assert (test["has_pneumothorax"].sum(), test["patient_id"].nunique()) == (290, 1145)
 
 
 def test_auto_split_of_the_full_data_set_leaks_no_patient(siim_tables):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from pneumo_lib import metrics
+from pneumo_lib.dataset import read_cases
 from pneumo_lib.tables import format_table, score_table, with_groups
 
 
@@ -239,6 +240,14 @@ def test_view_and_sex_are_added_where_they_are_known():
     found = found.reset_index().assign(split="test")
     table = score_table(found, by="view", n_bootstrap=5)
     assert list(table["view"]) == ["all background", "PA", "unknown"]
+
+
+def test_the_official_files_know_view_and_sex(siim_dicom):
+    cases = read_cases(siim_dicom)
+    scores, _ = grouped([-1] * len(cases))
+    found = with_groups(scores.assign(image_id=cases["image_id"]), cases)
+    assert set(found["view"]) == {"AP", "PA"}
+    assert set(found["sex"]) == {"F", "M"}
 
 
 def test_the_png_release_has_lost_view_and_sex():
