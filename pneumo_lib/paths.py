@@ -120,6 +120,7 @@ def _lock(lock, path):
             logger.info("Another process is making %s; waiting for it to end.", path)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # some network file systems have no locks
+            lock.unlink(missing_ok=True)
             os.close(handle)
             return None
         with suppress(FileNotFoundError):

@@ -1,0 +1,486 @@
+"""Kills, full disks, vanished folders: one clear error, nothing lost, nothing done twice.
+
+What kills prepare() or a training midway is in test_preparation.py and test_training.py; here
+they are killed at file events. `make torture` does so at each of them.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from pneumo_lib import arrays, paths
+from pneumo_lib.dataset import read_cases
+from pneumo_lib.paths import alone
+from pneumo_lib.phantom import make_phantoms
+from pneumo_lib.preparation import load_prepared, prepare
+from pneumo_lib.splits import near_duplicate_pairs, split_cases
+
+ROOT = Path(__file__).parents[1]
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX systems")
+
+
+@pytest.fixture
+def cases(png_release):
+    return split_cases(read_cases(png_release), near_duplicates=False, validation=0.3)
+
+
+def start(code, *arguments, **options):
+    """Python in a process group of its own, which Ctrl-C reaches as in a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def wait_for(condition, process, *, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Killed at any moment
+
+
+KILL_AT_EVENTS = """
+import json, sys, warnings
+sys.path.insert(0, sys.argv[1])
+import jobs
+from pathlib import Path
+warnings.simplefilter("ignore")
+from pneumo_lib import dataset, phantom, preparation
+print(json.dumps(jobs.kill_everywhere(sys.argv[2], Path(sys.argv[3]), points=int(sys.argv[4]))))
+"""
+
+
+@posix
+@pytest.mark.parametrize(("job", "points"), [("prepare", 10), ("phantoms", 3)])
+def test_work_killed_at_a_file_event_ends_as_if_undisturbed(job, points, png_release, tmp_path):
+    shutil.copytree(png_release, tmp_path / job / "data")
+    torture = ROOT / "tests" / "torture"
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_AT_EVENTS, torture, job, tmp_path / job, str(points)],
+        cwd=ROOT,
+        env=os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["wrong"] == []
+    assert result["kills"] == points
+
+
+# Two at once
+
+
+def test_the_second_process_waits_says_so_and_then_finds_the_work_done(tmp_path, caplog):
+    pytest.importorskip("fcntl", reason="Windows has no flock")
+    order = []
+
+    def second():
+        with alone(tmp_path / "made"):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with caplog.at_level("INFO", "pneumo_lib"), alone(tmp_path / "made"):
+        waiting.start()
+        while "waiting for it to end" not in caplog.text:
+            time.sleep(0.005)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []  # no lock file is left
+
+
+def test_alone_works_where_a_file_system_has_no_locks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone(tmp_path / "made"):
+        (tmp_path / "made").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_alone_works_without_fcntl_as_on_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "fcntl", None)
+    with alone(tmp_path / "made"):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_left_by_a_killed_process_keeps_nobody_out(tmp_path):
+    (tmp_path / ".made.lock").touch()
+    with alone(tmp_path / "made"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_replaced_while_waiting_is_locked_anew(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
+    lock, calls = fcntl.flock, []
+
+    def replace_once(handle, how):
+        lock(handle, how)
+        calls.append(how)
+        if len(calls) == 1:  # as its former owner does when it ends
+            (tmp_path / ".made.lock").unlink()
+            (tmp_path / ".made.lock").touch()
+
+    monkeypatch.setattr(fcntl, "flock", replace_once)
+    with alone(tmp_path / "made"):
+        assert len(calls) == 2
+
+
+@pytest.mark.parametrize("wanted", [lambda f: f / "made", lambda f: f / "new" / "made"])
+def test_finished_work_is_opened_where_nothing_can_be_written(wanted, cases, tmp_path, monkeypatch):
+    folder = wanted(tmp_path)
+    prepare(cases, folder, size=16)
+    make_phantoms(tmp_path / "phantoms", count=2, size=64)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert len(prepare(cases, folder, size=16).images) == 12
+    make_phantoms(tmp_path / "phantoms", count=2, size=64)
+
+
+# Full disks and folders that cannot be written
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some of your quota"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EACCES, "PNEUMO_HOME"),
+        (errno.EPERM, "PNEUMO_HOME"),
+        (errno.EROFS, "mount it for writing.*PNEUMO_HOME"),
+    ],
+)
+def test_errors_of_writing_come_with_what_to_do(number, remedy, tmp_path):
+    def fail():
+        with alone(tmp_path / "made"):
+            raise OSError(number, os.strerror(number), "here.npy")
+
+    with pytest.raises(OSError, match=rf"{remedy}.*finished is kept.*here\.npy") as raised:
+        fail()
+    assert raised.value.errno == number
+
+
+def test_other_errors_pass_unchanged(tmp_path):
+    def fail():
+        with alone(tmp_path / "made"):
+            raise FileNotFoundError(errno.ENOENT, "as it was")
+
+    with pytest.raises(FileNotFoundError, match=r"as it was$"):
+        fail()
+
+
+@posix
+def test_new_array_reserves_its_disk_space(tmp_path):
+    array = arrays.new_array(tmp_path / "a.npy", (1000, 1000), "u1")
+    status = (tmp_path / "a.npy").stat()
+    assert not array.any()
+    if hasattr(os, "posix_fallocate"):
+        assert status.st_blocks * 512 >= status.st_size
+
+
+def test_new_array_goes_without_where_space_cannot_be_reserved(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    assert arrays.new_array(tmp_path / "a.npy", (3, 4), "u1").shape == (3, 4)
+
+
+LIMITED = """
+import resource, signal, sys
+from pneumo_lib.dataset import read_cases
+from pneumo_lib.preparation import prepare
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+cases = read_cases(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+prepare(cases, sys.argv[2], size=64)
+"""
+
+
+@posix
+def test_arrays_larger_than_files_may_be_are_one_error_and_no_half_file(png_release, tmp_path):
+    process = start(LIMITED, png_release, tmp_path / "out", 30_000)
+    _, text = process.communicate()
+    assert process.returncode == 1
+    last = text.strip().splitlines()[-1]
+    assert "ulimit -f" in last
+    assert "finished is kept" in last
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("images.npy"))
+
+
+@pytest.fixture
+def little_disk(tmp_path):
+    """A file system of 400 kB; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_full_disk_keeps_what_was_made_before(cases, little_disk):
+    first = prepare(cases, little_disk / "small", size=32)
+    before = files(first.folder)
+    with pytest.raises(OSError, match=r"free some space.*images\.npy|masks\.npy"):
+        prepare(cases, little_disk / "large", size=128)
+    with pytest.raises(OSError, match="free some space"):
+        make_phantoms(little_disk / "phantoms", count=24, size=128, workers=1)
+    assert files(load_prepared(little_disk / "small").folder) == before
+    shutil.rmtree(little_disk / "phantoms")
+    assert len(prepare(cases, little_disk / "large", size=64).images) == 12
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder in which nothing can be written, not by root either."""
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    mounted = not hasattr(os, "geteuid") or os.geteuid() != 0
+    if mounted:
+        folder.chmod(0o555)
+    elif subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("root may write anywhere, and mounting is not allowed here")
+    yield folder
+    if mounted:
+        folder.chmod(0o755)
+    else:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_read_only_folder_is_one_error_that_names_pneumo_home(cases, read_only):
+    for make in (
+        lambda: prepare(cases, read_only / "made", size=32),
+        lambda: make_phantoms(read_only / "phantoms", count=2, size=64),
+        lambda: prepare(cases, read_only / "new" / "made", size=32),
+    ):
+        with pytest.raises(OSError, match=r"PNEUMO_HOME.*read-only"):
+            make()
+
+
+# Vanished data, short memory, killed workers
+
+
+def test_vanished_data_folder_is_one_error_not_a_list_of_broken_images(
+    cases, png_release, tmp_path, monkeypatch
+):
+    quick, read = arrays.read_pair, []
+
+    def unplug(case, size):
+        read.append(case["image_id"])
+        if len(read) == 7:
+            png_release.rename(tmp_path / "elsewhere")
+        return quick(case, size)
+
+    monkeypatch.setattr(arrays, "read_pair", unplug)
+    monkeypatch.setattr(arrays, "CHUNK", 3)
+    with pytest.raises(FileNotFoundError, match=r"data folder must stay.*png_images"):
+        prepare(cases, tmp_path / "out", size=32, workers=1, skip_broken=True)
+    (tmp_path / "elsewhere").rename(png_release)
+    assert len(read) < 12
+    read.clear()
+    monkeypatch.setattr(arrays, "read_pair", lambda c, s: read.append(c["image_id"]) or quick(c, s))
+    prepare(cases, tmp_path / "out", size=32)
+    assert read == cases["image_id"][6:].tolist()  # two chunks of three were done
+
+
+def test_short_memory_ends_the_preparation_and_leaves_no_image_out(cases, tmp_path, monkeypatch):
+    quick = arrays.read_pair
+
+    def starve(case, size):
+        if case["image_id"] == "train.5":
+            raise MemoryError
+        return quick(case, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays, "read_pair", starve)
+        with pytest.raises(MemoryError, match=r"train\.5 needs more memory.*fewer `workers`"):
+            prepare(cases, tmp_path / "out", size=32, skip_broken=True)
+    assert prepare(cases, tmp_path / "out", size=32).meta["left_out"] == []
+
+
+DRAW = """
+import sys
+from pneumo_lib.cli import main
+from pneumo_lib.phantom import make_phantoms
+if __name__ == "__main__" and sys.argv[2] == "pool":
+    make_phantoms(sys.argv[1], count=60, size=64, workers=2)
+if __name__ == "__main__" and sys.argv[2] == "command":
+    sys.exit(main(["phantoms", "--to", sys.argv[1], "--count", "40", "--size", "64"]))
+"""
+
+
+def start_drawing(tmp_path, folder, how):
+    script = tmp_path / "draw.py"  # a file: the processes of the pool import it
+    script.write_text(DRAW)
+    run = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], None, '__main__')"
+    )
+    return start(run, script, folder, how)
+
+
+def drawing_children(process):
+    """Processes that draw: not Python's resource tracker."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+
+
+@posix
+def test_killed_drawing_process_is_one_error_and_the_next_call_goes_on(tmp_path):
+    folder = tmp_path / "phantoms"
+    process = start_drawing(tmp_path, folder, "pool")
+    wait_for(lambda: len(list(folder.rglob("*.png"))) > 4, process)
+    drawing_children(process)[0].kill()
+    _, text = process.communicate()
+    assert process.returncode == 1
+    assert text.strip().splitlines()[-1].startswith("RuntimeError: The processes that draw")
+    assert "workers=1" in text
+    make_phantoms(folder, count=60, size=64, workers=1)
+    make_phantoms(tmp_path / "whole", count=60, size=64, workers=1)
+    assert files(folder) == files(tmp_path / "whole")
+
+
+@posix
+def test_interrupt_stops_the_drawing_keeps_it_and_says_how_to_go_on(tmp_path):
+    folder = tmp_path / "phantoms"
+    process = start_drawing(tmp_path, folder, "command")
+    wait_for(lambda: len(list(folder.rglob("*.png"))) > 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in text
+    drawn = len(list((folder / "png_images").glob("[0-9]*.png")))
+    assert 0 < drawn < 40
+    make_phantoms(folder, count=40, size=64, workers=1)
+    assert len(list((folder / "png_images").iterdir())) == 40
+
+
+SLOW = """
+import sys, time
+from pneumo_lib import arrays
+from pneumo_lib.dataset import read_cases
+from pneumo_lib.preparation import prepare
+quick = arrays.read_pair
+
+def slow(case, size):
+    print(case["image_id"], flush=True)
+    time.sleep(0.1)
+    return quick(case, size)
+
+arrays.read_pair = slow
+prepare(read_cases(sys.argv[1]), sys.argv[2], size=32, workers=1)
+"""
+
+
+@posix
+def test_interrupt_does_not_wait_for_the_images_that_are_queued(png_release, tmp_path):
+    process = start(SLOW, png_release, tmp_path / "out")
+    process.stdout.readline()  # the first of twelve is being read
+    os.killpg(process.pid, signal.SIGINT)
+    out, text = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in text
+    assert len(out.splitlines()) < 11
+    assert len(prepare(read_cases(png_release), tmp_path / "out", size=32).images) == 12
+
+
+# The report
+
+
+def test_dead_kernel_is_one_error_and_the_notebooks_before_it_are_kept(tmp_path, monkeypatch):
+    report = pytest.importorskip("pneumo_lib.report", reason="the extra `notebooks` is missing")
+    from nbformat import v4, write
+
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    for name, code in {"01_fine": "1", "02_dies": "import os\nos.kill(os.getpid(), 9)"}.items():
+        cells = [v4.new_markdown_cell("# A?"), v4.new_code_cell(code)]
+        cells.insert(1, v4.new_code_cell("size = 1", metadata={"tags": ["parameters"]}))
+        nb = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        write(nb, tmp_path / "notebooks" / f"{name}.ipynb")
+    with pytest.raises(report.NotebookError, match=r"02_dies lost its kernel.*memory is short"):
+        report.run_report()
+    assert (tmp_path / "runs" / "report" / "01_fine.html").exists()
+    assert not (tmp_path / "runs" / "report" / "02_dies.ipynb").exists()
+    assert not list((tmp_path / "runs").glob(".*.lock"))
+
+
+# No leak from test to training
+
+
+def test_preparation_of_one_image_does_not_depend_on_the_others(cases, tmp_path):
+    """Neither grey levels nor masks are normalised with statistics of other images."""
+    whole = prepare(cases, tmp_path / "whole", size=32)
+    train = prepare(cases[cases["split"] == "train"], tmp_path / "train", size=32)
+    part = (whole.cases["split"] == "train").to_numpy()
+    np.testing.assert_array_equal(train.images, whole.images[part])
+    np.testing.assert_array_equal(train.masks, whole.masks[part])
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg19", "resnet50", "inceptionv3", "small"])
+def test_preprocessing_of_one_image_does_not_depend_on_its_batch(backbone):
+    from pneumo_lib.backbones import preprocess
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 8, 8), np.uint8)
+    images[3] = 255  # another image of the batch, brighter than all
+    together = np.asarray(preprocess(images, backbone))
+    np.testing.assert_array_equal(together[:1], np.asarray(preprocess(images[:1], backbone)))
+
+
+def test_sides_share_no_image_no_patient_and_no_near_identical_image(siim_real):
+    cases = read_cases(siim_real)
+    pairs = near_duplicate_pairs(cases)
+    digests = pd.Series([cv2.imread(path, 0).tobytes() for path in cases["image_path"]]).map(hash)
+    for scheme in ("auto", "patient", "official"):
+        split = split_cases(cases, scheme=scheme, near_duplicates=False)
+        side = split["split"].to_numpy()
+        assert split["image_id"].is_unique
+        assert split.groupby("patient_id")["split"].nunique().max() == 1
+        assert split["split"].groupby(digests).nunique().max() == 1
+        assert (side[pairs[:, 0]] == side[pairs[:, 1]]).all()

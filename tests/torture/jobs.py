@@ -1,0 +1,196 @@
+"""Work that is killed: each job makes a folder, and is run in a process of its own.
+
+`python jobs.py JOB FOLDER` does it once; the environment variable `KILL_AT` names the file event
+(a file opened, renamed, removed, a memory map made, ...) at which it kills itself.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+EVENTS = {
+    "open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate",
+    "shutil.rmtree", "mmap.__new__", "fcntl.flock",
+}  # fmt: skip
+SETTINGS = {"weights": None, "epochs": 4, "milestones": [2], "batch_size": 4}
+
+
+def prepare(folder):
+    """Arrays of the data set in the folder `data` beside, five images a chunk."""
+    from pneumo_lib import arrays, preparation
+    from pneumo_lib.dataset import read_cases
+
+    arrays.CHUNK = 5
+    preparation.prepare(read_cases(folder.parent / "data"), folder / "made", size=32, workers=2)
+
+
+def phantoms(folder):
+    """Twelve phantoms, drawn in this process."""
+    from pneumo_lib.phantom import make_phantoms
+
+    make_phantoms(folder / "made", count=12, size=64, workers=1)
+
+
+def features(folder):
+    """Features of 24 images, kept on disk every two batches."""
+    from pneumo_lib import fcn, features
+
+    features._BATCHES_BETWEEN_FLUSHES = 2
+    encoder, _ = fcn.split_fcn(fcn.build_fcn("vgg16", size=32, weights=None, seed=0))
+    features.cached_features(encoder, _squares(), "vgg16", folder=folder / "made", batch_size=3)
+
+
+def train(folder):
+    """A head trained on features of its own."""
+    from pneumo_lib.training import train
+
+    os.environ["PNEUMO_HOME"] = str(folder)
+    train(_squares(), run="made", backbone="vgg16", **SETTINGS)
+
+
+def train_small(folder):
+    """The small FCN from scratch, with flips."""
+    from pneumo_lib.training import train
+
+    os.environ["PNEUMO_HOME"] = str(folder)
+    train(_squares(), run="made", backbone="small", **SETTINGS)
+
+
+def report(folder):
+    """The whole study at the smallest settings."""
+    os.environ |= {"PNEUMO_HOME": str(folder), "TQDM_DISABLE": "1"}
+    from pneumo_lib.report import run_report
+
+    root = TESTS.parent
+    run_report(params=root / "params" / "smoke.yaml", notebooks=root / "notebooks")
+
+
+def _squares():
+    sys.path.insert(0, str(TESTS))
+    from conftest import make_data
+
+    return make_data(Path("squares").resolve())
+
+
+JOBS = {job.__name__: job for job in (prepare, phantoms, features, train, train_small, report)}
+
+
+def count_file_events(kill_at=None):
+    """A list that grows with the file events from now on; the process dies at number `kill_at`."""
+    seen = []
+
+    def hook(event, arguments):
+        if event not in EVENTS or (event == "open" and not isinstance(arguments[0], str)):
+            return
+        if event == "open" and arguments[0].endswith((".py", ".pyc", ".so")):
+            return
+        seen.append(f"{event} {arguments[0] if arguments else ''}")
+        if len(seen) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def in_a_child(job, folder, *, kill_at=None):
+    """`(exit status, file events)` of a job in a fork of this process."""
+    counts = folder / "events.txt"
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            seen = count_file_events(kill_at)
+            job(folder)
+            counts.write_text("\n".join(seen))
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, counts.read_text().splitlines() if status == 0 else []
+
+
+def contents(folder):
+    """What every file below `folder/made` holds, without seconds; see the comments."""
+    made = folder / "made" if (folder / "made").exists() else folder / "runs" / "made"
+    found = {}
+    for path in sorted(path for path in made.rglob("*") if path.is_file()):
+        name = str(path.relative_to(made))
+        if path.suffix == ".csv" and "seconds" in (header := path.read_text().split("\n")[0]):
+            rows = [line.split(",") for line in path.read_text().splitlines()]
+            place = header.split(",").index("seconds")
+            found[name] = [row[:place] + row[place + 1 :] for row in rows]
+        elif path.name == "config.json":
+            found[name] = {**json.loads(path.read_text()), "seconds": None}
+        elif path.suffix == ".keras":  # the zip and HDF5 containers hold times
+            import keras
+
+            network = keras.models.load_model(path, compile=False)
+            found[name] = [weight.tobytes() for weight in network.get_weights()]
+        elif path.suffix == ".h5":
+            import h5py
+
+            with h5py.File(path) as file:
+                names = []
+                file.visit(names.append)
+                weights = [
+                    file[n][()].tobytes() for n in names if isinstance(file[n], h5py.Dataset)
+                ]
+            found[name] = weights
+        elif path.suffix != ".count" and path.name != "made_from.npy":
+            # those are removed last, and a kill just before leaves them: nothing reads them again
+            found[name] = path.read_bytes()
+    return found
+
+
+def kill_everywhere(name, folder, *, points=None):
+    """Kills a job at file events, lets it go on, and compares with the undisturbed one.
+
+    Args:
+        name: of the job.
+        folder: an empty one, but for what the job needs.
+        points: how many events, evenly; `None`: each of them.
+
+    Returns:
+        dict: `events` in all, `kills`, and what went `wrong`, as text.
+    """
+    job = JOBS[name]
+
+    def fresh(label):
+        place = folder / label
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        return place
+
+    whole = fresh("undisturbed")
+    status, events = in_a_child(job, whole)
+    wrong = [] if status == 0 else [f"undisturbed: {status}"]
+    count, kills = len(events), 0
+    chosen = range(1, count + 1) if points is None else {
+        1 + (2 * point + 1) * count // (2 * points) for point in range(points)
+    }  # fmt: skip
+    for event in sorted(chosen):
+        place = fresh("killed")
+        status, _ = in_a_child(job, place, kill_at=event)
+        if status != -signal.SIGKILL:
+            wrong.append(f"event {event}: ended with {status} and not by the kill")
+            continue
+        kills += 1
+        status, _ = in_a_child(job, place)
+        where = f"killed at event {event} of {count}, {events[event - 1]}"
+        if status != 0:
+            wrong.append(f"{where}: the second call ended with {status}")
+        elif contents(place) != contents(whole):
+            wrong.append(f"{where}: another result")
+        elif rest := [p.name for p in place.glob("made.*")]:
+            wrong.append(f"{where}: {rest} is left")
+    return {"events": count, "kills": kills, "wrong": wrong}
+
+
+if __name__ == "__main__":
+    if os.environ.get("KILL_AT"):
+        count_file_events(int(os.environ["KILL_AT"]))
+    JOBS[sys.argv[1]](Path(sys.argv[2]))
