@@ -74,6 +74,8 @@ def run_report(
         NotebookError: if a cell of a notebook fails.
     """
     paths = sorted(project_path(notebooks).glob("[0-9][0-9]_*.ipynb"))
+    if not paths and not Path(notebooks).is_absolute():  # PNEUMO_HOME holds data and runs only
+        paths = sorted((_PACKAGE.parent / notebooks).glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         raise FileNotFoundError(f"No numbered notebook, such as 01_*.ipynb, in {notebooks}")
     settings = {"data": "phantoms"} | read_params(params) | (overrides or {})

@@ -195,7 +195,19 @@ def test_a_notebook_that_exits_early_is_refused(project):
         run_report()
 
 
-def test_run_report_refuses_a_folder_without_notebooks(project):
+def test_run_report_finds_the_notebooks_when_runs_and_data_are_elsewhere(
+    project, executed, monkeypatch
+):
+    write_notebook(project, "01_first", "size = 1")
+    monkeypatch.setattr(report, "_PACKAGE", project / "pneumo_lib")
+    for module in (paths, report):
+        monkeypatch.setattr(module, "project_path", lambda path=".": project / "elsewhere" / path)
+    assert run_report() == project / "elsewhere/runs/report/index.html"
+    assert executed == ["01_first"]
+
+
+def test_run_report_refuses_a_folder_without_notebooks(project, monkeypatch):
+    monkeypatch.setattr(report, "_PACKAGE", project / "pneumo_lib")
     with pytest.raises(FileNotFoundError, match="No numbered notebook"):
         run_report()
 
