@@ -5,7 +5,7 @@ BIN    := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help env report test lab explore bench lint notebooks figures slides site lock clean
+.PHONY: help env report better test lab explore bench lint notebooks figures slides site lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
@@ -35,6 +35,11 @@ $(BIN)/python:
 report: env ## the whole study; real data: DATA=folder PARAMS=params/siim.yaml [WEIGHTS=file] [BACKBONES="vgg16 small"]
 	@$(BIN)/pneumo report $(if $(DATA),--data "$(DATA)") $(if $(PARAMS),--params "$(PARAMS)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones $(BACKBONES))
+
+better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=params/better.yaml] [WEIGHTS=file]
+	@$(BIN)/python -c 'import sys, pneumo_lib as pl; pl.run_experiments(sys.argv[1], \
+	  overrides={"weights": sys.argv[2]} if sys.argv[2] else None)' \
+	  "$(or $(PARAMS),params/better.yaml)" "$(if $(WEIGHTS),$(abspath $(WEIGHTS)))"
 
 # Without progress bars: the first run of a notebook shows them and its stored outputs do not.
 test: env ## all tests; nbval runs every notebook at its embedded defaults

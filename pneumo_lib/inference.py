@@ -83,6 +83,8 @@ def predict(
     point = load_operating_point(run) if operating_point is None else operating_point
     network = load_network(run)
     foreground = _foreground(network, run.config, batch_size, xla=len(paths) >= _WORTH_COMPILING)
+    if run.config.get("test_time_flip"):
+        foreground = partial(_both_sides, foreground)
     read = partial(_read, size=run.config["size"], keep=keep, skip=skip)
     return _predict(paths, read, foreground, point, batch_size, workers, shape=shape)
 
@@ -166,13 +168,16 @@ def _foreground(network, config, batch_size, *, xla):
     return foreground
 
 
+def _both_sides(foreground, images):
+    """Mean over each image and its mirror, as the run was scored."""
+    return (foreground(images) + foreground(images[:, :, ::-1])[:, :, ::-1]) / 2
+
+
 def _predict(paths, read, foreground, point, batch_size, workers, *, shape=None):
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads:
         decoded = ahead(threads, read, paths, count=2 * batch_size)
         while batch := list(islice(decoded, batch_size)):
-            good = [
-                (image, shape or file.xray.shape) for file, image in batch if image is not None
-            ]
+            good = [(image, shape or file.xray.shape) for file, image in batch if image is not None]
             results = iter(())
             if good:
                 images, shapes = zip(*good, strict=True)

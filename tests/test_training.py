@@ -7,13 +7,14 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import cv2
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import CASES, SIZE, make_data
 
-from pneumo_lib import fcn, features, metrics, runs, steps, training
+from pneumo_lib import fcn, features, inference, metrics, runs, steps, training
 from pneumo_lib.operating_point import choose_operating_point, load_operating_point
 from pneumo_lib.optimisers import build_optimiser
 from pneumo_lib.training import train
@@ -196,7 +197,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(data):
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "small"])
-def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, data):
+def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, data, tmp_path):
     settings = SETTINGS | {"backbone": backbone, "epochs": 1, "test_time_flip": True}
     run = train(data, run=f"test-time-flip-{backbone}", **settings)
     network = keras.models.load_model(run.folder / "model.keras")
@@ -208,6 +209,9 @@ def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, dat
     kept = np.load(run.folder / "probabilities.npy")
     np.testing.assert_allclose(kept / 255, expected, atol=0.5 / 255 + 1e-4)
     assert np.abs(plain - expected).max() > 1e-3
+    cv2.imwrite(str(tmp_path / "first.png"), data.images[0])
+    [prediction] = inference.predict(tmp_path, run)
+    np.testing.assert_allclose(prediction.probability, expected[0], atol=1e-4)
 
 
 def test_the_operating_point_is_chosen_on_validation_cases_alone(data):
