@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch, Rectangle
 
-from pneumo_lib.style import GREEN, ORANGE, PURPLE, SKY, new_figure
+from pneumo_lib.style import GREEN, ORANGE, PURPLE, SKY, new_figure, without_ticks
 
 FROZEN, TRAINED = SKY, ORANGE
 _GAP = 1.8  # between two boxes: room for the numbers above them
@@ -103,6 +103,48 @@ def architecture(tables, *, title=None):
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+def windows(image, networks, *, title=None, note=None):
+    """`Figure` with a panel for each network: the cells of its grids, and what one cell sees.
+
+    A square is the window of the cell nearest to the middle of the image, in the colour of its
+    grid; the lines are the borders of the cells of the finest grid.
+
+    Args:
+        image: `(size, size)` uint8.
+        networks: dict from a panel's title to a dict from a grid's name to the `ReceptiveField`
+            of its cells, at most four, the finest last.
+    """
+    size = len(image)
+    alone = len(networks) == 1
+    height = 8 if alone else 18 / len(networks) + 1.2
+    figure, axes = new_figure(1, len(networks), title=title, note=note, figsize=(16, height))
+    reach = max(0, *(f.size - size for grids in networks.values() for f in grids.values())) / 2
+    for ax, (name, grids) in zip(axes[0], networks.items(), strict=True):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+        _cells(ax, list(grids.values())[-1], size)
+        for (grid, field), colour in zip(grids.items(), PHASES, strict=False):
+            cell = round((size / 2 - field.centre) / field.stride)
+            start = field.start + cell * field.stride - 0.5
+            outline = {"facecolor": "none", "edgecolor": colour, "linewidth": 4}
+            label = f"{grid}: {field.size}²"
+            ax.add_patch(Rectangle((start, start), field.size, field.size, label=label, **outline))
+        ax.set(xlim=(-reach - 8, size + reach + 8), ylim=(size + reach + 8, -reach - 8))
+        ax.set_title(name)
+        place = ("center left", (1.02, 0.5)) if alone else ("upper center", (0.5, -0.01))
+        ax.legend(loc=place[0], bbox_to_anchor=place[1])
+        ax.set_facecolor("whitesmoke")  # beyond the image: padding
+    without_ticks(axes)
+    return figure
+
+
+def _cells(ax, field, size):
+    """Borders of a grid's cells: half-way between the middles of what neighbours see."""
+    first = (field.centre - field.stride / 2) % field.stride - 0.5
+    borders = np.arange(first, size, field.stride)
+    for draw in (ax.hlines, ax.vlines):
+        draw(borders, -0.5, size - 0.5, color="white", linewidth=0.8, alpha=0.6)
 
 
 def _boxes(table):

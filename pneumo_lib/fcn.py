@@ -33,7 +33,8 @@ def build_fcn(
       side (128 pixels happen to give 2): at other sizes the grid is resized bilinearly to
       `size / 64`, rounded up, and what the rounding adds is cropped evenly before the softmax.
     - "fcn32s", "fcn16s", "fcn8s" add the scores of one, two and three grids: `fuse_scores()`.
-    - "skips" joins the features of three or four grids and convolves them: `skip_decoder()`.
+    - "skips" joins the features of three or four grids, and two of the image at half its size
+      through the same layers, and convolves them: `skip_decoder()`.
 
     Args:
         backbone: one of `backbones.BACKBONES`.
@@ -63,20 +64,24 @@ def build_fcn(
     random = {"dropout": dropout, "seed": seed}
     if decoder == "deconvolution":
         x = decoders.deconvolutions(encoder.output, backbone, size=size, **random)
+    elif decoder == "skips":
+        taps = _taps(encoder, SKIP_TAPS[backbone])
+        context = decoders.half_view(encoder, taps)
+        taps = decoders.align(taps, size=size)
+        context = decoders.align(context, size=size, name="tap_half")
+        x = decoders.skip_decoder(taps, context, **random)
     else:
-        skips = decoder == "skips"
-        octaves = SKIP_TAPS[backbone] if skips else decoders.OCTAVES[decoder]
-        names = (SKIP_TAPS if skips else TAPS)[backbone]
-        taps = {
-            octave: encoder.get_layer(names[octave]).output
-            for octave in sorted(octaves, reverse=True)
-        }
-        decode = decoders.skip_decoder if skips else decoders.fuse_scores
-        x = decode(decoders.align(taps, size=size), **random)
+        names = {octave: TAPS[backbone][octave] for octave in decoders.OCTAVES[decoder]}
+        x = decoders.fuse_scores(decoders.align(_taps(encoder, names), size=size), **random)
     x = layers.Softmax(dtype="float32", name="softmax")(x)  # float32 under mixed precision too
     model = keras.Model(encoder.input, x, name=f"fcn_{backbone}")
     model.weights_used = encoder.weights_used
     return model
+
+
+def _taps(encoder, names):
+    """Dict from octave to what the named layer gives, the coarsest first."""
+    return {o: encoder.get_layer(names[o]).output for o in sorted(names, reverse=True)}
 
 
 def build_small_fcn(*, size=128, filters=16, seed=0):

@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from pneumo_lib import diagrams
+from pneumo_lib.receptive_fields import ReceptiveField
 
 matplotlib.use("agg")
 
@@ -68,3 +69,20 @@ def test_a_network_shows_each_grid_once_and_what_is_trained(table):
 def test_networks_are_drawn_below_each_other(table):
     axes = diagrams.architecture({"first": table, "second": table}).axes
     assert [ax.get_title(loc="left") for ax in axes] == ["first", "second"]
+
+
+def test_windows_lie_around_the_cell_in_the_middle_of_the_image():
+    fine, coarse = ReceptiveField(8, 4, -2), ReceptiveField(20, 8, -6)
+    figure = diagrams.windows(np.zeros((32, 32), "uint8"), {"two grids": {"a": coarse, "b": fine}})
+    (ax,) = figure.axes
+    # Middles next to 16: 3.5 + 8 * 2 = 19.5 and 1.5 + 4 * 4 = 17.5.
+    squares = [(patch.get_x() + 0.5, patch.get_width()) for patch in ax.patches]
+    assert squares == [(10, 20), (14, 8)]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a: 20²", "b: 8²"]
+
+
+def test_windows_larger_than_the_image_are_seen_whole_and_panels_share_their_scale():
+    networks = {name: {"grid": ReceptiveField(n, 8, 0)} for name, n in (("one", 8), ("two", 96))}
+    first, second = diagrams.windows(np.zeros((32, 32), "uint8"), networks).axes
+    assert first.get_xlim() == second.get_xlim()
+    assert second.get_xlim()[1] - second.get_xlim()[0] >= 96
