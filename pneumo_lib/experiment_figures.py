@@ -72,7 +72,8 @@ def _draw_gate(ax, y_true, y_pred, point):
         (~lesion, "healthy", BLUE, "o"),
         (lesion, "pneumothorax", ORANGE, "^"),
     ):
-        ax.plot(sure[kind], scores[kind], marker, color=colour, alpha=0.6, label=name)
+        label = f"{name} ({kind.sum()})"
+        ax.plot(sure[kind], scores[kind], marker, color=colour, alpha=0.4, label=label)
     ax.axvline(100 * point.min_area, color="black", linewidth=2)
     ax.axvspan(0, 100 * point.min_area, color="0.93", zorder=0)
     ax.set_xscale("symlog", linthresh=one_pixel)

@@ -123,7 +123,7 @@ def scores_at_operating_point(run):
 
 
 def _train(experiment):
-    from pneumo_lib.training import train  # its imports are only needed to train
+    from pneumo_lib import train  # Keras is needed, and started, only to train
 
     settings = dict(experiment.parameters)
     source = {name: settings.pop(name) for name in _DATA if name in settings}
