@@ -52,7 +52,6 @@ function render({ model, el }) {
 
   function show() {
     const pictures = model.get("pictures");
-    const captions = model.get("captions");
     while (stage.children.length > pictures.length) stage.lastChild.remove();
     while (stage.children.length < pictures.length) {
       const frame = make("figure", "pneumo-frame");
@@ -63,17 +62,21 @@ function render({ model, el }) {
       stage.append(frame);
     }
     pictures.forEach((bytes, number) => {
-      const [picture, caption] = stage.children[number].children;
-      const url = URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" }));
-      picture.onload = () => {
-        URL.revokeObjectURL(url);
-        root.dataset.painted = Number(root.dataset.painted ?? 0) + 1;
-      };
-      picture.src = url;
-      picture.alt = `X-ray with overlays, ${captions[number]}`;
-      caption.textContent = captions[number];
+      const picture = stage.children[number].firstChild;
+      URL.revokeObjectURL(picture.src); // of the picture before, loaded or not
+      picture.onload = () => (root.dataset.painted = Number(root.dataset.painted ?? 0) + 1);
+      picture.src = URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" }));
     });
+    label();
     place();
+  }
+
+  function label() {
+    model.get("captions").slice(0, stage.children.length).forEach((text, number) => {
+      const [picture, caption] = stage.children[number].children;
+      picture.alt = `X-ray with overlays, ${text}`;
+      caption.textContent = text;
+    });
   }
 
   stage.addEventListener("wheel", (event) => {
@@ -167,6 +170,7 @@ function render({ model, el }) {
   });
 
   model.on("change:pictures", show);
+  model.on("change:captions", label); // they may change where no pixel does
   model.on("change:position", showPosition);
   showPosition();
   show();

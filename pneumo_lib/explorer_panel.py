@@ -66,8 +66,8 @@ class Panel:
         splits = ["all", *dict.fromkeys(opened.cases["split"])]
         drop, slide = widgets.Dropdown, widgets.FloatSlider
         self.run = drop(options=names, value=opened.run.folder, description="Run")
-        self.beside = drop(options=[("–", None), *names], description="Beside")
-        self.beside.value = beside.run.folder if beside else None
+        self.beside = drop(options=[("–", ""), *names], description="Beside")
+        self.beside.value = beside.run.folder if beside else ""
         self.split = drop(options=splits, description="Part")
         self.split.value = "test" if "test" in splits else "all"
         self.order = drop(options=explorer.ORDERS, description="Cases")
@@ -183,8 +183,8 @@ class Panel:
         chosen = layers = [name for name, button in self.layers.items() if button.value]
         pictures, captions, scores = [], [], []
         for opened, image, mask, probability in self.contents:
-            if mask is None:  # an own file: all that can be coloured is the prediction
-                layers = ["prediction" if name == "errors" else name for name in chosen]
+            if mask is None:  # an own file: without a truth, there is its prediction
+                layers = ["prediction", *(["probability"] if "probability" in chosen else [])]
             prediction, how = self._predict(opened, probability)
             picture = explorer.paint(
                 self._background(opened, image), layers, probability=probability,

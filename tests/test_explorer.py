@@ -414,7 +414,7 @@ def test_two_runs_stand_side_by_side_on_the_same_case(own_home, opened):
     ]  # fmt: skip
     assert panel.viewer.pictures[0] == panel.viewer.pictures[1]
     assert "&lt;i&gt;other" in panel.scores.value
-    panel.beside.value = None
+    panel.beside.value = ""
     assert len(panel.viewer.pictures) == 1
     assert "half found" in panel.title.value  # the case stays
 
@@ -483,6 +483,7 @@ def test_an_own_file_in_pieces_is_predicted_as_the_run_predicts_it(trained):
     assert image.shape == (64, 64)
     assert mask is None
     np.testing.assert_allclose(probability, trained.probabilities[3] / 255, atol=0.5 / 255 + 1e-4)
+    assert "prediction" in panel.legend.value
     assert "missed" not in panel.legend.value
     press(panel, "ArrowRight")  # back to the cases, where one left them
     assert panel.viewer.position.startswith("1 /")
