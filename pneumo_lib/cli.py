@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import pneumo_lib as pl
-from pneumo_lib.cli_options import parser
+from pneumo_lib.cli_options import DISCLAIMER, parser
 
 
 def main(arguments=None):
@@ -96,6 +96,53 @@ def predict(options):
     return _list_failures([(row["file"], row["error"]) for row in outcome.failed])
 
 
+def submit(options):
+    """Writes the table that the SIIM-ACR competition takes; 1 if any image failed."""
+    write_submission, run = pl.write_submission, _run(options)
+    _quiet_readers()
+    count, failed = write_submission(
+        options.images, run, options.to, part=options.part, rows=options.rows,
+        operating_point=_operating_point(options),
+    )  # fmt: skip
+    print(f"Submission  {_short(Path(options.to).resolve())}, {count} images. {DISCLAIMER}")
+    return _list_failures(failed)
+
+
+def export(options):
+    """Writes a trained network for other programs."""
+    path, difference = pl.export_network(_run(options), options.to, format=options.format)
+    print(f"Network     {_short(path.resolve())}, how to use it in {path.name}.txt")
+    print(f"Checked     probabilities differ from Keras' by {difference:.1e} at most")
+
+
+def verify(options):
+    """Scores a run again; 1 if the saved network gives other scores than the recorded ones."""
+    found = pl.verify_run(_run(options))
+    recorded, computed = found.siim_dice
+    print(f"Images      {found.images}, {found.images_that_differ} with other counts of pixels")
+    print(f"Pixels      {found.pixels_that_differ:.1e} of all fell on the other side")
+    print(f"SIIM-ACR    Dice {computed:.6f}, recorded {recorded:.6f}")
+    if found.matches:
+        print("The scores are those of the saved network.")
+        return 0
+    worst = ", ".join(found.worst)
+    print(
+        "The scores are NOT those of the saved network: one of the two was changed. Train the run "
+        f"again. Largest differences: {worst}", file=sys.stderr,
+    )  # fmt: skip
+    return 1
+
+
+def doctor(options):
+    """Says what is in place; 1 if something must be mended."""
+    findings = pl.examine()
+    for finding in findings:
+        print(f"{finding.state:9}{finding.what:22}{finding.value}")
+        if finding.remedy:
+            print(f"{'':31}-> {finding.remedy}")
+    return int(any(finding.state == "wrong" for finding in findings))
+
+
 def _operating_point(options):
     """`None`, the run's own, without `--threshold`."""
     if options.threshold is None:
@@ -148,4 +195,10 @@ def _short(path):
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-_COMMANDS = {command.__name__: command for command in (report, slides, fetch, phantoms, predict)}
+_COMMANDS = {
+    command.__name__: command
+    for command in (
+        *(report, slides, fetch, phantoms, predict, submit),
+        *(export, verify, doctor),
+    )
+}

@@ -4,7 +4,7 @@ import argparse
 
 import pneumo_lib as pl
 
-_DISCLAIMER = "For research and teaching, not a medical device."
+DISCLAIMER = "For research and teaching, not a medical device."
 
 
 def parser():
@@ -12,12 +12,15 @@ def parser():
     whole = argparse.ArgumentParser(
         prog="pneumo",
         description="Chest X-ray pneumothorax segmentation with FCNs.",
-        epilog=f"`pneumo COMMAND --help` says more, with an example. {_DISCLAIMER}",
+        epilog=f"`pneumo COMMAND --help` says more, with an example. {DISCLAIMER}",
     )
     whole.add_argument("--version", action="version", version=f"pneumo {pl.__version__}")
     whole.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_report, _slides, _fetch, _phantoms, _predict):
+    for add in (
+        *(_report, _slides, _fetch, _phantoms, _predict, _submit),
+        *(_export, _verify, _doctor),
+    ):
         add(commands)
     return whole
 
@@ -80,13 +83,74 @@ def _predict(commands):
     command.add_argument(
         "--out", required=True, metavar="FOLDER", help="new, or of an earlier call"
     )
+    _add_threshold(command)
+    command.add_argument(
+        "--dicom-seg", action="store_true", help="also write a DICOM SEG object for each DICOM file"
+    )
+
+
+def _submit(commands):
+    command = _add(
+        commands, "submit", "write the SIIM-ACR submission table",
+        "pneumo submit --run runs/siim-small-128 --images data/siim --to submission.csv",
+        "ImageId,EncodedPixels with masks of 1024 x 1024 pixels, -1 where nothing was found. "
+        "Exit status 1 if an image could not be read; it then has -1.",
+    )  # fmt: skip
+    _add_run(command)
+    command.add_argument(
+        "--images",
+        required=True,
+        metavar="FOLDER",
+        help="a data set, or files <ImageId>.dcm or .png",
+    )
+    command.add_argument("--to", required=True, metavar="CSV")
+    command.add_argument(
+        "--part", choices=["test", "train", "all"], default="test",
+        help="official part of a data set; default: test",
+    )  # fmt: skip
+    command.add_argument(
+        "--rows", choices=["image", "region"], default="image",
+        help="one row for each image, or for each connected region; default: image",
+    )  # fmt: skip
+    _add_threshold(command)
+
+
+def _export(commands):
+    command = _add(
+        commands, "export", "write a trained network for other programs",
+        "pneumo export --run runs/phantoms-small-128 --format onnx --to network.onnx",
+        "The network takes grey images and includes their preprocessing. It is compared with "
+        "Keras on synthetic X-rays before it gets its name.",
+    )  # fmt: skip
+    _add_run(command)
+    command.add_argument(
+        "--format", choices=["onnx", "savedmodel", "litert"], default="onnx", help="default: onnx"
+    )
+    command.add_argument("--to", required=True, metavar="PATH", help="must not exist yet")
+
+
+def _verify(commands):
+    command = _add(
+        commands, "verify", "score a trained network again and compare with its scores.csv",
+        "pneumo verify phantoms-small-128", "Exit status 1 if they do not match.",
+    )  # fmt: skip
+    command.add_argument(
+        "run", metavar="RUN", help="folder of a trained network, or its name in runs/"
+    )
+
+
+def _doctor(commands):
+    _add(
+        commands, "doctor", "say what is in place: versions, devices, weights, data, disk",
+        "pneumo doctor", "Downloads nothing. Exit status 1 if something must be mended.",
+    )  # fmt: skip
+
+
+def _add_threshold(command):
     command.add_argument(
         "--threshold", type=float, metavar="P",
         help="probability from which a pixel counts, 0 to 1; default: the run's operating point",
     )  # fmt: skip
-    command.add_argument(
-        "--dicom-seg", action="store_true", help="also write a DICOM SEG object for each DICOM file"
-    )
 
 
 def _add_run(command):

@@ -1,0 +1,147 @@
+"""A trained network for other programs: ONNX, TensorFlow SavedModel, LiteRT."""
+
+import os
+import shutil
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pneumo_lib import __version__
+from pneumo_lib.backbones import preprocess
+from pneumo_lib.inference import load_network
+from pneumo_lib.operating_point import load_operating_point
+from pneumo_lib.paths import written_aside
+from pneumo_lib.phantom import draw_phantom
+from pneumo_lib.pixels import resize_image
+from pneumo_lib.prediction_files import NOTE, run_id
+from pneumo_lib.runs import Run, load_run
+
+SUFFIXES = {"onnx": ".onnx", "savedmodel": "", "litert": ".tflite"}
+_KERAS_NAMES = {"onnx": "onnx", "savedmodel": "tf_saved_model", "litert": "litert"}
+_PHANTOMS = 4
+_AGREEMENT = 1e-4  # of probabilities: other kernels add in another order
+
+
+def export_network(run, to, *, format="onnx"):
+    """Write the network of a run, preprocessing included, and check it against Keras.
+
+    What is written takes grey images `(batch, size, size)` float32, 0 to 255, and gives the
+    probability of pneumothorax of each pixel, `(batch, size, size)` float32; any batch length.
+    It is run on phantoms before it gets its name; `<to>.txt` beside it says how to use it.
+
+    Args:
+        run: `Run`, or what `load_run()` takes.
+        to: path; the format's suffix is added where it is missing. Must not exist.
+        format: "onnx" (needs the extra "export"), "savedmodel" (a folder) or "litert".
+
+    Returns:
+        `(path, difference)`: the largest difference of a probability from Keras' own.
+
+    Raises:
+        FileNotFoundError: if there is no finished run.
+        ValueError: if `format` is unknown or its packages are missing, `to` exists, or the
+            probabilities differ by more than 1e-4.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    to = _check(Path(to).expanduser(), format)
+    size, backbone = run.config["size"], run.config["backbone"]
+    whole = _with_preprocessing(load_network(run), size, backbone)
+    images = [resize_image(draw_phantom(i, seed=1)[0], (size, size)) for i in range(_PHANTOMS)]
+    images = np.stack(images).astype(np.float32)
+    expected = whole(images, training=False).numpy()
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(to.with_name(f"{to.name}.txt")) as card, _made_aside(to) as aside:
+        with warnings.catch_warnings(action="ignore"):  # the converters' own, about their future
+            whole.export(str(aside), format=_KERAS_NAMES[format], verbose=False)
+            found = _READERS[format](aside, images)
+        difference = float(np.abs(found - expected).max())
+        if not difference <= _AGREEMENT:
+            raise ValueError(
+                f"An exported network must agree with Keras to {_AGREEMENT} in probability. "
+                f"Received: {difference:.1e} as {format}. Try another --format"
+            )
+        card.write_text(_card(run, format, difference), encoding="utf-8")
+    return to, difference
+
+
+def _check(to, format):
+    if format not in SUFFIXES:
+        raise ValueError(f"`format` must be one of {', '.join(SUFFIXES)}. Received: {format!r}")
+    if format == "onnx":
+        for package in ("tf2onnx", "onnxruntime"):
+            if find_spec(package) is None:
+                raise ValueError(
+                    "ONNX needs the packages tf2onnx and onnxruntime: pip install "
+                    f"'pneumo[export]'. Received: no {package}"
+                )
+    to = to if to.name.endswith(SUFFIXES[format]) else to.with_name(to.name + SUFFIXES[format])
+    if to.exists():
+        raise ValueError(f"An export replaces nothing: give another --to. Received: {to}")
+    return to
+
+
+def _with_preprocessing(network, size, backbone):
+    """`(batch, size, size)` grey levels -> `(batch, size, size)` probabilities."""
+    images = keras.Input((size, size), name="grey_levels")
+    prepare = partial(preprocess, backbone=backbone)
+    inputs = keras.layers.Lambda(prepare, output_shape=(size, size, 3), name="preprocess")(images)
+    return keras.Model(images, network(inputs)[..., 1])
+
+
+@contextmanager
+def _made_aside(to):
+    """As `written_aside()`, for what may be a folder."""
+    aside = to.with_name(f".{os.getpid()}-{to.name}")
+    try:
+        yield aside
+        aside.rename(to)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if aside.is_file():
+            aside.unlink()
+
+
+def _run_onnx(path, images):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def _run_savedmodel(path, images):
+    loaded = tf.saved_model.load(str(path))
+    return loaded.serve(images).numpy()
+
+
+def _run_litert(path, images):
+    with warnings.catch_warnings(action="ignore"):  # that it will move to a package of its own
+        interpreter = tf.lite.Interpreter(str(path))
+    [given], [found] = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(given["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(given["index"], images)
+    interpreter.invoke()
+    return interpreter.get_tensor(found["index"])
+
+
+_READERS = {"onnx": _run_onnx, "savedmodel": _run_savedmodel, "litert": _run_litert}
+
+
+def _card(run, format, difference):
+    size, point = run.config["size"], load_operating_point(run)
+    return f"""Network of pneumo {__version__} as {format}: {NOTE}.
+
+run       {run_id(run)}
+input     grey images (batch, {size}, {size}) float32, 0 to 255, dense parts bright; resize by
+          area averaging
+output    probability of pneumothorax of each pixel, (batch, {size}, {size}) float32
+mask      where a share of {point.min_area:g} of an image's pixels reaches {point.top_threshold:g},
+          all pixels that reach {point.bottom_threshold:g}; else empty
+checked   against Keras on {_PHANTOMS} synthetic X-rays: probabilities differ by {difference:.1e}
+"""

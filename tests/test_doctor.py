@@ -1,0 +1,68 @@
+"""`pneumo doctor`: what is there is found, what is missing comes with what to do."""
+
+import importlib.metadata
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from pneumo_lib import doctor
+from pneumo_lib.doctor import examine
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path
+
+
+def found(what):
+    return [finding for finding in examine() if finding.what == what]
+
+
+def test_nothing_in_place_is_said_with_what_to_do(home):
+    for what in ("ImageNet vgg19", "data", "runs"):
+        [finding] = found(what)
+        assert finding.state == "missing"
+        assert finding.remedy
+    assert "pneumo fetch siim" in found("data")[0].remedy
+    assert "vgg19_weights" in found("ImageNet vgg19")[0].remedy
+
+
+def test_what_is_in_place_is_found(home, png_release):
+    (home / "keras" / "models").mkdir(parents=True)
+    name = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    (home / "keras" / "models" / name).touch()
+    shutil.copytree(png_release, home / "data" / "mine")
+    (home / "runs" / "first").mkdir(parents=True)
+    (home / "runs" / "first" / "config.json").write_text("{}")
+    findings = {finding.what: finding for finding in examine()}
+    assert findings["ImageNet vgg19"].state == "ok"
+    assert findings["ImageNet vgg16"].state == "missing"
+    assert "12 X-rays, 5 positive" in findings["data"].value
+    assert findings["runs"].value == "first"
+    assert "tensorflow" in findings["packages"].value
+    assert findings["device"].state == "ok"
+
+
+def test_missing_packages_are_told_apart_by_need(home, monkeypatch):
+    version = importlib.metadata.version
+
+    def look(name):
+        if name in ("highdicom", "scipy"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", look)
+    [extra], [needed] = found("extra dicom"), found("packages")
+    assert (extra.state, extra.remedy) == ("missing", "pip install -e '.[dicom]'")
+    assert "highdicom" in extra.value
+    assert (needed.state, needed.remedy) == ("wrong", "make env")
+
+
+@pytest.mark.parametrize(("free", "state"), [(5e11, "ok"), (5e9, "missing"), (5e8, "wrong")])
+def test_disk_that_fills_up_is_told(home, monkeypatch, free, state):
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1e12, 0, free))
+    assert doctor._disk().state == state
