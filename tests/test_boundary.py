@@ -60,6 +60,12 @@ def test_a_thin_line_with_one_far_pixel_is_judged_without_its_worst_twentieth():
     assert found["asd"] == pytest.approx(39 / 81)
 
 
+def test_the_larger_of_the_two_directions_counts():
+    truth, prediction = np.zeros((2, 1, 3, 12))
+    truth[0, 1, 0] = prediction[0, 1, :10] = 1  # there: 0; back: 0, 1, ... 9, of which 95 % is 8.55
+    assert boundary_scores(truth, prediction).loc[0, "hd95"] == pytest.approx(8.55)
+
+
 def test_distances_agree_with_a_search_over_all_pairs_of_pixels():
     rng = np.random.default_rng(0)
     masks = rng.random((2, 6, 12, 15)) < 0.3
