@@ -22,10 +22,10 @@ def device_name():
 
 def choose_precision(precision):
     """Resolve "auto"; on a GPU, take its memory as needed instead of all at once."""
-    if precision not in ("auto", "float32", "mixed_float16"):
+    known = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
+    if precision not in known:
         raise ValueError(
-            "`precision` must be 'auto', 'float32' or 'mixed_float16'. "
-            f"Received: precision={precision!r}"
+            f"`precision` must be one of {', '.join(known)}. Received: precision={precision!r}"
         )
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
