@@ -5,7 +5,7 @@ BIN    := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help env report better test lab explore bench lint notebooks figures slides site lock clean
+.PHONY: help env report better test lab explore bench lint notebooks figures slides site lock clean torture audit lowest
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
@@ -45,6 +45,11 @@ better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=p
 test: env ## all tests; nbval runs every notebook at its embedded defaults
 	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks
 
+# atheris has wheels for Linux and Python 3.11 to 3.13; without it the fuzzing alone fails.
+torture: env ## kills, interrupts, fuzzing, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	@$(BIN)/python -W ignore tests/torture/run.py $(SECTIONS)
+
 lab: env ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(OPTIONS)
 
@@ -62,6 +67,19 @@ bench: env ## all benchmarks, an hour on two cores (installs PyTorch where it is
 	  echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 # -- upkeep ------------------------------------------------------------------------------------
+
+# `--strict`: pip-audit skips what pypi.org does not answer for, and would call that clean.
+audit: env ## licences and known vulnerabilities of the locked packages (needs pypi.org)
+	@$(BIN)/python tests/licences.py
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uvx --quiet pip-audit --strict --disable-pip --require-hashes --progress-spinner=off -r requirements.lock
+
+lowest: env ## the tests, without notebooks, on the lowest versions that pyproject.toml allows
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/lowest
+	@$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct \
+	  -e '.[notebooks,dicom,export,talk,kaggle,test]'
+	@TQDM_DISABLE=1 .venv/lowest/bin/python -m pytest tests
 
 lint: env ## check style and format
 	@$(BIN)/ruff check .

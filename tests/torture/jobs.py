@@ -1,13 +1,14 @@
 """Work that is killed: each job makes a folder, and is run in a process of its own.
 
-`python jobs.py JOB FOLDER` does it once; the environment variable `KILL_AT` names the file event
-(a file opened, renamed, removed, a memory map made, ...) at which it kills itself.
+`python jobs.py JOB FOLDER [EVENT]` does it once, and kills itself at that file event (a file
+opened, renamed, removed, a memory map made, ...).
 """
 
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -84,10 +85,9 @@ def count_file_events(kill_at=None):
     seen = []
 
     def hook(event, arguments):
-        if event not in EVENTS or (event == "open" and not isinstance(arguments[0], str)):
-            return
-        if event == "open" and arguments[0].endswith((".py", ".pyc", ".so")):
-            return
+        path = str(arguments[0]) if arguments else ""
+        if event not in EVENTS or "site-packages" in path or path.endswith((".py", ".pyc", ".so")):
+            return  # imports are not the job's own work
         seen.append(f"{event} {arguments[0] if arguments else ''}")
         if len(seen) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -96,21 +96,33 @@ def count_file_events(kill_at=None):
     return seen
 
 
-def in_a_child(job, folder, *, kill_at=None):
-    """`(exit status, file events)` of a job in a fork of this process."""
+def in_a_child(name, folder, *, kill_at=None):
+    """`(exit status, file events)` of a job in a fork of this process, or in a new one.
+
+    A fork saves the imports, but TensorFlow may hang in one.
+    """
     counts = folder / "events.txt"
-    child = os.fork()
-    if child == 0:
+    if name not in ("prepare", "phantoms"):
+        command = [sys.executable, __file__, name, str(folder), str(kill_at or 0)]
+        done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, check=False)
+        status = done.returncode
+    elif child := os.fork():
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    else:
         status = 1
         try:
-            seen = count_file_events(kill_at)
-            job(folder)
-            counts.write_text("\n".join(seen))
+            run(name, folder, kill_at)
             status = 0
         finally:
             os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status, counts.read_text().splitlines() if status == 0 else []
+
+
+def run(name, folder, kill_at):
+    """The job, here; its file events go into `events.txt`."""
+    seen = count_file_events(kill_at)
+    JOBS[name](folder)
+    (folder / "events.txt").write_text("\n".join(seen))
 
 
 def contents(folder):
@@ -157,7 +169,6 @@ def kill_everywhere(name, folder, *, points=None):
     Returns:
         dict: `events` in all, `kills`, and what went `wrong`, as text.
     """
-    job = JOBS[name]
 
     def fresh(label):
         place = folder / label
@@ -166,7 +177,7 @@ def kill_everywhere(name, folder, *, points=None):
         return place
 
     whole = fresh("undisturbed")
-    status, events = in_a_child(job, whole)
+    status, events = in_a_child(name, whole)
     wrong = [] if status == 0 else [f"undisturbed: {status}"]
     count, kills = len(events), 0
     chosen = range(1, count + 1) if points is None else {
@@ -174,12 +185,12 @@ def kill_everywhere(name, folder, *, points=None):
     }  # fmt: skip
     for event in sorted(chosen):
         place = fresh("killed")
-        status, _ = in_a_child(job, place, kill_at=event)
+        status, _ = in_a_child(name, place, kill_at=event)
         if status != -signal.SIGKILL:
             wrong.append(f"event {event}: ended with {status} and not by the kill")
             continue
         kills += 1
-        status, _ = in_a_child(job, place)
+        status, _ = in_a_child(name, place)
         where = f"killed at event {event} of {count}, {events[event - 1]}"
         if status != 0:
             wrong.append(f"{where}: the second call ended with {status}")
@@ -191,6 +202,4 @@ def kill_everywhere(name, folder, *, points=None):
 
 
 if __name__ == "__main__":
-    if os.environ.get("KILL_AT"):
-        count_file_events(int(os.environ["KILL_AT"]))
-    JOBS[sys.argv[1]](Path(sys.argv[2]))
+    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)

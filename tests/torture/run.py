@@ -1,0 +1,175 @@
+"""`make torture`: kills, interrupts, fuzzing and twice the same report; hours, not minutes.
+
+`python tests/torture/run.py [--minutes 10] [SECTION ...]` runs the named sections, or all; each
+prints one line, and `runs/torture.json` keeps them with the inputs tried and the faults injected.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
+os.environ["TQDM_DISABLE"] = "1"
+
+import jobs  # noqa: E402
+
+
+def kills(folder, *, job, points):
+    """A job killed at file events, evenly over all of them."""
+    if job == "prepare":
+        import hostile_corpus as corpus
+        from test_hostile import release
+
+        picture = corpus.encoded(corpus.picture())
+        release(folder / "data", [corpus.Input(f"{n}.png", picture, None) for n in range(9)])
+    found = jobs.kill_everywhere(job, folder, points=points)
+    return {"faults": found["kills"], "wrong": found["wrong"], "of events": found["events"]}
+
+
+def random_kills(folder, *, job, count, seed=0):
+    """One piece of work killed again and again at random moments, until it ends."""
+    rng = random.Random(seed)
+    whole, torn = folder / "undisturbed", folder / "killed"
+    whole.mkdir(parents=True)
+    torn.mkdir()
+    started = time.monotonic()
+    status, _ = jobs.in_a_child(job, whole)
+    seconds, done, wrong = time.monotonic() - started, 0, []
+    while status == 0 and done < count:
+        process = start(job, torn)
+        try:
+            status = process.wait(rng.uniform(0.1, 0.35) * seconds)
+            break  # it ended by itself
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            done += 1
+    status = status or jobs.in_a_child(job, torn)[0]
+    if status:
+        wrong.append(f"ended with {status}")
+    elif job == "report":
+        wrong += compare_reports(whole, torn)
+    elif jobs.contents(whole) != jobs.contents(torn):
+        wrong.append("another result")
+    return {"faults": done, "wrong": wrong}
+
+
+def start(job, folder):
+    command = [sys.executable, str(HERE / "jobs.py"), job, str(folder)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def compare_reports(one, other):
+    """What differs between the tables of two reports; times may."""
+    import pandas as pd
+
+    wrong = []
+    folders = sorted(path.parent.name for path in (one / "runs").glob("*/config.json"))
+    for name in folders:
+        for table in ("history.csv", "scores.csv"):
+            both = [pd.read_csv(place / "runs" / name / table) for place in (one, other)]
+            both = [table.drop(columns="seconds", errors="ignore") for table in both]
+            if not both[0].equals(both[1]):
+                wrong.append(f"{name}/{table} differs")
+    return wrong if folders else ["no finished run"]
+
+
+def equal_reports(folder):
+    """Two reports with the same seed."""
+    places = [folder / name for name in ("first", "second")]
+    for place in places:
+        place.mkdir(parents=True)
+    statuses = [jobs.in_a_child("report", place)[0] for place in places]
+    return {"runs": 2, "wrong": compare_reports(*places) if not any(statuses) else [str(statuses)]}
+
+
+def interrupts(folder, *, job, delay):
+    """Seconds from Ctrl-C to the end of the process."""
+    folder.mkdir(parents=True)
+    process = start(job, folder)
+    time.sleep(delay)
+    if process.poll() is not None:
+        return {"faults": 0, "wrong": [f"it ended before {delay} s"]}
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    seconds = time.monotonic() - started
+    wrong = [] if seconds < 2 else [f"it took {seconds:.1f} s to stop"]
+    return {"faults": 1, "seconds": round(seconds, 2), "wrong": wrong}
+
+
+def fuzz(folder, *, target, minutes):
+    """Coverage-guided fuzzing from the corpus of the tests."""
+    folder.mkdir(parents=True)
+    command = [sys.executable, str(HERE / "fuzz.py"), target, str(folder / "inputs")]
+    options = [f"-max_total_time={60 * minutes:.0f}", f"-artifact_prefix={folder}/"]
+    done = subprocess.run(
+        command + options, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False
+    )
+    tried = [line.split()[-1] for line in done.stderr.splitlines() if "executed_units" in line]
+    found = sorted(path.name for path in folder.glob("*-*"))
+    wrong = [f"{name}: {folder / name}" for name in found]
+    if done.returncode and not wrong:
+        wrong = [done.stderr[-500:]]
+    return {"inputs": int(tried[0]) if tried else 0, "wrong": wrong}
+
+
+def sections(minutes):
+    """Name -> function of an empty folder."""
+    found = {}
+    for job, points in (("prepare", None), ("phantoms", None), ("features", 30), ("train", 30)):
+        found[f"kill {job}"] = lambda f, j=job, p=points: kills(f, job=j, points=p)
+    for job, count in (("train_small", 30), ("report", 30)):
+        found[f"kill {job}"] = lambda f, j=job, c=count: random_kills(f, job=j, count=c)
+    for job, delay in (("train", 25), ("report", 40)):
+        found[f"interrupt {job}"] = lambda f, j=job, d=delay: interrupts(f, job=j, delay=d)
+    found["equal reports"] = equal_reports
+    for target in ("rle", "tables", "dicom", "image"):
+        found[f"fuzz {target}"] = lambda f, t=target: fuzz(f, target=t, minutes=minutes)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10, help="of each fuzzing")
+    parser.add_argument("names", nargs="*", metavar="SECTION", help="such as 'fuzz rle'")
+    options = parser.parse_args()
+    chosen = {n: f for n, f in sections(options.minutes).items() if n in (options.names or [n])}
+    folder = Path(tempfile.mkdtemp(prefix="pneumo-torture-"))
+    results = {}
+    for name, section in chosen.items():
+        started = time.monotonic()
+        results[name] = section(folder / name.replace(" ", "-"))
+        results[name]["minutes"] = round((time.monotonic() - started) / 60, 1)
+        print(
+            f"{'FAILED' if results[name]['wrong'] else 'ok':8}{name:20}{results[name]}", flush=True
+        )
+    (ROOT / "runs").mkdir(exist_ok=True)
+    (ROOT / "runs" / "torture.json").write_text(json.dumps(results, indent=1) + "\n")
+    failed = [name for name in results if results[name]["wrong"]]
+    if not failed:
+        shutil.rmtree(folder)
+    sys.exit(f"Failed: {', '.join(failed)}. See {folder}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
