@@ -194,13 +194,15 @@ def test_the_panel_works_in_jupyterlab(home, browser):
                 "jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
             )
             page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
-            active = page.locator(".jp-Cell.jp-mod-active").first
             use_the_panel(page)
-            before = active.evaluate("cell => cell.dataset.windowedListIndex")
+            notebook = "jupyterapp.shell.currentWidget.content"
+            page.evaluate(f"{notebook}.mode = 'command'")  # in which arrow keys move its cursor
+            before = page.evaluate(f"{notebook}.activeCellIndex")
+            page.mouse.move(0, 0)
             page.locator(".pneumo-stage").hover()
             page.keyboard.press("ArrowLeft")
             wait_for(page, ".pneumo-title", "missed large")
-            assert active.evaluate("cell => cell.dataset.windowedListIndex") == before
+            assert page.evaluate(f"{notebook}.activeCellIndex") == before
             assert complaints == []
             assert listens_at(process) == {"127.0.0.1"}
 
