@@ -92,6 +92,8 @@ def plan_slides(folder, figures):
     order = yaml.safe_load(_ORDER.read_text(encoding="utf-8"))
     read, slides = {}, []
     for entry in order["slides"]:
+        if entry.get("optional") and not _executed(folder, entry["from"]):
+            continue
         section = _section(folder, entry["from"], read)
         figure = figures / f"{entry['figure']}.png" if "figure" in entry else None
         if figure and not figure.is_file():
@@ -113,13 +115,12 @@ def _section(folder, where, read):
     """The section that `where` names; `read` keeps the notebooks already read."""
     name, _, heading = where.partition(" / ")
     if name not in read:
-        # of a notebook that ran several times, the first network in our order
-        found = [folder / f"{name}.ipynb", *(folder / f"{name}-{key}.ipynb" for key in BACKBONES)]
-        if not any(path.is_file() for path in found):
+        executed = _executed(folder, where)
+        if not executed:
             raise FileNotFoundError(
-                f"The talk needs {found[0]}. Make the report first: make report"
+                f"The talk needs {folder / name}.ipynb. Make the report first: make report"
             )
-        read[name] = read_sections(next(path for path in found if path.is_file()))
+        read[name] = read_sections(executed)
     for start, section in read[name].items():
         if start.startswith(heading):
             return section
@@ -127,6 +128,15 @@ def _section(folder, where, read):
         f"slides.yaml must name sections of the notebooks. Received: {where}. Sections there: "
         f"{', '.join(filter(None, read[name]))}"
     )
+
+
+def _executed(folder, where):
+    """The notebook that `where` names; of one that ran several times, its first network."""
+    name = where.partition(" / ")[0]
+    for path in [folder / f"{name}.ipynb", *(folder / f"{name}-{key}.ipynb" for key in BACKBONES)]:
+        if path.is_file():
+            return path
+    return None
 
 
 # -- reading an executed notebook --------------------------------------------------------------
@@ -145,7 +155,7 @@ def read_sections(notebook):
                 for block in re.split(r"\n\s*\n", piece.strip()):
                     if block.startswith("|"):
                         current.tables.append(_markdown_table(block))
-                    elif block:
+                    elif block and not block.startswith("Figures are exported"):
                         current.prose.append(_plain(block))
         for output in cell.get("outputs", []):
             shown = output.get("data", {})

@@ -4,6 +4,7 @@ from docutils import nodes
 from latex2mathml.converter import convert
 
 project = "Pneumothorax on chest X-rays"
+author = "The pneumo authors"
 extensions = ["myst_nb"]
 html_theme = "sphinx_book_theme"
 html_title = project

@@ -9,7 +9,8 @@ import nbformat
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-WITH = ["02_data_exploration", "03_data_preparation", "06_results"]
+WITH = ["02_data_exploration", "03_data_preparation", "04_fcn_architectures", "05_train_fcn"]
+WITH += ["06_results", "07_what_the_metrics_say", "08_better_fcn"]
 SOLUTION = re.compile(
     r"<details><summary>Solution \d</summary>\n\n```python\n(.*?)\n```\n\n```text\n(.*?)\n```.*?"
     r"\n\n</details>",

@@ -46,7 +46,7 @@ def report(tmp_path):
     cells = [
         new_markdown_cell(PROSE),
         new_code_cell("print()", outputs=[printed]),
-        new_markdown_cell("Then."),
+        new_markdown_cell("Then.\n\nFigures are exported only when the parameter asks for it."),
         new_code_cell("table", outputs=[shown]),
         new_markdown_cell("## What was trained"),
         new_code_cell("note", outputs=[new_output("display_data", data={"text/markdown": label})]),
@@ -105,6 +105,12 @@ def test_a_slide_takes_what_it_shows_from_a_section(report, monkeypatch):
     assert slide.notes.endswith("Then.")
     assert (plain.points, plain.table, plain.figure) == ([], None, None)
     assert note == "synthetic · split: official"
+
+
+def test_an_optional_slide_is_left_out_where_its_notebook_was_not_run(report, monkeypatch):
+    missing = {"from": "08_better_fcn / What helps", "optional": True}
+    use_order(monkeypatch, report, entry(**missing), entry(title="Here", optional=True))
+    assert [slide.title for slide in plan_slides(report, report)[0]] == ["Here"]
 
 
 @pytest.mark.parametrize(
