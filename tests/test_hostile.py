@@ -387,3 +387,95 @@ def test_arrays_of_a_prepared_folder_are_never_unpickled(png_release, tmp_path):
 
     with pytest.raises(ValueError, match=r"allow_pickle|[Oo]bject"):
         load_prepared(prepared.folder)
+
+
+# What must not get out, or run
+
+
+PLANTED = {
+    "PatientName": "PLANTED^JANE",
+    "PatientID": "PLANTED-4711",
+    "PatientBirthDate": "19540711",
+    "StudyDate": "19991231",
+    "AccessionNumber": "PLANTED-ACC",
+    "InstitutionName": "PLANTED hospital",
+    "PatientComments": "PLANTED comment",
+    "ImageComments": "PLANTED note",
+    "ReferringPhysicianName": "PLANTED^DOCTOR",
+    "ViewPosition": "PLANTED, see Jane",  # no code: free text where a code belongs
+}
+
+
+def test_names_and_dates_of_dicom_headers_reach_neither_files_nor_logs_nor_errors(
+    tmp_path, caplog, recwarn, capfd
+):
+    broken = {
+        "good": {},
+        "no-pixels": {"PixelData": None},
+        "lying": {"Rows": 999},
+        "nonsense": {"PhotometricInterpretation": "PLANTED"},
+    }
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, fields in broken.items():
+        (data / f"{name}.dcm").write_bytes(corpus.dicom(**PLANTED, **fields))
+    cut = corpus.dicom(**PLANTED)
+    (data / "cut.dcm").write_bytes(cut[: cut.index(b"PLANTED comment") + 4])
+    rows = "".join(f"{name},-1\n" for name in [*broken, "cut"])
+    (data / "train-rle.csv").write_text(corpus.RLE_HEAD + rows)
+    caplog.set_level("DEBUG")
+    cases = read_cases(data)
+    with pytest.raises(ValueError, match="4 of 5") as raised:
+        prepare(cases, tmp_path / "out", size=16)
+    prepare(cases, tmp_path / "out", size=16, skip_broken=True)
+    said = [str(raised.value), caplog.text, cases.to_csv(), *capfd.readouterr()]
+    said += [str(warning.message) for warning in recwarn]
+    written = [path.read_bytes().decode("latin-1") for path in (tmp_path / "out").iterdir()]
+    for secret in ("PLANTED", "4711", "19540711", "19991231", "Jane", "JANE"):
+        for text in [*said, *written]:
+            assert secret not in text
+
+
+def test_no_cell_of_the_written_tables_begins_like_a_formula(png_release, tmp_path):
+    dangerous = ("=", "+", "@", "\t", "\r")
+    table = png_release / "patients.csv"
+    text = table.read_text()
+    for begin in dangerous[:3]:
+        table.write_text(text.replace("0001", f"{begin}1+1", 1))
+        with pytest.raises(ValueError, match=r"patient_id in patients\.csv must be a name"):
+            read_cases(png_release)
+    table.write_text(text)
+    folder = prepare(read_cases(png_release), tmp_path / "out", size=16).folder
+    cells = pd.read_csv(folder / "cases.csv", dtype=str, keep_default_na=False).to_numpy().ravel()
+    assert not [cell for cell in cells if cell.startswith(dangerous)]
+
+
+def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path, monkeypatch):
+    pages = pytest.importorskip("pneumo_lib.pages", reason="the extra `notebooks` is missing")
+    from nbformat import v4, write
+
+    evil = "<img src=x onerror=alert(1)>\"'&"
+    heading = v4.new_markdown_cell("# What is `<b>`?")
+    write(v4.new_notebook(cells=[heading]), tmp_path / "01_a.ipynb")
+    monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [])
+    record = {"name": "01_a", "key": "", "parameters": {"data": evil}, "seconds": 1, "peak_gb": 1}
+    page = pages.write_index(tmp_path, [record], {"data": f"/data/{evil}", "weights": evil})
+    text = page.read_text()
+    assert "<img src=x" not in text
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+
+
+def test_network_file_with_a_lambda_layer_is_refused(tmp_path):
+    keras = pytest.importorskip("keras")
+    from pneumo_lib import inference, runs
+
+    run = tmp_path / "run"
+    run.mkdir()
+    inputs = keras.Input((32, 32, 3))
+    evil = keras.Model(inputs, keras.layers.Lambda(lambda x: x[..., :2])(inputs))
+    evil.save(run / "model.keras")
+    (tmp_path / "a.png").write_bytes(corpus.encoded(corpus.picture()))
+    config = {"size": 32, "backbone": "small"}
+    run = runs.Run(run, config, pd.DataFrame(), pd.DataFrame())
+    with pytest.raises(ValueError, match=r"[Ll]ambda"):
+        list(inference.predict(tmp_path / "a.png", run))
