@@ -22,8 +22,8 @@ _SERIES_NUMBER = 9901  # beyond those of the X-rays
 # What the standard requires of every object that belongs to a patient's study; nothing else is
 # read, so nothing else can be copied.
 _PATIENT_AND_STUDY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
 )
 _IMAGE = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns"),
@@ -75,8 +75,12 @@ def _header(path):
     with path.open("rb") as file:
         if not is_dicom(file.read(132)) and path.suffix.lower() != ".dcm":
             return None
-    tags = [*_PATIENT_AND_STUDY, *_IMAGE]
-    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+    tags = [*_PATIENT_AND_STUDY, *_IMAGE, "StudyInstanceUID"]
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+    for name in _PATIENT_AND_STUDY:  # an anonymiser may have dropped what must be there, if empty
+        if name not in header:
+            setattr(header, name, None)
+    return header
 
 
 def _write(out, header, row, run, *, number):

@@ -120,6 +120,13 @@ def test_second_call_gives_the_same_objects(study, run, tmp_path):  # noqa: F811
     assert len(list((tmp_path / "a" / "segmentations").iterdir())) == 2
 
 
+def test_dropped_fields_that_must_be_there_are_left_empty(run, tmp_path):  # noqa: F811
+    write(tmp_path / "study", "a", bright_where(0), **dict.fromkeys(PATIENT))
+    [path] = segmentations(tmp_path / "study", run, tmp_path / "out")
+    file = pydicom.dcmread(path)
+    assert [file[name].value or "" for name in PATIENT] == [""] * len(PATIENT)
+
+
 def test_missing_highdicom_is_named_with_the_remedy(study, run, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(dicom_seg, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package highdicom: pip install"):
