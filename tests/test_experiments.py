@@ -133,7 +133,7 @@ def test_a_file_without_the_two_parts_is_refused(project):
         read_experiments("small.yaml")
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("better", 15), ("trial", 3)])
+@pytest.mark.parametrize(("name", "at_least"), [("better", 15), ("siim_better", 4), ("trial", 3)])
 def test_the_experiments_of_the_project_can_be_read(name, at_least):
     names = [experiment.run for experiment in read_experiments(f"params/{name}.yaml")]
     assert names[0] == f"{name}-base"

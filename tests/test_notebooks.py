@@ -13,7 +13,7 @@ from pneumo_lib import report
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXPERIMENTS = ("better", "trial")  # tested with experiments.py, which reads them
+EXPERIMENTS = ("better", "siim_better", "trial")  # tested with experiments.py, which reads them
 PARAMS = sorted(p for p in (ROOT / "params").glob("*.yaml") if p.stem not in EXPERIMENTS)
 LONGEST_CELL = 25
 SET_BY_THE_REPORT = {"backbone", "export"}
