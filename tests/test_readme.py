@@ -95,6 +95,11 @@ def test_the_example_in_python_runs_with_smaller_numbers(tmp_path, monkeypatch):
     assert (tmp_path / "runs/try/model.keras").is_file()
 
 
+def test_the_table_of_notebooks_is_that_of_the_folder():
+    names = [path.name for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+    assert re.findall(r"^\| \[.*?\]\(notebooks/(.*?)\)", README, re.M) == names
+
+
 def test_links_lead_to_files():
     links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     assert [link for link in links if not (ROOT / link).exists()] == []
