@@ -92,11 +92,13 @@ def test_windows_are_those_counted_by_hand(chain, size, stride, start):
     assert receptive_field(graph(*chain)) == (size, stride, start)
 
 
-def test_the_largest_of_several_paths_counts():
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_largest_of_several_paths_counts(order):
     image = keras.Input((SIDE, SIDE, 1))
     narrow, wide = convolution(3, padding="same")(image), convolution(7, padding="same")(image)
     early = layers.ZeroPadding2D(((5, 0), (0, 0)))(layers.Cropping2D(((0, 5), (0, 0)))(image))
-    joined = layers.Concatenate()([layers.Add(name="both")([narrow, wide]), early])
+    both = layers.Add(name="both")([narrow, wide][::order])
+    joined = layers.Concatenate()([both, early][::order])
     model = keras.Model(image, joined)
     assert receptive_field(model) == (9, 1, -5)  # from 5 before to 3 behind
     assert receptive_field(model, "both") == (7, 1, -3)
