@@ -200,8 +200,8 @@ def test_the_panel_works_in_jupyterlab(home, browser):
             before = page.evaluate(f"{notebook}.activeCellIndex")
             page.mouse.move(0, 0)
             page.locator(".pneumo-stage").hover()
-            page.keyboard.press("ArrowLeft")
-            wait_for(page, ".pneumo-title", "missed large")
+            page.keyboard.press("ArrowUp")
+            wait_for(page, ".pneumo-frame figcaption", "≥ 0.06")
             assert page.evaluate(f"{notebook}.activeCellIndex") == before
             assert complaints == []
             assert listens_at(process) == {"127.0.0.1"}
