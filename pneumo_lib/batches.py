@@ -40,9 +40,17 @@ def share_at(epoch, epochs, positive_share):
         epoch: 1 to `epochs`.
         epochs: how many there are.
         positive_share: `(from, to)`, each 0 to 1; None: as they come.
+
+    Raises:
+        ValueError: for any other `positive_share`.
     """
     if positive_share is None:
         return None
+    if np.shape(positive_share) != (2,) or not all(0 <= share <= 1 for share in positive_share):
+        raise ValueError(
+            "`positive_share` must be two shares from 0 to 1, in the first and the last epoch, "
+            f"or None. Received: positive_share={positive_share!r}"
+        )
     first, last = positive_share
     return first + (last - first) * (epoch - 1) / max(epochs - 1, 1)
 

@@ -14,6 +14,7 @@ from pneumo_lib.augmentation import AUGMENTATIONS
 from pneumo_lib.batches import epoch_order, share_at
 from pneumo_lib.devices import choose_precision, dtype_policy
 from pneumo_lib.features import cached_features
+from pneumo_lib.losses import get_loss
 from pneumo_lib.optimisers import averaged_weights, build_optimiser
 from pneumo_lib.paths import alone, project_path, written_aside
 from pneumo_lib.results import keep_results, score_cases
@@ -121,6 +122,8 @@ def train(
         "code": runs.code_checksum(),
     }
     settings |= _automatic(settings)
+    get_loss(loss)  # refused now, not after the features
+    share_at(1, epochs, positive_share)
     if not (data.cases["split"] == "train").any():
         raise ValueError("Training needs cases in the split 'train'. Received: none")
     parts = [data.meta["source"], backbone, settings["size"]]

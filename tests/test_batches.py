@@ -109,3 +109,9 @@ def test_the_share_goes_from_its_first_value_to_its_last_in_even_steps():
     assert shares == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4])
     assert share_at(1, 1, (0.8, 0.4)) == 0.8
     assert share_at(3, 5, None) is None
+
+
+@pytest.mark.parametrize("value", [0.5, (0.5,), (0.8, 40)])
+def test_a_share_that_is_no_pair_of_shares_is_refused(value):
+    with pytest.raises(ValueError, match="`positive_share` must be two shares"):
+        share_at(1, 5, value)
