@@ -12,6 +12,7 @@ from matplotlib.collections import Collection
 from matplotlib.colors import to_rgb, to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.table import Cell
 from matplotlib.text import Text
 
 # Okabe and Ito (2008): told apart with every common colour blindness.
@@ -105,10 +106,21 @@ def _save(figure, name, folder):
 def on_black(figure):
     """The figure with its greys turned round inside the block: white letters on black.
 
-    Colours and images stay. Of letters and lines only dark ones turn: light ones lie on an image.
+    Colours and images stay, and letters on an image. Of other letters and of lines only dark ones
+    turn.
     """
+    artists = figure.findobj()
+    artists += [cell.get_text() for cell in artists if isinstance(cell, Cell)]
+    on_images = {
+        text
+        for ax in figure.axes
+        for text in (ax.texts if ax.images else ())
+        if ax.bbox.contains(*text.get_window_extent().get_points().mean(axis=0))
+    }
     before = []
-    for artist in figure.findobj():
+    for artist in artists:
+        if artist in on_images:
+            continue
         for kind, properties in _COLOURED.items():
             for name in properties if isinstance(artist, kind) else ():
                 colour = getattr(artist, f"get_{name}")()

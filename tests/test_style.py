@@ -22,12 +22,12 @@ def _closed_figures():
 
 
 def small_figure(size=(3.2, 1.8)):
-    """Black axes and title, a blue line, white text on a dark image, a hollow symbol."""
+    """Black axes and title, a blue line with hollow symbols, an image with a letter on it."""
     figure, ax = plt.subplots(figsize=size)
     ax.set_title("Title", color="black")
     ax.plot([0, 1], [0, 1], "o-", color=style.BLUE, markerfacecolor="white")
     ax.imshow(np.zeros((2, 2, 3)))
-    ax.text(0, 0, "R", color="white")
+    ax.text(0, 0, "R", color="black")
     return figure
 
 
@@ -61,7 +61,7 @@ def test_export_writes_the_same_on_black_when_the_environment_asks(tmp_path, mon
     assert corner_on_black.max() < 0.1
 
 
-def test_on_black_turns_letters_axes_and_backgrounds_but_neither_colours_nor_light_letters():
+def test_on_black_turns_letters_axes_and_backgrounds_but_neither_colours_nor_what_is_on_an_image():
     figure = small_figure()
     (ax,), (line,) = figure.axes, figure.axes[0].lines
     with style.on_black(figure):
@@ -69,7 +69,15 @@ def test_on_black_turns_letters_axes_and_backgrounds_but_neither_colours_nor_lig
         assert to_rgba(ax.spines["left"].get_edgecolor())[0] > 0.8
         assert to_rgba(line.get_markerfacecolor())[0] < 0.1
         assert to_hex(line.get_color()).upper() == style.BLUE
-        assert to_rgba(ax.texts[0].get_color())[0] == 1
+        assert ax.texts[0].get_color() == "black"
+
+
+def test_on_black_turns_the_letters_of_a_table():
+    figure, ax = plt.subplots()
+    cell = ax.table([["1"]])[0, 0]
+    with style.on_black(figure):
+        assert to_rgba(cell.get_text().get_color())[0] > 0.9
+        assert to_rgba(cell.get_facecolor())[0] < 0.1
 
 
 def test_on_black_puts_everything_back():
