@@ -134,6 +134,8 @@ def images():
         "archive.png": b"PK\x03\x04" + bytes(99),
         "pickle.png": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x07posix.",
         "array.png": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False}",
+        "chunk-of-4-GB.png": png[:33] + b"\xff\xff\xff\xf0IDAT" + png[41:],
+        "chunk-of-1-GB.png": png[:33] + b"\x40\0\0\0tEXt" + png[33:],
         "no-pixels.png": png[:33] + png_chunk(b"IEND", b""),
         "garbage-pixels.png": png[:33] + png_chunk(b"IDAT", b"garbage") + png_chunk(b"IEND", b""),
     }.items():
