@@ -395,6 +395,8 @@ def test_an_order_without_cases_says_so_and_shows_no_old_picture(panel):
 def test_a_case_is_found_by_a_part_of_its_id(panel):
     panel.find.value = "in tra"
     assert "seen in training" in panel.title.value or "healthy in training" in panel.title.value
+    panel.find.value = "seen.in"  # ids are full of dots: each stands for itself
+    assert panel.status.value == "No id of this run holds: seen.in"
     panel.find.value = "<i>"
     assert panel.status.value == "No id of this run holds: &lt;i&gt;"
 
