@@ -1,16 +1,18 @@
-"""Experiments: many runs of the training notebook, each with a few parameters changed."""
+"""Experiments: many runs of the training notebook, each with a few parameters changed.
+
+Notebooks are read and run by packages of the extra "notebooks", so they are imported where they
+are needed: the library works without them.
+"""
 
 import logging
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 
-from pneumo_lib import report, runs
+from pneumo_lib import runs
 from pneumo_lib.metrics import confusion_counts
 from pneumo_lib.operating_point import apply_operating_point, load_operating_point
 from pneumo_lib.paths import project_path
@@ -51,6 +53,8 @@ def read_experiments(params, *, overrides=None):
         FileNotFoundError: if there is no such file.
         ValueError: if it has other parts, or a parameter that notebook 05 does not know.
     """
+    from pneumo_lib import report
+
     path = project_path(params)
     content = report.read_params(path)
     if set(content) != {"base", "experiments"}:
@@ -133,6 +137,8 @@ def _train(experiment):
 
 
 def _execute(experiment, executed, progress):
+    import papermill
+
     unfinished = executed.with_suffix(".unfinished.ipynb")  # stays, to look at, if a cell fails
     papermill.execute_notebook(
         _notebook(),
@@ -148,6 +154,10 @@ def _execute(experiment, executed, progress):
 
 def _is_finished(experiment, executed):
     """Whether the run is there, of the same parameters, data and code."""
+    import nbformat
+
+    from pneumo_lib import report
+
     if not executed.is_file() or not runs.is_finished(project_path("runs") / experiment.run):
         return False
     kept = nbformat.read(executed, as_version=4).metadata.papermill.parameters
@@ -161,4 +171,4 @@ def _is_finished(experiment, executed):
 
 
 def _notebook():
-    return project_path("notebooks") / f"{report.TRAINING}.ipynb"
+    return project_path("notebooks") / "05_train_fcn.ipynb"

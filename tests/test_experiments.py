@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 import yaml
 
@@ -64,7 +65,7 @@ def trained(monkeypatch):
             (folder / name).write_text("epoch\n1\n")
         names.append(parameters["run_name"])
 
-    monkeypatch.setattr(experiments.papermill, "execute_notebook", execute)
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
     monkeypatch.setattr(experiments, "prepare_data", lambda data, **settings: DATA)
     monkeypatch.setattr(runs, "data_checksum", lambda data: data.checksum)
     return names
