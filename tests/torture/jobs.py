@@ -140,6 +140,8 @@ def contents(folder):
         elif path.suffix == ".keras":  # the zip and HDF5 containers hold times
             import keras
 
+            from pneumo_lib import fcn  # noqa: F401  (its layers must be known)
+
             network = keras.models.load_model(path, compile=False)
             found[name] = [weight.tobytes() for weight in network.get_weights()]
         elif path.suffix == ".h5":
