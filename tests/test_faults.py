@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -21,7 +23,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from pneumo_lib import arrays, paths
+from pneumo_lib import arrays, paths, phantom, preparation
 from pneumo_lib.dataset import read_cases
 from pneumo_lib.paths import alone
 from pneumo_lib.phantom import make_phantoms
@@ -117,6 +119,26 @@ def test_the_second_process_waits_says_so_and_then_finds_the_work_done(tmp_path,
     waiting.join()
     assert order == ["first", "second"]
     assert list(tmp_path.iterdir()) == []  # no lock file is left
+
+
+def test_who_waited_for_another_process_finds_its_work_and_does_none(cases, tmp_path, monkeypatch):
+    works = {
+        preparation: lambda: prepare(cases, tmp_path / "arrays", size=16),
+        phantom: lambda: make_phantoms(tmp_path / "phantoms", count=2, size=64),
+    }
+    for module, work in works.items():
+
+        @contextmanager
+        def after_another(path, module=module, work=work):
+            monkeypatch.setattr(module, "alone", alone)
+            work()
+            monkeypatch.setattr(arrays, "fill", None)
+            monkeypatch.setattr(phantom, "_draw_all", None)
+            yield
+
+        monkeypatch.setattr(module, "alone", after_another)
+        work()
+        monkeypatch.undo()
 
 
 def test_alone_works_where_a_file_system_has_no_locks(tmp_path, monkeypatch):
@@ -383,6 +405,15 @@ def test_killed_drawing_process_is_one_error_and_the_next_call_goes_on(tmp_path)
     make_phantoms(folder, count=60, size=64, workers=1)
     make_phantoms(tmp_path / "whole", count=60, size=64, workers=1)
     assert files(folder) == files(tmp_path / "whole")
+
+
+def test_broken_pool_of_drawing_processes_is_told_with_what_to_do(tmp_path, monkeypatch):
+    def break_at_once(*_, **__):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(phantom, "ProcessPoolExecutor", break_at_once)
+    with pytest.raises(RuntimeError, match=r"must live.*workers=1.*one was killed"):
+        make_phantoms(tmp_path / "phantoms", count=50, size=64, workers=2)
 
 
 @posix
