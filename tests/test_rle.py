@@ -39,6 +39,10 @@ def test_rle_decode_of_minus_one_is_empty():
     assert not mask.any()
 
 
+def test_rle_decode_lays_a_mask_on_the_size_of_the_competitions_images():
+    assert rle_decode("-1").shape == (1024, 1024)
+
+
 def test_rle_decode_unites_a_list_even_where_its_masks_overlap():
     assert rle_decode(["0 2", "-1", "1 2"], shape=(2, 2)).T.ravel().tolist() == [1, 1, 1, 0]
 
