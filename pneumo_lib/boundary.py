@@ -74,8 +74,8 @@ def prepared_spacing(cases, *, size, pixels=1024):
 
     The SIIM-ACR headers need care: their `PixelSpacing` (0.14 to 0.19 mm) is that of the
     detector, yet the files were reduced to 1024 pixels. Taken at its word a chest would be 142
-    to 199 mm wide. The widths before the reduction (2,000 to 3,000) stand only in NIH's own
-    table (`OriginalImage[Width`); give them as `pixels` and the millimetres are right.
+    to 199 mm wide. The widths before the reduction stand only in NIH's own table
+    (`OriginalImage[Width`); give them as `pixels` and the millimetres are right.
 
     Args:
         cases: case table; `pixel_spacing` (mm) exists where the data came as DICOM.

@@ -15,7 +15,7 @@ import pandas as pd
 from pneumo_lib import runs
 from pneumo_lib.metrics import confusion_counts
 from pneumo_lib.operating_point import apply_operating_point, load_operating_point
-from pneumo_lib.paths import project_path
+from pneumo_lib.paths import project_path, source_path
 from pneumo_lib.preparation import load_prepared, prepare_data
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def read_experiments(params, *, overrides=None):
     """
     from pneumo_lib import report
 
-    path = project_path(params)
+    path = source_path(params)
     content = report.read_params(path)
     if set(content) != {"base", "experiments"}:
         raise ValueError(
@@ -171,4 +171,4 @@ def _is_finished(experiment, executed):
 
 
 def _notebook():
-    return project_path("notebooks") / "05_train_fcn.ipynb"
+    return source_path("notebooks") / "05_train_fcn.ipynb"

@@ -45,6 +45,13 @@ def project_path(path="."):
     return (root / Path(path).expanduser()).resolve()
 
 
+def source_path(path):
+    """Path of a notebook or parameter file, which lie in the checkout if not in `PNEUMO_HOME`."""
+    path = Path(path)
+    moved = project_path(path)
+    return moved if moved.exists() else (Path(__file__).resolve().parent.parent / path).resolve()
+
+
 def report_folder(data):
     """`runs/report` for phantoms; real data get a folder of their own."""
     return project_path("runs/report" if data == "phantoms" else f"runs/report-{Path(data).name}")

@@ -25,7 +25,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from pneumo_lib import pages
-from pneumo_lib.paths import alone, figures_folder, project_path, report_folder
+from pneumo_lib.paths import alone, figures_folder, project_path, report_folder, source_path
 from pneumo_lib.runs import write_json
 
 logger = logging.getLogger(__name__)
@@ -73,9 +73,7 @@ def run_report(
         FileNotFoundError: if there is no notebook, or `data` or `params` do not exist.
         NotebookError: if a cell of a notebook fails.
     """
-    paths = sorted(project_path(notebooks).glob("[0-9][0-9]_*.ipynb"))
-    if not paths and not Path(notebooks).is_absolute():  # PNEUMO_HOME holds data and runs only
-        paths = sorted((_PACKAGE.parent / notebooks).glob("[0-9][0-9]_*.ipynb"))
+    paths = sorted(source_path(notebooks).glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         raise FileNotFoundError(f"No numbered notebook, such as 01_*.ipynb, in {notebooks}")
     settings = {"data": "phantoms"} | read_params(params) | (overrides or {})

@@ -34,7 +34,7 @@ def train(
     milestones=(),
     batch_size=16,
     optimizer="adam",
-    learning_rate=1e-3,
+    learning_rate=None,
     backbone_learning_rate=1e-5,
     schedule="auto",
     loss="crossentropy",
@@ -71,7 +71,8 @@ def train(
         batch_size: images a step.
         optimizer, ema: see `optimisers.build_optimiser()`. With an average of the weights, it is
             the average that is scored, validated and kept.
-        learning_rate: of the head, or of the whole small FCN.
+        learning_rate: of the head, or of the whole small FCN; None: 1e-3, as in the report, and
+            2e-3 for "small".
         backbone_learning_rate: of what `fine_tune` lets learn.
         schedule: "constant", as in the report, "cosine" or "warmup-cosine", see
             `build_optimiser()`; "auto": cosine for "small" and for fine-tuning.
@@ -149,7 +150,7 @@ def _identity(initial):
 
 
 def _automatic(settings):
-    """What "auto" stands for in `augmentation` and `schedule`."""
+    """What "auto" stands for in `augmentation` and `schedule`, and no `learning_rate` at all."""
     report = settings["backbone"] != "small" and settings["fine_tune"] == "none"
     augmentation = settings["augmentation"]
     if augmentation not in ("auto", *AUGMENTATIONS):
@@ -159,7 +160,10 @@ def _automatic(settings):
         )
     chosen = {"schedule": "constant" if report else "cosine"}
     chosen["augmentation"] = "none" if report else "flip"
-    return {name: value for name, value in chosen.items() if settings[name] == "auto"}
+    chosen = {name: value for name, value in chosen.items() if settings[name] == "auto"}
+    if settings["learning_rate"] is None:
+        chosen["learning_rate"] = 2e-3 if settings["backbone"] == "small" else 1e-3
+    return chosen
 
 
 def _build(data, settings):

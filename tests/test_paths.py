@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib.paths import project_path, source_path, written_aside
 
 
 def test_relative_path_is_resolved_against_the_checkout_from_any_folder(tmp_path, monkeypatch):
@@ -20,6 +20,14 @@ def test_absolute_path_is_kept(tmp_path):
 def test_pneumo_home_moves_the_root(tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
     assert project_path("runs") == tmp_path / "runs"
+
+
+def test_notebooks_and_parameters_stay_when_pneumo_home_moves(tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    assert source_path("params/demo.yaml").is_file()
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "demo.yaml").touch()
+    assert source_path("params/demo.yaml") == tmp_path / "params" / "demo.yaml"
 
 
 def test_home_folder_is_expanded(monkeypatch):

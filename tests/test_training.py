@@ -299,20 +299,21 @@ def test_small_fcn_learns_the_square_from_scratch(data):
 @pytest.mark.parametrize(
     ("backbone", "fine_tune", "chosen"),
     [
-        ("vgg19", "none", ("constant", "none")),
-        ("vgg19", "last", ("cosine", "flip")),
-        ("small", "none", ("cosine", "flip")),
+        ("vgg19", "none", ("constant", "none", 1e-3)),
+        ("vgg19", "last", ("cosine", "flip", 1e-3)),
+        ("small", "none", ("cosine", "flip", 2e-3)),
     ],
 )
 def test_auto_means_as_in_the_report_for_a_frozen_backbone_and_its_best_elsewhere(
     backbone, fine_tune, chosen
 ):
     settings = {"backbone": backbone, "fine_tune": fine_tune}
-    settings |= {"schedule": "auto", "augmentation": "auto"}
+    settings |= {"schedule": "auto", "augmentation": "auto", "learning_rate": None}
     assert training._automatic(settings) == dict(
-        zip(("schedule", "augmentation"), chosen, strict=True)
+        zip(("schedule", "augmentation", "learning_rate"), chosen, strict=True)
     )
-    assert training._automatic(settings | {"schedule": "cosine", "augmentation": "full"}) == {}
+    given = {"schedule": "cosine", "augmentation": "full", "learning_rate": 0.1}
+    assert training._automatic(settings | given) == {}
 
 
 def test_mixed_precision_trains_and_still_outputs_float32(data):
