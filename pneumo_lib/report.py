@@ -164,7 +164,9 @@ def check_parameters(settings, defaults):
             hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(defaults)}"
             raise ValueError(f"No notebook has a parameter `{name}`. {hint}")
         default = defaults.get(name, value)
-        if type(default) is float and type(value) in (int, str):
+        if (type(default) is float and type(value) is int) or (
+            type(default) in (float, type(None)) and type(value) is str
+        ):
             with suppress(ValueError):
                 value = float(value)  # YAML reads 1e-3 as text
         # None is a value of text parameters (`weights`) and replaces a default of None

@@ -267,6 +267,10 @@ def test_a_rate_may_be_written_the_way_yaml_reads_as_text():
         "rate": 0.001,
         "dropout": 0.0,
     }
+    assert check_parameters({"rate": value, "run": "x"}, {"rate": None, "run": None}) == {
+        "rate": 0.001,
+        "run": "x",
+    }
 
 
 def test_a_text_parameter_may_be_none():
