@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pneumo_lib as pl
@@ -81,11 +82,11 @@ def phantoms(options):
 def predict(options):
     """Predicts X-ray files into a folder; 1 if any failed."""
     predict_files, run = pl.predict_files, _run(options)
-    _quiet_readers()
-    outcome = predict_files(
-        options.files, run, options.out, operating_point=_operating_point(options),
-        dicom_seg=options.dicom_seg,
-    )  # fmt: skip
+    with _quiet_readers():
+        outcome = predict_files(
+            options.files, run, options.out, operating_point=_operating_point(options),
+            dicom_seg=options.dicom_seg,
+        )  # fmt: skip
     there = len(outcome.rows) - outcome.predicted - len(outcome.failed)
     print(f"Predicted   {outcome.predicted} files" + (f"; {there} were there" if there else ""))
     print(f"Table       {_short(Path(options.out).resolve() / 'predictions.csv')}")
@@ -99,11 +100,11 @@ def predict(options):
 def submit(options):
     """Writes the table that the SIIM-ACR competition takes; 1 if any image failed."""
     write_submission, run = pl.write_submission, _run(options)
-    _quiet_readers()
-    count, failed = write_submission(
-        options.images, run, options.to, part=options.part, rows=options.rows,
-        operating_point=_operating_point(options),
-    )  # fmt: skip
+    with _quiet_readers():
+        count, failed = write_submission(
+            options.images, run, options.to, part=options.part, rows=options.rows,
+            operating_point=_operating_point(options),
+        )  # fmt: skip
     print(f"Submission  {_short(Path(options.to).resolve())}, {count} images. {DISCLAIMER}")
     return _list_failures(failed)
 
@@ -162,11 +163,20 @@ def _run(options):
     return pl.load_run(_from_here(options.run))
 
 
+@contextmanager
 def _quiet_readers():
     """Keeps from the screen what is told in the list of failures, and what quotes headers."""
-    logging.getLogger("pneumo_lib.inference").setLevel(logging.ERROR)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="pydicom")
+    levels = {"pneumo_lib.inference": logging.ERROR, "pydicom": logging.CRITICAL}
+    former = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pydicom")
+            yield
+    finally:
+        for name, level in former.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _list_failures(failed):

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,11 @@ import pytest
 
 CASES, SIZE = 24, 32  # of `make_data()`
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and
+# interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _shared(name):
