@@ -190,6 +190,7 @@ def with_groups(scores, cases):
     Raises:
         ValueError: if an image of `scores` is not in `cases`.
     """
+    scores = scores.reset_index(drop=True)  # tables of several runs repeat their row labels
     cases = cases.set_index("image_id")
     if not (known := scores["image_id"].isin(cases.index)).all():
         raise ValueError(

@@ -225,7 +225,7 @@ def test_a_lesion_without_a_pixel_left_is_a_group_of_its_own():
 
 
 def test_several_epochs_of_an_image_do_not_move_the_quarters():
-    scores, cases = grouped([1, 2, 3, 4])
+    scores, cases = grouped([1, 2, 3, 4, 0])
     twice = pd.concat([scores.assign(epoch=1), scores.assign(epoch=2)])
     found = with_groups(twice, cases)
     assert found["lesion"].cat.codes.is_monotonic_increasing
