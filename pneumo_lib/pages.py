@@ -18,7 +18,7 @@ from nbconvert import HTMLExporter
 from PIL import Image, ImageChops
 
 from pneumo_lib.paths import figures_folder
-from pneumo_lib.runs import find_runs
+from pneumo_lib.runs import default_name, find_runs
 from pneumo_lib.tables import format_table, score_table
 
 _PAGE_PIXELS = (1600, 1600)
@@ -127,13 +127,20 @@ def write_index(folder, records, settings):
 
 
 def _finished_runs(settings, records):
-    """The runs that this report trained, in the order of the networks."""
-
-    trained = {r["parameters"]["backbone"] for r in records if "backbone" in r["parameters"]}
-    if not trained:
+    """The runs that this report trained; experiments under other names stay out."""
+    data_name, size = Path(settings["data"]).name, settings.get("size", 128)
+    trained = [r["parameters"] for r in records if "backbone" in r["parameters"]]
+    names = {
+        parameters.get("run_name")
+        or default_name(
+            data_name, parameters["backbone"], parameters.get("decoder", "deconvolution"), size
+        )
+        for parameters in trained
+    }
+    if not names:
         return []
-    runs = find_runs(data_name=Path(settings["data"]).name, size=settings.get("size", 128))
-    return [run for run in runs if run.config["backbone"] in trained]
+    runs = find_runs(data_name=data_name, size=size)
+    return [run for run in runs if run.folder.name in names]
 
 
 def _results_tables(runs):

@@ -61,6 +61,12 @@ def load_run(folder):
     return Run(folder, config, read_csv(folder / "history.csv"), read_csv(folder / "scores.csv"))
 
 
+def default_name(data_name, backbone, decoder, size):
+    """Folder name of a run that was given none: the decoder is named unless it is the report's."""
+    parts = [data_name, backbone, *([] if decoder == "deconvolution" else [decoder]), size]
+    return "-".join(map(str, parts))
+
+
 def find_runs(data_name=None, size=None, *, data=None):
     """Finished runs, in the order of `ORDER`.
 

@@ -127,10 +127,7 @@ def train(
     share_at(1, epochs, positive_share)
     if not (data.cases["split"] == "train").any():
         raise ValueError("Training needs cases in the split 'train'. Received: none")
-    parts = [data.meta["source"], backbone, settings["size"]]
-    if decoder != "deconvolution":
-        parts.insert(2, decoder)
-    name = run or "-".join(map(str, parts))
+    name = run or runs.default_name(data.meta["source"], backbone, decoder, settings["size"])
     with alone(project_path("runs") / name):
         folder = runs.claim(name, settings)
         if not runs.is_finished(folder):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -15,7 +16,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from pneumo_lib import pages, paths, report
+from pneumo_lib.pages import _finished_runs as finished_runs  # before a fixture replaces it
 from pneumo_lib.report import NotebookError, check_parameters, notebook_parameters, run_report
+from pneumo_lib.runs import Run
 
 
 @pytest.fixture
@@ -405,3 +408,22 @@ def test_the_results_of_each_split_start_with_the_all_background_row(
     )  # of the last epoch: the first found nothing
     assert "Random features" in text
     assert "3 patients" in text
+
+
+def test_the_index_leaves_out_runs_under_other_names(monkeypatch):
+    configs = {
+        "xrays-vgg19-128": {"backbone": "vgg19", "decoder": "deconvolution"},
+        "xrays-vgg19-fcn8s-128": {"backbone": "vgg19", "decoder": "fcn8s"},
+        "xrays-vgg19-128-fast": {"backbone": "vgg19", "decoder": "deconvolution"},
+        "mine": {"backbone": "vgg19", "decoder": "deconvolution"},
+        "xrays-small-128": {"backbone": "small", "decoder": "deconvolution"},
+    }
+    found = [
+        Run(Path(name), config | {"data_name": "xrays", "size": 128}, None, None)
+        for name, config in configs.items()
+    ]
+    monkeypatch.setattr(pages, "find_runs", lambda **wanted: found)
+    trained = [{"backbone": "vgg19"}, {"backbone": "vgg19", "run_name": "mine"}]
+    records = [{"parameters": parameters} for parameters in [{"size": 128}, *trained]]
+    chosen = finished_runs({"data": "/data/xrays"}, records)
+    assert [run.folder.name for run in chosen] == ["xrays-vgg19-128", "mine"]
