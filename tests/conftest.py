@@ -110,3 +110,16 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(home):
     return make_data(home / "data" / "squares")
+
+
+@pytest.fixture
+def project_style():
+    """Figures are drawn in the project's style and closed; nothing of it stays behind."""
+    import matplotlib.pyplot as plt  # only the tests of figures wait for it
+
+    from pneumo_lib import figures
+
+    with plt.rc_context():
+        figures.use_style()
+        yield
+    plt.close("all")

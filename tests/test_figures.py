@@ -15,13 +15,7 @@ from matplotlib.colors import to_rgb
 from pneumo_lib import figures, style
 from pneumo_lib.tables import format_table, score_table
 
-
-@pytest.fixture(autouse=True)
-def project_style():
-    with plt.rc_context():
-        figures.use_style()
-        yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("project_style")
 
 
 def make_cases(n=4, size=16):

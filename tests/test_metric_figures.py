@@ -4,25 +4,18 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from pneumo_lib import figures, metric_figures
+from pneumo_lib import metric_figures
 from pneumo_lib.evidence import reliability_table
 from pneumo_lib.saturation import logged_mean_iou_at
 from pneumo_lib.style import GREEN, ORANGE, SKY, VERMILION
 from pneumo_lib.tables import score_table, with_groups
 
-
-@pytest.fixture(autouse=True)
-def project_style():
-    with plt.rc_context():
-        figures.use_style()
-        yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("project_style")
 
 
 SHARE = np.array([0.0, 0.5])
