@@ -42,8 +42,9 @@ better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=p
 	  "$(or $(PARAMS),params/better.yaml)" "$(if $(DATA),$(abspath $(DATA)))" "$(if $(WEIGHTS),$(abspath $(WEIGHTS)))"
 
 # Without progress bars: the first run of a notebook shows them and its stored outputs do not.
+# Two processes: one runs the notebooks while the other tests; more would need more memory.
 test: env ## all tests; nbval runs every notebook at its embedded defaults
-	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks
+	@TQDM_DISABLE=1 $(BIN)/python -m pytest -n 2 --nbval-lax --nbval-current-env tests notebooks
 
 # atheris has wheels for Linux and Python 3.11 to 3.13; without it the fuzzing alone fails.
 torture: env ## kills, interrupts, fuzzing, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]
@@ -78,7 +79,7 @@ lowest: env ## the tests, without notebooks, on the lowest versions that pyproje
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/lowest
 	@$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct \
-	  -e '.[notebooks,dicom,export,talk,kaggle,test]'
+	  -e '.[notebooks,dicom,export,talk,kaggle,cluster,test]'
 	@TQDM_DISABLE=1 .venv/lowest/bin/python -m pytest tests
 
 lint: env ## check style and format
@@ -107,7 +108,7 @@ site: env ## the notebooks as a course: runs/site/index.html
 lock: env ## choose exact versions for pyproject.toml again; UPGRADE=--upgrade takes the newest
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 $(UPGRADE) \
-	  --extra notebooks --extra dicom --extra export --extra talk --extra kaggle --extra test --generate-hashes \
+	  --extra notebooks --extra dicom --extra export --extra talk --extra kaggle --extra cluster --extra test --generate-hashes \
 	  --custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links -o requirements.lock
 
 clean: ## remove what was made: .venv, runs, phantoms, prepared arrays, caches (downloaded data stay)
