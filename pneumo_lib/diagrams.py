@@ -9,6 +9,7 @@ from pneumo_lib.style import GREEN, ORANGE, PURPLE, SKY, new_figure, without_tic
 
 FROZEN, TRAINED = SKY, ORANGE
 _GAP = 1.8  # between two boxes: room for the numbers above them
+_LETTERS = 18  # points of those numbers, of 16 inches: 15 points on a slide
 PHASES = (SKY, ORANGE, GREEN, PURPLE)
 
 
@@ -81,7 +82,7 @@ def architecture(tables, *, title=None):
         tables: dict from a network's name to its `fcn.layer_table()`.
         title: text above the figure.
     """
-    height = 2.45 * len(tables) + 0.4
+    height = 2.87 * len(tables) + 0.4
     figure, axes = plt.subplots(
         len(tables), 1, figsize=(16, height), squeeze=False, layout="constrained"
     )
@@ -172,8 +173,9 @@ def _draw_box(ax, x, box):
     if x > 0:
         ax.plot([x - _GAP + 0.1, x - 0.1], [0, 0], color="gray", linewidth=1.5)
     middle = x + width / 2
-    ax.text(middle, height / 2 + 0.3, text, ha="center", va="bottom", fontsize=15)
-    ax.text(middle, -height / 2 - 0.4, f"{grid}²\n× {channels}", ha="center", va="top", fontsize=15)
+    style = {"ha": "center", "fontsize": _LETTERS}
+    ax.text(middle, height / 2 + 0.3, text, va="bottom", **style)
+    ax.text(middle, -height / 2 - 0.4, f"{grid}²\n× {channels}", va="top", **style)
     return x + width + _GAP
 
 

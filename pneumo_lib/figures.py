@@ -217,11 +217,12 @@ def learning_curves(runs, *, columns=("loss", "iou"), title=None, note=None):
         columns: columns of history.csv.
     """
     figure, axes = new_figure(1, len(columns), title=title, note=note)
+    widths = 3 + 2 * np.arange(len(runs))[::-1]  # curves that coincide show one in the other
     for ax, column in zip(axes[0], columns, strict=True):
-        for run in runs:
+        for run, width in zip(runs, widths, strict=True):
             name, colour, _ = BACKBONES[run.config["backbone"]]
-            epochs = run.history["epoch"]
-            ax.plot(epochs, run.history[f"val_{column}"], color=colour, label=name)
+            epochs, validation = run.history["epoch"], run.history[f"val_{column}"]
+            ax.plot(epochs, validation, color=colour, linewidth=width, label=name)
             ax.plot(epochs, run.history[column], color=colour, linestyle=":", linewidth=2)
         # a score shows its whole range, or noise near zero would look like learning
         ylim = (0, None) if column == "loss" else (-0.02, 1.02)
