@@ -19,7 +19,8 @@ from pneumo_lib.paths import project_path, source_path
 from pneumo_lib.preparation import load_prepared, prepare_data
 
 logger = logging.getLogger(__name__)
-_DATA = ("data", "size", "split", "seed", "phantom_count")  # parameters that choose the cases
+# parameters that choose the cases
+_DATA = ("data", "size", "split", "folds", "fold", "seed", "phantom_count")
 
 
 class Experiment(NamedTuple):

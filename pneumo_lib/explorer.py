@@ -102,12 +102,14 @@ def open_run(run):
 def _remedy(run):
     """The call that prepares a run's data, read off the name of the prepared folder."""
     config, name = run.config, Path(run.config["data"]).name
-    found = re.fullmatch(r"(?P<data>.+)_(?P<size>\d+)_(?P<split>\w+?)-split(?P<seed>\d+)", name)
+    pattern = r"(?P<data>.+)_(?P<size>\d+)_(?P<split>\w+?)-split(?P<seed>\d+)"
+    found = re.fullmatch(pattern + r"(-fold(?P<fold>\d+)of(?P<folds>\d+))?", name)
     split, seed = (found["split"], found["seed"]) if found else ("auto", config["seed"])
     count = re.match(r"phantoms-(\d+)-seed", name)
     data = "phantoms" if count else f"<the folder {config['data_name']}>"
     phantoms = f", phantom_count={count[1]}" if count else ""
-    options = f"size={config['size']}, split={split!r}, seed={seed}{phantoms}"
+    folds = f", folds={found['folds']}, fold={found['fold']}" if found and found["fold"] else ""
+    options = f"size={config['size']}, split={split!r}, seed={seed}{folds}{phantoms}"
     return f'pl.prepare_data("{data}", {options})'
 
 

@@ -18,7 +18,17 @@ logger = logging.getLogger(__name__)
 SCHEMES = ("auto", "patient", "official", "random")
 
 
-def split_cases(cases, *, scheme="auto", validation=0.15, test=0.15, seed=0, near_duplicates=True):
+def split_cases(
+    cases,
+    *,
+    scheme="auto",
+    validation=0.15,
+    test=0.15,
+    folds=0,
+    fold=1,
+    seed=0,
+    near_duplicates=True,
+):
     """Case table with the columns `split` and `split_scheme`.
 
     Schemes:
@@ -40,16 +50,22 @@ def split_cases(cases, *, scheme="auto", validation=0.15, test=0.15, seed=0, nea
         validation, test: shares of the images, each in [0, 1), together below 1; sizes come as
             near as whole groups allow. `"official"` takes `test` as it is and `validation` as a
             share of the train part.
+        folds: parts of a cross-validation, at least 2, or 0 for none. The test side is that
+            of the split without folds; all other cases are dealt to the folds as to sides, by
+            the same groups, and `validation` does not count.
+        fold: which of them, from 1, is the validation side; the others are to train.
         seed: which of the equally good splits.
         near_duplicates: `False` skips reading the images.
 
     Returns:
         Copy of `cases`, same rows, with `split` ("train", "validation", "test") and
-        `split_scheme`: the scheme used, and "(patients unknown)" where they are.
+        `split_scheme`: the scheme used, "fold 2 of 5" with folds, and "(patients unknown)"
+        where they are.
 
     Raises:
-        ValueError: for an unknown scheme or shares out of range, `"patient"` without patients,
-            `"official"` without both parts, or too few images to give each side a positive.
+        ValueError: for an unknown scheme, shares or a fold out of range, `"patient"` without
+            patients, `"official"` without both parts, or too few images to give each side, or
+            fold, a positive.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"`scheme` must be one of {SCHEMES}. Received: scheme={scheme!r}")
@@ -57,6 +73,11 @@ def split_cases(cases, *, scheme="auto", validation=0.15, test=0.15, seed=0, nea
         raise ValueError(
             "`validation` and `test` must be shares that leave some to train. "
             f"Received: validation={validation}, test={test}"
+        )
+    if folds < 0 or folds == 1 or not 1 <= fold <= max(folds, 1):
+        raise ValueError(
+            "`folds` must be 0 (none) or at least 2, and `fold` one of them, from 1. "
+            f"Received: folds={folds}, fold={fold}"
         )
     pairs = near_duplicate_pairs(cases) if near_duplicates else np.empty((0, 2), int)
     alone = np.arange(len(cases))
@@ -91,6 +112,12 @@ def split_cases(cases, *, scheme="auto", validation=0.15, test=0.15, seed=0, nea
     else:
         shares = {"train": 1 - validation - test, "validation": validation, "test": test}
         split = _deal(groups, positive, shares=shares, seed=seed)
+    if folds:
+        rest = split != "test"
+        shares = {f"fold {number}": 1 / folds for number in range(1, folds + 1)}
+        dealt = _deal(groups[rest], positive[rest], shares=shares, seed=seed)
+        split[rest] = np.where(dealt == f"fold {fold}", "validation", "train")
+        scheme = f"{scheme}, fold {fold} of {folds}"
     if not known.all():
         count = "patients" if not known.any() else f"patients of {(~known).sum()} images"
         scheme = f"{scheme} ({count} unknown)"

@@ -153,6 +153,10 @@ def test_a_lesion_that_vanished_when_it_was_made_small_counts_as_missed(folder):
             "siim_real-0a1b2c_64_patient-split1",
             """pl.prepare_data("<the folder siim>", size=32, split='patient', seed=1)""",
         ),
+        (
+            "siim_real-0a1b2c_64_patient-split1-fold2of5",
+            "size=32, split='patient', seed=1, folds=5, fold=2)",
+        ),
     ],
 )
 def test_a_run_without_its_data_says_how_to_make_them_again(folder, prepared, remedy):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib import arrays, preparation
+from pneumo_lib import arrays, preparation, runs
 from pneumo_lib.dataset import read_cases
 from pneumo_lib.preparation import find_cases, load_prepared, prepare, prepare_data
 from pneumo_lib.splits import split_cases
@@ -171,7 +171,7 @@ def test_prepare_never_serves_stale_arrays(cases, tmp_path, change):
 
 SLOW_PREPARE = """
 import sys, time
-from pneumo_lib import arrays, preparation
+from pneumo_lib import arrays, preparation, runs
 from pneumo_lib.dataset import read_cases
 
 quick = arrays.read_pair
@@ -375,9 +375,25 @@ def test_prepare_data_notices_changed_files(png_release, project):
 def test_prepare_data_keeps_each_combination_in_a_folder_of_its_own(png_release, project):
     folders = {
         prepare_data(png_release, **{"size": 32, **settings}).folder
-        for settings in ({}, {"size": 16}, {"split": "random"}, {"seed": 1})
+        for settings in (
+            {},
+            {"size": 16},
+            {"split": "random"},
+            {"seed": 1},
+            {"folds": 2},
+            {"folds": 2, "fold": 2},
+        )
     }
-    assert len(folders) == 4
+    assert len(folders) == 6
+
+
+def test_folds_of_prepared_data_differ_in_the_split_alone(png_release, project):
+    plain, first, second = (
+        prepare_data(png_release, size=32, folds=folds, fold=fold)
+        for folds, fold in ((0, 1), (2, 1), (2, 2))
+    )
+    assert plain.meta["checksum"] == first.meta["checksum"] == second.meta["checksum"]
+    assert len({runs.data_checksum(data) for data in (plain, first, second)}) == 3
 
 
 def test_prepare_data_tells_phantoms_by_count_and_marks_them(project):

@@ -134,6 +134,62 @@ def test_auto_says_how_many_images_have_no_patient():
     assert split["split_scheme"][0] == "patient (patients of 3 images unknown)"
 
 
+# Cross-validation
+
+
+def fold_sides(cases, *, folds=5, **settings):
+    """Sides of every fold, one column each."""
+    sides = {
+        fold: split_without_files(cases, folds=folds, fold=fold, **settings)["split"]
+        for fold in range(1, folds + 1)
+    }
+    return pd.DataFrame(sides)
+
+
+@pytest.mark.parametrize("scheme", ["patient", "official", "random"])
+def test_each_case_is_tested_in_every_fold_or_validated_in_exactly_one(scheme):
+    sides = fold_sides(make_cases(), scheme=scheme)
+    plain = split_without_files(make_cases(), scheme=scheme)["split"]
+    tested = (sides == "test").sum(axis=1)
+    assert set(tested) == {0, 5}
+    assert ((tested == 5) == (plain == "test")).all()
+    assert ((sides == "validation").sum(axis=1)[tested == 0] == 1).all()
+
+
+def test_folds_keep_every_patient_on_one_side_of_each():
+    cases = make_cases(600)
+    for side in fold_sides(cases, scheme="patient").items():
+        assert leaked_patients(cases.assign(split=side[1])) == 0
+
+
+def test_folds_come_near_equal_shares_for_both_labels():
+    cases = make_cases(600)
+    sides = fold_sides(cases, scheme="patient")
+    for _, rows in sides.groupby(cases["has_pneumothorax"]):
+        left = (rows[1] != "test").sum()
+        np.testing.assert_allclose((rows == "validation").sum() / left, 0.2, atol=0.03)
+
+
+def test_near_identical_images_are_on_one_side_of_every_fold(png_release):
+    copy_image(png_release, "2_train_0_.png", "4_train_0_.png")
+    for fold in (1, 2):
+        split = split_cases(read_cases(png_release), scheme="official", folds=2, fold=fold)
+        side = split.set_index("image_id")["split"]
+        assert side["train.2"] == side["train.4"]
+        assert set(split["split_scheme"]) == {f"official, fold {fold} of 2"}
+
+
+@pytest.mark.parametrize("folds", [(1, 1), (-2, 1), (5, 0), (5, 6), (0, 2)])
+def test_split_refuses_a_fold_that_there_is_not(folds):
+    with pytest.raises(ValueError, match=rf"from 1. Received: folds={folds[0]}, fold={folds[1]}"):
+        split_without_files(make_cases(), folds=folds[0], fold=folds[1])
+
+
+def test_split_refuses_more_folds_than_positives():
+    with pytest.raises(ValueError, match=r"fold \d+ and fold \d+.* got none"):
+        split_without_files(make_cases(60), folds=20, scheme="random")
+
+
 # The real tables and images
 
 
