@@ -10,6 +10,7 @@ features: the arithmetic is that of a real run. `make bench` runs it.
 import argparse
 import os
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +25,7 @@ from train_step import stock_twin
 import pneumo_lib as pl
 from pneumo_lib import features, inference
 from pneumo_lib.backbones import preprocess
+from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.pixels import read_reduced, resize_image
 
 SIZE, BATCH, FILES = 128, 32, 256
@@ -79,10 +81,8 @@ def from_files(paths, run):
     """`predict()` once it has loaded the network: the seconds of that are told apart."""
     network = keras.models.load_model(run.folder / "model.keras", compile=False)
     foreground = inference._foreground(network, run.config, BATCH, xla=True)
-    read = inference.partial(inference._read, size=SIZE)
-    return lambda: sum(
-        1 for _ in inference._predict(paths, read, foreground, pl.OperatingPoint(), BATCH, None)
-    )
+    read, point = partial(inference._read, size=SIZE), OperatingPoint()
+    return lambda: sum(1 for _ in inference._predict(paths, read, foreground, point, BATCH, None))
 
 
 def backbone_alone(encoder, images, backbone):
