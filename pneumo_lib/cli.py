@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pneumo_lib as pl
 from pneumo_lib.cli_options import DISCLAIMER, parser
+from pneumo_lib.interrupts import ended_by_ctrl_c
+
+_STOPPED = "\nStopped. What was finished is kept; the same command goes on."
 
 
 def main(arguments=None):
@@ -21,9 +24,10 @@ def main(arguments=None):
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pneumo_lib").setLevel(logging.INFO)
     try:
-        return _COMMANDS[options.command](options) or 0
+        with ended_by_ctrl_c(_STOPPED):
+            return _COMMANDS[options.command](options) or 0
     except KeyboardInterrupt:
-        print("\nStopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         return 130
     except Exception as error:
         if options.debug:

@@ -14,11 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
+PATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 os.environ["TQDM_DISABLE"] = "1"
 
 import jobs  # noqa: E402
@@ -46,7 +50,7 @@ def random_kills(folder, *, job, count, seed=0):
     status, _ = jobs.in_a_child(job, whole)
     seconds, done, wrong = time.monotonic() - started, 0, []
     while status == 0 and done < count:
-        process = start(job, torn)
+        process = start([str(HERE / "jobs.py"), job, str(torn)], torn)
         try:
             status = process.wait(rng.uniform(0.1, 0.35) * seconds)
             break  # it ended by itself
@@ -64,15 +68,17 @@ def random_kills(folder, *, job, count, seed=0):
     return {"faults": done, "wrong": wrong}
 
 
-def start(job, folder):
-    command = [sys.executable, str(HERE / "jobs.py"), job, str(folder)]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def start(arguments, folder):
+    """Python in a process group of its own; what it says is in `folder/screen.txt`."""
+    with (folder / "screen.txt").open("w") as screen:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT if arguments[0].endswith(".py") else folder,
+            env=os.environ | {"PNEUMO_HOME": str(folder), "PYTHONPATH": PATH},
+            stdout=screen,
+            stderr=screen,
+            start_new_session=True,
+        )
 
 
 def compare_reports(one, other):
@@ -99,22 +105,46 @@ def equal_reports(folder):
     return {"runs": 2, "wrong": compare_reports(*places) if not any(statuses) else [str(statuses)]}
 
 
-def interrupts(folder, *, job, delay):
-    """Seconds from Ctrl-C to the end of the process."""
+def interrupts(folder, *, arguments, count, within, seed=0):
+    """Seconds from Ctrl-C to the end of a `pneumo` command, at random moments; then it goes on."""
+    rng, wrong, seconds = random.Random(seed), [], []
     folder.mkdir(parents=True)
-    process = start(job, folder)
-    time.sleep(delay)
-    if process.poll() is not None:
-        return {"faults": 0, "wrong": [f"it ended before {delay} s"]}
-    started = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-    seconds = time.monotonic() - started
-    wrong = [] if seconds < 2 else [f"it took {seconds:.1f} s to stop"]
-    return {"faults": 1, "seconds": round(seconds, 2), "wrong": wrong}
+    if "predict" in arguments:
+        jobs.in_a_child("train", folder)  # runs/made
+        xrays(folder / "xrays", 3000)
+    while len(seconds) < count:
+        moment = rng.uniform(*within)
+        process = start(arguments, folder)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+            break  # it ended by itself
+        family = psutil.Process(process.pid).children(recursive=True)
+        started = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        seconds.append(round(time.monotonic() - started, 2))
+        os.killpg(process.pid, signal.SIGKILL) if process.returncode is None else None
+        said = (folder / "screen.txt").read_text()
+        orphans = [child.name() for child in psutil.wait_procs(family, timeout=3)[1]]
+        if seconds[-1] >= 2 or process.returncode != 130 or orphans or "goes on" not in said:
+            found = f"{seconds[-1]} s, status {process.returncode}, left {orphans}: {said[-300:]}"
+            wrong.append(f"Ctrl-C after {moment:.1f} s: {found}")
+    if process := start(arguments, folder).wait():
+        wrong.append(f"the last call ended with {process}")
+    return {"faults": len(seconds), "longest": max(seconds, default=0), "wrong": wrong}
+
+
+def xrays(folder, count):
+    """One phantom under many names."""
+    import cv2
+
+    import pneumo_lib as pl
+
+    folder.mkdir()
+    cv2.imwrite(str(folder / "0.png"), pl.draw_phantom(0, size=256)[0])
+    for number in range(1, count):
+        os.link(folder / "0.png", folder / f"{number}.png")
 
 
 def fuzz(folder, *, target, minutes):
@@ -140,8 +170,12 @@ def sections(minutes):
         found[f"kill {job}"] = lambda f, j=job, p=points: kills(f, job=j, points=p)
     for job, count in (("train_small", 30), ("report", 30)):
         found[f"kill {job}"] = lambda f, j=job, c=count: random_kills(f, job=j, count=c)
-    for job, delay in (("train", 25), ("report", 40)):
-        found[f"interrupt {job}"] = lambda f, j=job, d=delay: interrupts(f, job=j, delay=d)
+    predict = ["-m", "pneumo_lib", "predict", "xrays", "--run", "made", "--out", "out"]
+    report = ["-m", "pneumo_lib", "report", "--params", str(ROOT / "params" / "smoke.yaml")]
+    for name, line, count, end in (("predict", predict, 20, 12), ("report", report, 10, 60)):
+        found[f"interrupt {name}"] = lambda f, a=line, c=count, e=end: interrupts(
+            f, arguments=a, count=c, within=(0.2, e)
+        )
     found["equal reports"] = equal_reports
     for target in ("rle", "tables", "dicom", "image"):
         found[f"fuzz {target}"] = lambda f, t=target: fuzz(f, target=t, minutes=minutes)

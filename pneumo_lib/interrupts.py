@@ -1,0 +1,68 @@
+"""Ctrl-C that is obeyed while C code computes.
+
+Python hears a signal between two calls into C only, and one call into TensorFlow, or a compilation
+by XLA, can last many seconds. What is finished is kept at any moment, even by a kill, so a command
+that does not end by itself is simply ended. `pl.train()` in a notebook or a script of yours is
+left alone: it stops after the call, or at once with the kernel or the process, and goes on
+from its last kept epoch when called again.
+"""
+
+import os
+import select
+import signal
+import socket
+import threading
+from contextlib import contextmanager
+
+PATIENCE = 1.0  # seconds for the orderly way: KeyboardInterrupt, where Python hears it
+
+
+@contextmanager
+def ended_by_ctrl_c(message):
+    """Ends the process with status 130 if a block is not left soon after Ctrl-C, or at a second.
+
+    Args:
+        message: what is then written to standard error; a block that is left says it itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signals come here
+        return
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    screen = os.dup(2)  # `quiet_start()` turns 2 away from it for some seconds
+    former = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(heard, screen, message), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        told.close()  # the end of the watcher
+        watcher.join()
+        heard.close()
+        os.close(screen)
+
+
+def _watch(heard, screen, message):
+    """Reads a byte for each signal, and nothing once the block is left."""
+    while number := heard.recv(1):
+        if number[0] == signal.SIGINT:
+            if select.select([heard], [], [], PATIENCE)[0] and not heard.recv(1):
+                return
+            _end_children()
+            os.write(screen, f"{message}\n".encode())  # no lock that another thread may hold
+            os._exit(130)
+
+
+def _end_children():
+    """Processes of a pool and kernels of notebooks would outlive this one."""
+    try:
+        import psutil
+
+        children = psutil.Process().children(recursive=True)
+    except ImportError:  # without the notebooks there are no kernels
+        import multiprocessing
+
+        children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()

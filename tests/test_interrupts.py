@@ -1,0 +1,124 @@
+"""Ctrl-C ends a command that does not listen; `make torture` measures how soon."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from pneumo_lib import cli
+from pneumo_lib.interrupts import ended_by_ctrl_c
+
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C to a console only")
+STOPPED = "\nStopped. What was finished is kept; the same command goes on.\n"
+COMMAND = """
+import hashlib, multiprocessing, signal, subprocess, sys, time
+from pneumo_lib import cli
+
+def compute(*_):  # for minutes, without a look at signals
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+def deaf():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(600)
+
+def command(options):
+    if options.debug:
+        multiprocessing.get_context("spawn").Process(target=deaf).start()
+        kernel = "import time; print(flush=True); time.sleep(600)"
+        kernel = subprocess.Popen([sys.executable, "-c", kernel], stdout=-1, start_new_session=True)
+        kernel.stdout.readline()
+    print("ready", flush=True)
+    compute()
+
+if __name__ == "__main__":
+    if sys.argv[2] == "without psutil":
+        sys.modules["psutil"] = None
+    cli._COMMANDS["doctor"] = command
+    sys.exit(cli.main(sys.argv[1].split()))
+"""
+
+
+@contextmanager
+def command(tmp_path, arguments, how=""):
+    """A command that has begun to compute in C; killed if a test leaves it alive."""
+    script = tmp_path / "command.py"  # a file: the process of a pool imports it
+    script.write_text(COMMAND)
+    line = [sys.executable, str(script), arguments, how]
+    with subprocess.Popen(line, stdout=-1, stderr=-1, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@posix
+def test_a_command_that_computes_in_c_is_ended_and_says_how_to_go_on(tmp_path):
+    with command(tmp_path, "doctor") as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, STOPPED)
+
+
+@posix
+def test_processes_that_it_started_end_with_it(tmp_path):
+    with command(tmp_path, "--debug doctor") as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)  # to it alone, not to its group as a terminal would
+        process.wait(60)
+    assert len(children) == 3  # of a pool, Python's tracker of the pool's locks, a kernel
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+
+
+@posix
+def test_without_psutil_the_processes_of_a_pool_end_with_it(tmp_path):
+    with command(tmp_path, "--debug doctor", "without psutil") as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        pool = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert len(pool) == 1
+    assert psutil.wait_procs(pool, timeout=60)[1] == []
+    for child in children:
+        if child.is_running():  # what stands for a kernel here
+            child.kill()
+
+
+@posix
+def test_a_command_that_hears_the_interrupt_ends_itself(monkeypatch, capsys):
+    monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _: signal.raise_signal(signal.SIGINT))
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == STOPPED
+
+
+def test_other_signals_do_not_end_a_command(monkeypatch):
+    if not hasattr(signal, "SIGUSR1"):
+        pytest.skip("Windows has no such signals")
+    heard = []
+    former = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _: signal.raise_signal(signal.SIGUSR1))
+    assert cli.main(["doctor"]) == 0
+    signal.signal(signal.SIGUSR1, former)
+    assert heard == [signal.SIGUSR1]
+
+
+def test_nothing_is_left_of_the_watch_after_a_command():
+    before = threading.active_count()
+    with ended_by_ctrl_c("Stopped."):
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_command_runs_in_another_thread_which_signals_never_reach(monkeypatch):
+    results = []
+    monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _: 7)
+    thread = threading.Thread(target=lambda: results.append(cli.main(["doctor"])))
+    thread.start()
+    thread.join()
+    assert results == [7]
