@@ -81,12 +81,28 @@ def predict(
     paths = find_images(files)
     run = run if isinstance(run, Run) else load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
-    network = load_network(run)
-    foreground = _foreground(network, run.config, batch_size, xla=len(paths) >= _WORTH_COMPILING)
-    if run.config.get("test_time_flip"):
-        foreground = partial(_both_sides, foreground)
-    read = partial(_read, size=run.config["size"], keep=keep, skip=skip)
-    return _predict(paths, read, foreground, point, batch_size, workers, shape=shape)
+    foreground = load_foreground(run, batch_size=batch_size, xla=len(paths) >= _WORTH_COMPILING)
+    read = partial(read_file, size=run.config["size"], keep=keep, skip=skip)
+    return predictions(paths, read, foreground, point, batch_size, workers, shape=shape)
+
+
+def load_foreground(run, *, batch_size, xla):
+    """What a finished run computes, as a function.
+
+    Args:
+        run: `Run`.
+        batch_size: images that the function takes at most.
+        xla: whether to compile the head, which halves its time after a second.
+
+    Returns:
+        Function of `(n, size, size)` uint8 images, which gives `(n, size, size)` float32: the
+        probability of the foreground.
+
+    Raises:
+        ValueError: as `load_network()`.
+    """
+    foreground = _foreground(load_network(run), run.config, batch_size, xla=xla)
+    return partial(_both_sides, foreground) if run.config.get("test_time_flip") else foreground
 
 
 def load_network(run):
@@ -173,7 +189,8 @@ def _both_sides(foreground, images):
     return (foreground(images) + foreground(images[:, :, ::-1])[:, :, ::-1]) / 2
 
 
-def _predict(paths, read, foreground, point, batch_size, workers, *, shape=None):
+def predictions(paths, read, foreground, point, batch_size, workers, *, shape=None):
+    """`predict()` with its parts given: `read` as `read_file()`, `foreground` as loaded."""
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads:
         decoded = ahead(threads, read, paths, count=2 * batch_size)
         while batch := list(islice(decoded, batch_size)):
@@ -195,11 +212,11 @@ def _predict(paths, read, foreground, point, batch_size, workers, *, shape=None)
                     yield file
 
 
-def _read(path, *, size, keep=False, skip=()):
+def read_file(path, *, size, keep=False, skip=(), load=Path.read_bytes):
     """`(Prediction, still without one, image for the network)`; no image where there is none."""
     sha256 = None
     try:
-        data = path.read_bytes()
+        data = load(path)
         sha256 = hashlib.sha256(data).hexdigest() if keep else None
         if (path, sha256) in skip:
             return Prediction(path, sha256=sha256), None

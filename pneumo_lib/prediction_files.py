@@ -84,7 +84,7 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
         _claim(out, settings)
         kept = {row["file"]: row for row in read_table(out) if _is_whole(out, row)}
         _write_table(out, kept.values())
-        done = {(p, kept[_text(p)]["sha256"]) for p in paths if _text(p) in kept}
+        done = {(p, kept[text_of(p)]["sha256"]) for p in paths if text_of(p) in kept}
         predictions = predict(
             paths,
             run,
@@ -179,26 +179,13 @@ def _collect(out, write, predictions, total):
 def _write_outputs(prediction, *, out, settings, kept):
     """`(row, whether it is new)` of one result, its pictures written."""
     path, xray, mask = prediction.path, prediction.xray, prediction.mask
-    name = _text(path)
+    name = text_of(path)
     if mask is None and prediction.error is None:
         return kept[name], False
-    row = dict.fromkeys(COLUMNS, "") | {"file": name, "sha256": prediction.sha256 or ""}
-    row |= {"run": settings["run"], "error": prediction.error or "", "note": NOTE}
+    row = describe(prediction, settings)
     if prediction.error is not None:
         return row, True
-    area = int(np.count_nonzero(mask))
-    top, min_area, bottom = settings["operating_point"]
-    row |= {
-        "probability": f"{prediction.evidence:.4f}",
-        "area_px": area,
-        "area_cm2": f"{area * np.prod(xray.spacing) / 100:.2f}" if xray.spacing else "",
-        "side": side_of(mask, xray.patients_left),
-        "side_source": xray.side_source,
-        "top_threshold": top,
-        "min_area": min_area,
-        "bottom_threshold": bottom,
-        "output": _output_name(name, path, prediction.sha256),
-    }
+    row["output"] = _output_name(name, path, prediction.sha256)
     write_png(
         out / "probabilities" / row["output"],
         np.rint(prediction.probability * 65535).astype(np.uint16),
@@ -208,7 +195,34 @@ def _write_outputs(prediction, *, out, settings, kept):
     return row, True
 
 
-def _text(path):
+def describe(prediction, settings):
+    """Dict with the keys `COLUMNS` of one result, "" where nothing can be said.
+
+    Args:
+        prediction: `Prediction` with its `xray` and `sha256`.
+        settings: dict with `run`, see `run_id()`, and `operating_point`, three numbers.
+    """
+    row = dict.fromkeys(COLUMNS, "")
+    row |= {"file": text_of(prediction.path), "sha256": prediction.sha256 or ""}
+    row |= {"run": settings["run"], "error": prediction.error or "", "note": NOTE}
+    if prediction.error is not None:
+        return row
+    mask, xray = prediction.mask, prediction.xray
+    area = int(np.count_nonzero(mask))
+    top, min_area, bottom = settings["operating_point"]
+    return row | {
+        "probability": f"{prediction.evidence:.4f}",
+        "area_px": area,
+        "area_cm2": f"{area * np.prod(xray.spacing) / 100:.2f}" if xray.spacing else "",
+        "side": side_of(mask, xray.patients_left),
+        "side_source": xray.side_source,
+        "top_threshold": top,
+        "min_area": min_area,
+        "bottom_threshold": bottom,
+    }
+
+
+def text_of(path):
     """A path as text that any reader of UTF-8 takes."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 

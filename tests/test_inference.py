@@ -199,7 +199,7 @@ def test_results_keep_the_order_of_the_files_however_long_each_takes(monkeypatch
         return images.astype("float32") / 64
 
     point = OperatingPoint(0.5, 0.0, 0.5)
-    predictions = list(inference._predict(range(50), slow, foreground, point, 8, 4))
+    predictions = list(inference.predictions(range(50), slow, foreground, point, 8, 4))
     assert [prediction.path for prediction in predictions] == list(range(50))
     assert [prediction.probability[0, 0] * 64 for prediction in predictions] == list(range(50))
     assert [prediction.mask[0, 0] for prediction in predictions] == [0] * 32 + [1] * 18
