@@ -20,7 +20,7 @@ from pneumo_lib.preparation import load_prepared, prepare_data
 
 logger = logging.getLogger(__name__)
 # parameters that choose the cases
-_DATA = ("data", "size", "split", "folds", "fold", "seed", "phantom_count")
+DATA = ("data", "size", "split", "folds", "fold", "seed", "phantom_count")
 
 
 class Experiment(NamedTuple):
@@ -62,7 +62,7 @@ def read_experiments(params, *, overrides=None):
         raise ValueError(
             f"{path.name} must have the parts `base` and `experiments`. Received: {list(content)}"
         )
-    defaults = report.notebook_parameters(_notebook())
+    defaults = report.notebook_parameters(training_notebook())
     base = content["base"] | (overrides or {})
     levels = [("base", "", {})]
     for factor, changes in content["experiments"].items():
@@ -88,7 +88,7 @@ def run_experiments(params, *, overrides=None, in_kernels=True):
 
     Raises:
         FileNotFoundError, ValueError: as `read_experiments()`, `prepare_data()` and `train()`.
-        PapermillExecutionError: if a cell of the notebook fails.
+        NotebookError: if a cell of the notebook fails.
     """
     experiments = read_experiments(params, overrides=overrides)
     if not in_kernels:
@@ -98,10 +98,10 @@ def run_experiments(params, *, overrides=None, in_kernels=True):
     for number, experiment in enumerate(experiments, start=1):
         progress = f"{number}/{len(experiments)} {experiment.run}"
         executed = folder / f"{experiment.run}.ipynb"
-        if _is_finished(experiment, executed):
+        if is_finished(experiment.parameters, executed):
             logger.info("%s: finished before", progress)
             continue
-        _execute(experiment, executed, progress)
+        train_in_kernel(experiment.parameters, executed, desc=progress)
         logger.info("%s: done", progress)
     return [runs.load_run(experiment.run) for experiment in experiments]
 
@@ -131,45 +131,63 @@ def _train(experiment):
     from pneumo_lib import train  # Keras is needed, and started, only to train
 
     settings = dict(experiment.parameters)
-    source = {name: settings.pop(name) for name in _DATA if name in settings}
+    source = {name: settings.pop(name) for name in DATA if name in settings}
     data = prepare_data(source.pop("data", "phantoms"), **source)
     settings |= {"run": settings.pop("run_name"), "seed": source.get("seed", 0)}
     return train(data, **settings)
 
 
-def _execute(experiment, executed, progress):
-    import papermill
+def train_in_kernel(parameters, executed, *, desc=None):
+    """Runs notebook 05, whose executed copy gets its name when it came to its end.
 
-    unfinished = executed.with_suffix(".unfinished.ipynb")  # stays, to look at, if a cell fails
-    papermill.execute_notebook(
-        _notebook(),
-        unfinished,
-        experiment.parameters,
-        kernel_name="python3",
-        cwd=_notebook().parent,
-        extra_arguments=["--log-level=50"],  # kernels log about themselves; errors come back
-        progress_bar={"desc": progress, "leave": False, "disable": None},
-    )
-    unfinished.replace(executed)
+    Args:
+        parameters: dict, with `run_name`.
+        executed: `Path` of the copy.
+        desc: of the progress bar; None shows none.
+
+    Raises:
+        NotebookError: see `kernels.execute()`.
+    """
+    from pneumo_lib import kernels
+
+    step = kernels.Step(parameters["run_name"], training_notebook(), parameters)
+    kernels.execute(step, unfinished(executed), desc=desc)
+    unfinished(executed).replace(executed)
 
 
-def _is_finished(experiment, executed):
-    """Whether the run is there, of the same parameters, data and code."""
-    import nbformat
+def unfinished(executed):
+    """Where a notebook lies while it runs, and stays, to look at, if a cell fails."""
+    return executed.with_suffix(".unfinished.ipynb")
 
+
+def prepare_for(parameters):
+    """`Prepared` data of a run of notebook 05."""
     from pneumo_lib import report
 
-    if not executed.is_file() or not runs.is_finished(project_path("runs") / experiment.run):
+    wanted = report.notebook_parameters(training_notebook()) | parameters
+    source = {name: wanted[name] for name in DATA}
+    return prepare_data(source.pop("data"), **source)
+
+
+def is_finished(parameters, executed, *, data=None):
+    """Whether a run is there, of the same parameters, data and code.
+
+    Args:
+        parameters, executed: as for `train_in_kernel()`.
+        data: `Prepared`; `None`: that of `prepare_for()`.
+    """
+    import nbformat
+
+    folder = project_path("runs") / parameters["run_name"]
+    if not executed.is_file() or not runs.is_finished(folder):
         return False
     kept = nbformat.read(executed, as_version=4).metadata.papermill.parameters
-    if dict(kept) != experiment.parameters:
+    if dict(kept) != parameters:
         return False
-    config = runs.load_run(experiment.run).config
-    wanted = report.notebook_parameters(_notebook()) | experiment.parameters
-    source = {name: wanted[name] for name in _DATA}
-    data = runs.data_checksum(prepare_data(source.pop("data"), **source))
-    return config["code"] == runs.code_checksum() and config["data_checksum"] == data
+    config = runs.load_run(folder).config
+    checksum = runs.data_checksum(data or prepare_for(parameters))
+    return config["code"] == runs.code_checksum() and config["data_checksum"] == checksum
 
 
-def _notebook():
+def training_notebook():
     return source_path("notebooks") / "05_train_fcn.ipynb"

@@ -1,8 +1,7 @@
 """The whole study: runs the numbered notebooks in order and gathers what they made on one page.
 
-Papermill runs every notebook in a kernel of its own (TensorFlow keeps GPU memory until its
-process ends), the training notebook once per backbone. A notebook whose inputs did not change
-since it last finished is not run again.
+Every notebook runs in a kernel of its own, the training notebook once per backbone. One whose
+inputs did not change since it last finished is not run again.
 """
 
 import ast
@@ -11,20 +10,14 @@ import hashlib
 import json
 import logging
 import os
-import threading
-import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import nbformat
-import papermill
-import psutil
 import yaml
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError, strip_color
 
 from pneumo_lib import pages
+from pneumo_lib.kernels import Step, execute, measured
 from pneumo_lib.paths import alone, figures_folder, project_path, report_folder, source_path
 from pneumo_lib.runs import write_json
 
@@ -34,19 +27,8 @@ TRAINING = "05_train_fcn"
 LAST = "06_results"  # with it the report is told
 BACKBONES = ("vgg19", "resnet50", "inceptionv3", "small")  # "small" is the from-scratch control
 _PACKAGE = Path(__file__).parent
-_RUNNERS = ("__main__.py", "cli.py", "pages.py", "report.py")  # cannot change what a notebook does
-
-
-class Step(NamedTuple):
-    """One execution of one notebook."""
-
-    name: str  # of the executed notebook, such as "05_train_fcn-vgg19"
-    notebook: Path
-    parameters: dict
-
-
-class NotebookError(RuntimeError):
-    """A notebook stopped before its end; the message names notebook, cell and traceback."""
+# cannot change what a notebook does
+_RUNNERS = ("__main__.py", "cli.py", "kernels.py", "pages.py", "report.py", "sweep.py")
 
 
 def run_report(
@@ -77,7 +59,7 @@ def run_report(
     if not paths:
         raise FileNotFoundError(f"No numbered notebook, such as 01_*.ipynb, in {notebooks}")
     settings = {"data": "phantoms"} | read_params(params) | (overrides or {})
-    settings = _absolute_paths(settings | ({} if data is None else {"data": data}))
+    settings = absolute_paths(settings | ({} if data is None else {"data": data}))
     steps = plan(paths, settings)
     steps = [step for step in steps if beyond or step.notebook.stem <= LAST]
     folder = project_path(folder or report_folder(settings["data"]))
@@ -180,7 +162,7 @@ def check_parameters(settings, defaults):
     return checked
 
 
-def _absolute_paths(settings):
+def absolute_paths(settings):
     """`data` and `weights` as absolute paths: a kernel works in the notebooks' folder."""
     settings = dict(settings)
     if settings["data"] != "phantoms":
@@ -234,66 +216,9 @@ def _run(step, key, folder, *, progress):
             return record
     unfinished = folder / f"{step.name}.unfinished.ipynb"  # stays, to look at, if a cell fails
     with measured() as used:
-        _execute(step, unfinished, progress)
+        execute(step, unfinished, desc=f"{progress} {step.name}")
     unfinished.replace(executed)
     record = {"name": step.name, "key": key, "parameters": step.parameters, **used}
     write_json(record_path, record)
     logger.info("%s %s: %.0f s, %.1f GB", progress, step.name, used["seconds"], used["peak_gb"])
     return record
-
-
-def _execute(step, output, progress):
-    try:
-        nb = papermill.execute_notebook(
-            step.notebook,
-            output,
-            step.parameters,
-            kernel_name="python3",
-            cwd=step.notebook.parent,
-            extra_arguments=["--log-level=50"],  # kernels log about themselves; errors come back
-            # `disable=None`: a bar in a terminal, nothing in a log file
-            progress_bar={"desc": f"{progress} {step.name}", "leave": False, "disable": None},
-        )
-    except PapermillExecutionError as error:
-        trace = strip_color("\n".join(error.traceback)) or f"{error.ename}: {error.evalue}"
-        raise NotebookError(
-            f"{step.name} failed at cell In [{error.exec_count}]:\n\n{error.source}\n\n{trace}\n\n"
-            f"It is kept up to there: {output}"
-        ) from None
-    except DeadKernelError:
-        raise NotebookError(
-            f"{step.name} lost its kernel: it was killed, as the system does when memory is short. "
-            "Close other programs, or take a smaller `size`, and run the report again: what was "
-            f"finished is kept. It is kept up to there: {output}"
-        ) from None
-    skipped = [c for c in nb.cells if c.cell_type == "code" and c.source and not c.execution_count]
-    if skipped:  # after `sys.exit(0)` papermill skips the rest and reports success
-        raise NotebookError(f"{step.name} ended itself before this cell:\n\n{skipped[0].source}")
-
-
-@contextmanager
-def measured():
-    """Dict that holds `seconds` and `peak_gb` at the end of the block.
-
-    Peak of the resident memory of this process and all it started (kernel, workers), sampled
-    four times a second; memory they share is counted once for each.
-    """
-    used, start, done = {"peak_gb": 0.0}, time.perf_counter(), threading.Event()
-
-    def sample():
-        here = psutil.Process()
-        while not done.wait(0.25):
-            total = 0
-            for process in (here, *here.children(recursive=True)):
-                with suppress(psutil.Error):  # it may have ended meanwhile
-                    total += process.memory_info().rss
-            used["peak_gb"] = round(max(used["peak_gb"], total / 1e9), 2)
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    try:
-        yield used
-    finally:
-        done.set()
-        sampler.join()
-        used["seconds"] = round(time.perf_counter() - start, 1)

@@ -57,6 +57,7 @@ def trained(monkeypatch):
     def execute(notebook, output, parameters, **settings):
         nb = nbformat.read(notebook, as_version=4)
         nb.metadata["papermill"] = {"parameters": parameters}
+        nb.cells[0].execution_count = 1
         nbformat.write(nb, output)
         folder = project_path("runs") / parameters["run_name"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +66,7 @@ def trained(monkeypatch):
         for name in ("history.csv", "scores.csv"):
             (folder / name).write_text("epoch\n1\n")
         names.append(parameters["run_name"])
+        return nb
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     monkeypatch.setattr(experiments, "prepare_data", lambda data, **settings: DATA)

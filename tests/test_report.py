@@ -16,8 +16,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from pneumo_lib import pages, paths, report
+from pneumo_lib.kernels import NotebookError
 from pneumo_lib.pages import _finished_runs as finished_runs  # before a fixture replaces it
-from pneumo_lib.report import NotebookError, check_parameters, notebook_parameters, run_report
+from pneumo_lib.report import check_parameters, notebook_parameters, run_report
 from pneumo_lib.runs import Run
 
 
@@ -36,11 +37,11 @@ def executed(monkeypatch):
     """Names of the notebooks that were run, where a copy stands for running them."""
     names = []
 
-    def execute(step, output, progress):
+    def execute(step, output, desc):
         names.append(step.notebook.stem)
         output.write_bytes(step.notebook.read_bytes())
 
-    monkeypatch.setattr(report, "_execute", execute)
+    monkeypatch.setattr(report, "execute", execute)
     return names
 
 
