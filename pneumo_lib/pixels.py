@@ -109,21 +109,21 @@ def read_mask(case, shape):
     Args:
         case: a row of the case table (Series, dict or named tuple's `_asdict()`).
         shape: `(height, width)` of the image. Run lengths are laid on it; a mask file of
-            another size is resized to it.
+            another size, but the same proportions, is resized to it.
 
     Returns:
         `(height, width)` uint8, values 0 and 1. In a mask file, what is brighter than half of
         its brightest pixel is 1: files of 0/255 and of 0/1 both read right.
 
     Raises:
-        ValueError: if the mask cannot be read, or contradicts the label: pixels on a case
-            without pneumothorax, or none on a case with one.
+        ValueError: if there is no mask, if it cannot be read, has other proportions than the image,
+            or contradicts the label: pixels on a case without pneumothorax, or none on a case
+            with one.
     """
     if isinstance(case.get("rles"), list):
         mask = rle_decode(case["rles"], shape)
     else:
-        mask = _read_mask_file(Path(case["mask_path"]))
-        mask = mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
+        mask = _mask_of_file(case, shape)
     if mask.any() != case["has_pneumothorax"]:
         raise ValueError(
             "A mask holds pixels where the table says pneumothorax, and only there. "
@@ -131,6 +131,24 @@ def read_mask(case, shape):
             f"for {case['image_id']}"
         )
     return mask
+
+
+def _mask_of_file(case, shape):
+    path = case.get("mask_path")
+    if not isinstance(path, str | Path):  # an empty cell of a table is NaN
+        raise ValueError(
+            "A case must have a `mask_path` or a list `rles`; one without pneumothorax has a mask "
+            f"file of zeros, or the run lengths ['-1']. Received: {path} for {case['image_id']}"
+        )
+    mask = _read_mask_file(Path(path))
+    (rows, columns), (height, width) = mask.shape, shape
+    if abs(rows * width - columns * height) > max(height, width):  # more than rounding a side
+        raise ValueError(
+            "A mask must cover its whole image and no more, so that height to width is the same. "
+            f"Received: a mask of {rows} x {columns} pixels, an image of {height} x {width}, for "
+            f"{case['image_id']}. Export the mask of that image again"
+        )
+    return mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
 
 
 def _read_mask_file(path):

@@ -198,6 +198,27 @@ def test_read_mask_names_a_bad_file(one, tmp_path):
     assert len(str(raised.value)) < 400
 
 
+@pytest.mark.parametrize("path", [None, float("nan"), pd.NA, 7])
+def test_read_mask_names_the_case_whose_table_has_no_mask(path):
+    case = {"image_id": "case.1", "mask_path": path, "has_pneumothorax": False}
+    for row in (case, pd.Series(case), pd.Series(case).drop("mask_path")):
+        with pytest.raises(ValueError, match=r"mask_path.*`rles`.*for case\.1"):
+            read_mask(row, HALF.shape)
+
+
+@pytest.mark.parametrize("shape", [(24, 36), (36, 24), (8, 12), (24, 1), (48, 50)])
+def test_read_mask_refuses_a_mask_that_would_be_squashed(shape, tmp_path):
+    mask = corpus.encoded(np.full(shape, 255, np.uint8))
+    with pytest.raises(ValueError, match=r"height to width.*an image of 24 x 24, for case\.1"):
+        read_mask(mask_case(tmp_path, mask), (24, 24))
+
+
+@pytest.mark.parametrize("shape", [(853, 1024), (426, 512), (427, 512), (107, 128), (2559, 3072)])
+def test_read_mask_takes_a_mask_of_another_size_that_was_rounded(shape, tmp_path):
+    mask = corpus.encoded(np.full(shape, 255, np.uint8))
+    assert read_mask(mask_case(tmp_path, mask), (853, 1024)).all()
+
+
 # Run lengths
 
 
