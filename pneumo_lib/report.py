@@ -28,7 +28,8 @@ LAST = "06_results"  # with it the report is told
 BACKBONES = ("vgg19", "resnet50", "inceptionv3", "small")  # "small" is the from-scratch control
 _PACKAGE = Path(__file__).parent
 # cannot change what a notebook does
-_RUNNERS = ("__main__.py", "cli.py", "kernels.py", "pages.py", "report.py", "sweep.py")
+_RUNNERS = ("__main__.py", "cli.py", "interrupts.py", "kernels.py", "pages.py", "report.py")
+_RUNNERS += ("sweep.py",)
 
 
 def run_report(
@@ -122,6 +123,11 @@ def plan(notebooks, settings):
     backbones = settings.pop("backbones", list(BACKBONES))
     if "backbone" in settings:
         raise ValueError("`backbone` is set for each training run. Give a list: `backbones`")
+    if settings.get("run_name") and len(backbones) > 1:  # the second would replace the first
+        raise ValueError(
+            "`run_name` names one network: give one of `backbones` with it, or leave it out. "
+            f"Received: run_name={settings['run_name']!r}, backbones={', '.join(backbones)}"
+        )
     settings = check_parameters(settings, {k: v for d in declared.values() for k, v in d.items()})
     steps = []
     for path, defaults in declared.items():

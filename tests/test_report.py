@@ -259,6 +259,15 @@ def test_backbone_in_a_report_is_refused_because_the_report_sets_it(project):
         run_report(overrides={"backbone": "vgg16"})
 
 
+def test_one_run_name_for_several_networks_is_refused(project):
+    write_notebook(project, "05_train_fcn", "backbone = 'vgg19'\nrun_name = None")
+    notebooks = list((project / "notebooks").glob("05_*.ipynb"))
+    with pytest.raises(ValueError, match=r"`run_name` names one network.*backbones=vgg16, small"):
+        report.plan(notebooks, {"backbones": ["vgg16", "small"], "run_name": "mine"})
+    assert len(report.plan(notebooks, {"backbones": ["vgg16", "small"], "run_name": None})) == 2
+    assert len(report.plan(notebooks, {"backbones": ["small"], "run_name": "mine"})) == 1
+
+
 @pytest.mark.parametrize("value", ["300", 300.0, True, None])
 def test_a_parameter_of_another_type_is_refused(value):
     with pytest.raises(ValueError, match="`epochs` must be int, as its default 30"):
