@@ -1,0 +1,180 @@
+"""`pneumo predict --scheduler`: archives of any size, in partitions, on many processes.
+
+Each partition of some hundred files is one task and ends as one Parquet file, whose name and
+content are decided by the files, the network and the operating point. So a task may run twice and
+be killed at any moment: what counts is which whole files lie in the folder at the end.
+"""
+
+import json
+import logging
+from typing import NamedTuple
+
+from tqdm.auto import tqdm
+
+from pneumo_lib.archive_files import is_local, list_files, locate, partitions, save
+from pneumo_lib.archive_tasks import predict_partition
+from pneumo_lib.cluster import as_finished, connected
+from pneumo_lib.operating_point import load_operating_point
+from pneumo_lib.prediction_files import NOTE, run_id
+from pneumo_lib.runs import load_run
+
+logger = logging.getLogger(__name__)
+_SHOWN = 100  # failures that are kept to be told; all are in the rows
+_README = f"""Predictions of pneumo for an archive: {NOTE}.
+
+parts/*.parquet   one row a file; all together are the table:
+  file, sha256      of the X-ray
+  probability       evidence of pneumothorax in the whole image, 0 to 1, not calibrated
+  area_px, area_cm2 of the mask; cm2 where the file gives the pixel spacing
+  side              of the PATIENT: left, right, both (a quarter or more on each), unknown
+  side_source       "convention": the file does not say, so the patient's left is taken to be
+                    at the right edge; else the field of the header that says
+  height, width     of the X-ray in pixels
+  EncodedPixels     its mask as SIIM run lengths, -1 if it is empty
+  top_threshold, min_area, bottom_threshold   operating point: a mask is drawn where at least
+                    the share min_area of the pixels reaches top_threshold; it then holds
+                    all pixels that reach bottom_threshold
+  run               the network, and the first digits of its checksum
+  error             why a file has no prediction
+
+network/          the network itself, from which every worker reads it
+SHA256SUMS        of the parts, once all are there: sha256sum --check SHA256SUMS
+"""
+
+
+class ArchiveOutcome(NamedTuple):
+    """What `predict_archive()` did; every file listed is in one row, or in `without_row`."""
+
+    listed: int  # files
+    rows: int  # in the folder
+    predicted: int  # rows of this call, those with an error included; the others were there
+    failed: int  # rows with an error, of this call or an earlier one
+    failures: list  # the first of them, (file, error)
+    without_row: list  # files whose task took its processes down
+
+
+def predict_archive(
+    source, run, out, *, operating_point=None, scheduler="local", workers=None, partition_files=256
+):
+    """Predict all X-rays of an archive; a second call goes on, and adds what is new or changed.
+
+    Args:
+        source: a folder, or `@` and a list of files, one a line; both as path or as URL that
+            fsspec knows (`s3://`, `gs://`, ...).
+        run: `Run`, or what `load_run()` takes.
+        out: folder, path or URL, that all workers see: new, empty, or of an earlier call with
+            the same `source`, network and operating point. It then holds exactly the files that
+            `source` holds now.
+        operating_point: `OperatingPoint`; `None` is the run's own.
+        scheduler, workers: as for `cluster.connected()`.
+        partition_files: files in a partition, about.
+
+    Returns:
+        `ArchiveOutcome`. In the folder: what its `README.txt` says.
+
+    Raises:
+        FileNotFoundError: if there is no file, or no finished run.
+        ValueError: if `out` holds something else, or `source` a file twice.
+        RuntimeError: if the scheduler is lost (`cluster.LostCluster`), or the rows are not those
+            of the files listed.
+    """
+    run = run if hasattr(run, "folder") else load_run(run)
+    point = load_operating_point(run) if operating_point is None else operating_point
+    store, folder = locate(out)
+    out = folder if is_local(store) else store.unstrip_protocol(folder)
+    settings = {"made_by": "pneumo predict --scheduler", "source": _absolute(str(source))}
+    settings |= {"partition_files": partition_files}
+    settings |= {"run": run_id(run), "operating_point": list(point)}
+    _claim(store, folder, settings, run)
+    planned = partitions(
+        list_files(settings["source"], without=(store, folder)),
+        size=partition_files,
+        identity=json.dumps([settings["run"], settings["operating_point"]]),
+    )
+    with (
+        connected(scheduler, workers=workers) as client,
+        tqdm(total=0, desc="predicting", unit="file", smoothing=0) as bar,
+    ):
+        planned = _counted(planned, bar)
+        finished = as_finished(client, predict_partition, planned, out=out, settings=settings)
+        done, outcome = _collect(finished, bar)
+    _reconcile(store, folder, done, outcome)
+    return outcome
+
+
+def _absolute(source):
+    """The source as every process understands it, from whatever folder."""
+    mark = "@" if source.startswith("@") else ""
+    store, path = locate(source.removeprefix("@"))
+    return mark + (path if is_local(store) else store.unstrip_protocol(path))
+
+
+def _claim(store, folder, settings, run):
+    identity = f"{folder}/prediction.json"
+    if store.exists(identity):
+        found = json.loads(store.cat_file(identity))
+        if differs := [name for name, value in settings.items() if found.get(name) != value]:
+            raise ValueError(
+                "An archive's results need a folder of their own: give another --out. Received: "
+                f"{folder}, which was made with other settings ({', '.join(differs)})"
+            )
+    elif store.exists(folder) and store.ls(folder):
+        raise ValueError(
+            "An archive's results need a folder of their own: give another --out. "
+            f"Received: {folder}, which holds other files"
+        )
+    for name in ("parts", "network"):
+        store.makedirs(f"{folder}/{name}", exist_ok=True)
+    save(_README.encode(), store, f"{folder}/README.txt")
+    save(json.dumps(settings, indent=2).encode(), store, identity)
+    save(json.dumps(run.config).encode(), store, f"{folder}/network/config.json")
+    if not store.exists(network := f"{folder}/network/model.keras"):
+        save((run.folder / "model.keras").read_bytes(), store, network)
+
+
+def _counted(planned, bar):
+    """The partitions, added to the bar's total as they are listed."""
+    for item in planned:
+        bar.total += len(item.files)
+        yield item
+
+
+def _collect(finished, bar):
+    """`({name: (size, checksum)}, ArchiveOutcome)` of all partitions as they end."""
+    done, total = {}, ArchiveOutcome(0, 0, 0, 0, [], [])
+    for item, summary, error in finished:
+        total = total._replace(listed=total.listed + len(item.files))
+        bar.update(len(item.files))
+        if error:
+            logger.warning("%s to %s: %s", item.files[0], item.files[-1], error)
+            total.without_row.extend(item.files)
+            continue
+        done[item.name] = (summary.size, summary.sha256)
+        total.failures.extend(summary.failed[: _SHOWN - len(total.failures)])
+        total = total._replace(
+            rows=total.rows + summary.rows,
+            predicted=total.predicted + summary.rows * summary.is_new,
+            failed=total.failed + len(summary.failed),
+        )
+    return done, total
+
+
+def _reconcile(store, folder, done, outcome):
+    """Hold what lies in the folder against what was listed; write the checksums.
+
+    A partition that is not planned any more (a file was added to it, or removed) goes: its files
+    are in another one, or in none.
+    """
+    parts = {e["name"]: e["size"] for e in store.ls(f"{folder}/parts", detail=True)}
+    planned = {f"{folder}/parts/{name}": size for name, (size, _) in done.items()}
+    lost = [path for path, size in planned.items() if parts.get(path) != size]
+    if lost or outcome.rows + len(outcome.without_row) != outcome.listed:
+        raise RuntimeError(
+            "Every file listed must be in one row. Received: "
+            f"{outcome.listed} files, {outcome.rows} rows, {len(lost)} parts that are gone or "
+            f"changed in {folder}. Give the same command again: it makes what is missing"
+        )
+    for path in parts.keys() - planned.keys():
+        store.rm_file(path)
+    sums = "".join(f"{sha256}  parts/{name}\n" for name, (_, sha256) in sorted(done.items()))
+    save(sums.encode(), store, f"{folder}/SHA256SUMS")

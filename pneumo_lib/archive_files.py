@@ -1,0 +1,191 @@
+"""The files of an archive, in folders, lists and object stores: named, read, written by fsspec.
+
+What lies on this machine's file systems keeps its plain path; the rest has a URL such as
+`s3://bucket/name.dcm`.
+"""
+
+import hashlib
+import os
+import uuid
+import zlib
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+from pneumo_lib.inference import SUFFIXES
+from pneumo_lib.pixels import is_dicom
+
+_STAMPS = ("ETag", "etag", "mtime", "LastModified")  # what says that a file was replaced
+
+
+class FileName(str):
+    """Path or URL of a file, with the `suffix` that a decoder looks at."""
+
+    @property
+    def suffix(self):
+        """As of a `Path`."""
+        return PurePosixPath(self).suffix
+
+
+class Partition(NamedTuple):
+    """Files that are predicted together; the name is decided by them and by what predicts them."""
+
+    name: str
+    files: tuple
+
+
+def locate(url):
+    """`(file system, path in it)` of a path or URL; listings are always fresh."""
+    return url_to_fs(os.fspath(url), use_listings_cache=False)
+
+
+def is_local(store):
+    """Whether an fsspec file system is that of this machine."""
+    return "file" in store.protocol
+
+
+def load(name):
+    """The bytes of a file."""
+    store, path = locate(name)
+    return store.cat_file(path)
+
+
+def save(data, store, path):
+    """Write a file at once: whole or not at all, whoever else writes the same one."""
+    if not is_local(store):
+        return store.pipe_file(path, data)  # a put of an object store is never half done
+    aside = Path(path).with_name(f".{uuid.uuid4().hex}")
+    try:
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def list_files(source, *, without=()):
+    """Yield `(name, stamp)` of every X-ray file of an archive.
+
+    One folder's listing is held at a time. In a folder, what counts is what counts for
+    `find_images()`.
+
+    Args:
+        source: a folder as path or URL, or `@` and the path or URL of a list: UTF-8, one file a
+            line.
+        without: `(file system, path)` of a folder that is not looked into.
+
+    Yields:
+        Name, and text that changes when the file is replaced ("" for a list).
+
+    Raises:
+        FileNotFoundError: if the folder or list is not there, or names no file.
+        ValueError: if a list names a file twice.
+    """
+    found = _from_list(source[1:]) if source.startswith("@") else _from_folder(source, without)
+    empty = True
+    for item in found:
+        empty = False
+        yield item
+    if empty:
+        raise FileNotFoundError(
+            f"An archive must hold {', '.join(SUFFIXES)} files, or others that are DICOM. "
+            f"Received: {source}, where there is none"
+        )
+
+
+def _from_list(url):
+    store, path = locate(url)
+
+    def lines():
+        with store.open(path, "r", encoding="utf-8", errors="surrogateescape") as file:
+            yield from (line for line in map(str.strip, file) if line)
+
+    # 8 bytes a file instead of its name, for lists of millions
+    digests = (hashlib.blake2b(_encoded(line), digest_size=8).digest() for line in lines())
+    digests = np.frombuffer(b"".join(digests), np.uint64)
+    if len(np.unique(digests)) < len(digests):
+        raise ValueError(
+            f"A list must name each file once. Received: {url}, with {len(digests)} lines and "
+            f"{len(np.unique(digests))} names. `sort -u` removes the others"
+        )
+    for line in lines():
+        yield line if "://" in line else os.path.abspath(line), ""
+
+
+def _from_folder(url, without):
+    store, root = locate(url)
+    if not store.isdir(root):
+        raise FileNotFoundError(
+            "An archive must be a folder, or @ and a list of files, one a line. "
+            f"Received: {url}, which is no folder"
+        )
+    folders = [root.rstrip("/")]
+    while folders:
+        folder = folders.pop()
+        if (store, folder) == without:
+            continue
+        entries = sorted(store.ls(folder, detail=True), key=itemgetter("name"))
+        named = [(PurePosixPath(entry["name"]).name, entry) for entry in entries]
+        named = [(name, entry) for name, entry in named if entry["name"].rstrip("/") != folder]
+        folders += [e["name"].rstrip("/") for _, e in reversed(named) if _is_folder(e)]
+        for entry in _xrays(store, named):
+            name = entry["name"] if is_local(store) else store.unstrip_protocol(entry["name"])
+            changes = [entry[key] for key in _STAMPS if entry.get(key)][:1]
+            yield name, f"{entry['size']} {changes}"
+
+
+def _is_folder(entry):
+    return entry["type"] == "directory" and not entry.get("islink")  # a link may lead in circles
+
+
+def _xrays(store, named):
+    """Entries that are X-rays by their name, or DICOM by their first bytes."""
+    files = [
+        (name, entry)
+        for name, entry in named
+        if entry["type"] == "file" and name[0] != "." and name != "DICOMDIR"
+    ]
+    unknown = [e["name"] for name, e in files if FileName(name).suffix.lower() not in SUFFIXES]
+    heads = store.cat_ranges(unknown, 0, [132] * len(unknown)) if unknown else []
+    dicom = {n for n, head in zip(unknown, heads, strict=True) if is_dicom(_or_empty(head))}
+    unknown = set(unknown) - dicom
+    return [entry for _, entry in files if entry["name"] not in unknown]
+
+
+def _or_empty(head):
+    return head if isinstance(head, bytes) else b""  # else the error that came instead
+
+
+def partitions(files, *, size, identity):
+    """Yield `Partition`s of about `size` files, half of it to twice of it.
+
+    Where one ends is decided by the names around, not by their number from the start: a file
+    more or less changes its own partition and at most the next few.
+
+    Args:
+        files: iterable of `(name, stamp)`.
+        size: files of one.
+        identity: text of what predicts them.
+    """
+    half, held = max(1, size // 2), []
+    for name, stamp in files:
+        held.append((name, stamp))
+        ends = zlib.crc32(_encoded(name)) % half == 0
+        if len(held) == 2 * size or (len(held) >= half and ends):
+            yield _partition(held, identity)
+            held = []
+    if held:
+        yield _partition(held, identity)
+
+
+def _partition(files, identity):
+    digest = hashlib.sha256(identity.encode())
+    for name, stamp in files:
+        digest.update(b"\0" + _encoded(name) + b"\0" + stamp.encode())
+    return Partition(f"part-{digest.hexdigest()[:20]}.parquet", tuple(name for name, _ in files))
+
+
+def _encoded(name):
+    return name.encode("utf-8", "surrogateescape")
