@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     name: module
     for module, names in {
+        "archive": "predict_archive",
         "backbones": "build_backbone preprocess",
         "boundary": "boundary_scores prepared_spacing",
         "comparison": "paired_difference",

@@ -50,7 +50,7 @@ def is_local(store):
 def load(name):
     """The bytes of a file."""
     store, path = locate(name)
-    return store.cat_file(path)
+    return Path(path).read_bytes() if is_local(store) else store.cat_file(path)
 
 
 def save(data, store, path):

@@ -85,6 +85,14 @@ def phantoms(options):
 
 def predict(options):
     """Predicts X-ray files into a folder; 1 if any failed."""
+    if options.scheduler:
+        return _predict_archive(options)
+    files = [name for name in options.files if not Path(name).exists()]
+    if options.workers or any("://" in name or name[:1] == "@" for name in files):
+        raise ValueError(
+            "URLs, @lists and --workers belong to the prediction of an archive: "
+            f"add --scheduler local. Received: {' '.join(options.files)}"
+        )
     predict_files, run = pl.predict_files, _run(options)
     with _quiet_readers():
         outcome = predict_files(
@@ -99,6 +107,33 @@ def predict(options):
     if len(outcome.segmentations) > 3:
         print(f"            and {len(outcome.segmentations) - 3} more")
     return _list_failures([(row["file"], row["error"]) for row in outcome.failed])
+
+
+def _predict_archive(options):
+    """Predicts an archive on Dask's processes; 1 if any file failed."""
+    if len(options.files) > 1 or options.dicom_seg:
+        raise ValueError(
+            "An archive is one folder, URL or @list, without --dicom-seg. "
+            f"Received: {' '.join(options.files)}. Put single files into a list, one a line"
+        )
+    try:
+        predict_archive = pl.predict_archive
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"--scheduler needs the package {error.name}: pip install -e .[cluster]"
+        ) from None
+    outcome = predict_archive(
+        options.files[0], _run(options), options.out, operating_point=_operating_point(options),
+        scheduler=options.scheduler, workers=options.workers,
+    )  # fmt: skip
+    without, there = len(outcome.without_row), outcome.rows - outcome.predicted
+    print(f"Listed      {outcome.listed} files")
+    print(f"Rows        {outcome.rows}, one a file; {there} were there, {without} are missing")
+    print(f"Table       {options.out.rstrip('/')}/parts/*.parquet, see README.txt there")
+    code = _list_failures(outcome.failures + [(name, "no row") for name in outcome.without_row])
+    if outcome.failed > len(outcome.failures):
+        print(f"{outcome.failed} in all: the rows with an error", file=sys.stderr)
+    return code
 
 
 def submit(options):

@@ -76,7 +76,9 @@ def _predict(commands):
         "pneumo predict xrays/ one.dcm --run runs/phantoms-small-128 --out predictions",
         "Reads PNG, JPEG and DICOM. Writes predictions.csv, and for each file a probability map, "
         "a mask at its own size and an overlay. Called again, it predicts only what is new. "
-        "Exit status 1 if any file failed.",
+        "Exit status 1 if any file failed. With --scheduler, an archive of any size: one folder, "
+        "one list of files (@list.txt) or one URL (s3://bucket/xrays), read by many processes; "
+        "--out, which may be a URL too, then holds Parquet files with the masks as run lengths.",
     )  # fmt: skip
     command.add_argument("files", nargs="+", metavar="FILE_OR_FOLDER", help="folders are searched")
     _add_run(command)
@@ -87,6 +89,14 @@ def _predict(commands):
     command.add_argument(
         "--dicom-seg", action="store_true", help="also write a DICOM SEG object for each DICOM file"
     )
+    command.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="'local', or tcp://HOST:PORT of a running Dask scheduler",
+    )  # fmt: skip
+    command.add_argument(
+        "--workers", type=int, metavar="N",
+        help="processes of --scheduler local, which share the cores; default: one for two cores",
+    )  # fmt: skip
 
 
 def _submit(commands):
