@@ -10,6 +10,7 @@ from keras import layers
 
 from pneumo_lib import decoders
 from pneumo_lib.backbones import SKIP_TAPS, TAPS, build_backbone
+from pneumo_lib.taps import align, half_view, project
 
 DECODERS = ("deconvolution", *decoders.OCTAVES, "skips")
 
@@ -34,7 +35,8 @@ def build_fcn(
       `size / 64`, rounded up, and what the rounding adds is cropped evenly before the softmax.
     - "fcn32s", "fcn16s", "fcn8s" add the scores of one, two and three grids: `fuse_scores()`.
     - "skips" joins the features of three or four grids, and two of the image at half its size
-      through the same layers, and convolves them: `skip_decoder()`.
+      through the same layers, each projected on few channels, and convolves them:
+      `taps.project()`, `skip_decoder()`.
 
     Args:
         backbone: one of `backbones.BACKBONES`.
@@ -65,14 +67,13 @@ def build_fcn(
     if decoder == "deconvolution":
         x = decoders.deconvolutions(encoder.output, backbone, size=size, **random)
     elif decoder == "skips":
-        taps = _taps(encoder, SKIP_TAPS[backbone])
-        context = decoders.half_view(encoder, taps)
-        taps = decoders.align(taps, size=size)
-        context = decoders.align(context, size=size, name="tap_half")
-        x = decoders.skip_decoder(taps, context, **random)
+        found = _taps(encoder, SKIP_TAPS[backbone])
+        context = project(half_view(encoder, found), name="project_half")
+        context = align(context, size=size, name="tap_half")
+        x = decoders.skip_decoder(align(project(found), size=size), context, **random)
     else:
         names = {octave: TAPS[backbone][octave] for octave in decoders.OCTAVES[decoder]}
-        x = decoders.fuse_scores(decoders.align(_taps(encoder, names), size=size), **random)
+        x = decoders.fuse_scores(align(_taps(encoder, names), size=size), **random)
     x = layers.Softmax(dtype="float32", name="softmax")(x)  # float32 under mixed precision too
     model = keras.Model(encoder.input, x, name=f"fcn_{backbone}")
     model.weights_used = encoder.weights_used
@@ -185,6 +186,7 @@ def unfreeze(model, part):
 
     Batch normalisation of the backbone never does and keeps running with the statistics of
     ImageNet (a frozen one ignores `training=True`): those of small batches would spoil them.
+    Nor do the projections of taps.
     The backbone's weights that train are `split_fcn(model)[0].trainable_weights`.
 
     Args:
@@ -204,8 +206,8 @@ def unfreeze(model, part):
     last = names.index(TAPS[model.name.removeprefix("fcn_")][4]) + 1
     first = {"none": len(names), "last": last, "whole": 0}[part]
     for number, layer in enumerate(backbone):
-        frozen = number < first or isinstance(layer, layers.BatchNormalization)
-        layer.trainable = not frozen
+        fixed = isinstance(layer, layers.BatchNormalization) or layer.name.startswith("project_")
+        layer.trainable = number >= first and not fixed
 
 
 def layer_table(model):

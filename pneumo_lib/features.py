@@ -65,7 +65,7 @@ def cached_features(
     folder = project_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     view = "-flipped" if flipped else ""
-    path = folder / f"{backbone}-{_checksum(encoder, data, backbone)}{view}.npy"
+    path = folder / f"{backbone}-{checksum(encoder, data, backbone)}{view}.npy"
     if not path.exists():
         images = data.images[:, :, ::-1] if flipped else data.images
         with alone(path):
@@ -85,7 +85,8 @@ def _in_bfloat16(encoder):
     return twin
 
 
-def _checksum(encoder, data, backbone):
+def checksum(encoder, data, backbone):
+    """Checksum of all that the features depend on but their precision."""
     digest = hashlib.sha256(json.dumps(data.meta["checksum"]).encode())
     probe = np.arange(256, dtype="uint8").reshape(1, 16, 16)
     digest.update(np.asarray(preprocess(probe, backbone)).tobytes())

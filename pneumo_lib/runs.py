@@ -22,7 +22,7 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
 )
 _DECIDES_RESULTS = ("augmentation", "backbones", "batches", "decoders", "fcn", "features", "layers")
 _DECIDES_RESULTS += ("losses", "metrics", "operating_point", "optimisers", "results", "steps")
-_DECIDES_RESULTS += ("training",)
+_DECIDES_RESULTS += ("taps", "training")
 
 
 class Run(NamedTuple):

@@ -19,6 +19,7 @@ from pneumo_lib.optimisers import averaged_weights, build_optimiser
 from pneumo_lib.paths import alone, project_path, written_aside
 from pneumo_lib.results import keep_results, score_cases
 from pneumo_lib.steps import compile_steps, run_epoch
+from pneumo_lib.taps import fit_projections
 
 
 def train(
@@ -183,6 +184,8 @@ def _build(data, settings):
             )
     if settings["initial"]:
         _start_from(model, settings["initial"]["run"])
+    else:
+        fit_projections(model, data, backbone)
     if backbone == "small" or settings["fine_tune"] != "none" or settings["augmentation"] == "full":
         return model, model, data.images, data.images[:, :, ::-1]
     encoder, head = fcn.split_fcn(model)

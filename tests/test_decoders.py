@@ -122,13 +122,14 @@ def test_parameters_of_the_fcns_of_long_are_counted_by_hand(name, decoder):
 
 
 def test_parameters_of_the_skip_decoder_are_counted_by_hand():
-    lateral = (4 * 512) * 32 + 256 * 16  # octaves 5 and 4 of the half view; 4, 3 and 2
+    # Of projected taps: octaves 5 and 4 of the half view, 4 and 3; a quarter of 256 at octave 2.
+    lateral = (4 * 128) * 32 + 64 * 16
     narrow = 32 * 32 + 32 * 32 + 32 * 16
     decode = 9 * (3 * (32 + 3) * 32 + (16 + 3) * 16)  # 3 coordinates
     normalised = 2 * 2 * (3 * 32 + 16)  # scale and shift, before and behind each 3 x 3
     model = build_fcn("vgg16", decoder="skips", size=64, weights=None)
     found = parameters(model)["trainable"]
-    assert found == lateral + narrow + decode + normalised + 2 * 16 + 2 == 105_650
+    assert found == lateral + narrow + decode + normalised + 2 * 16 + 2 == 53_426
 
 
 def test_fcns_of_long_start_undecided(images):
@@ -222,8 +223,13 @@ def test_packed_features_hold_every_tap_of_both_views_once(tiny, images):
     at_half = build_backbone("vgg16", size=32, weights=None)
     at_half.set_weights(backbone.get_weights())
     full = [SKIP_TAPS["vgg16"][octave] for octave in (2, 3, 4)]
-    expected = [*outputs(backbone, *full)(images), *outputs(at_half, *full[1:])(half)]
-    expected = np.sort(np.concatenate([np.ravel(tap[0]) for tap in expected]))
+    views = [*outputs(backbone, *full)(images), *outputs(at_half, *full[1:])(half)]
+    names = ["project_2", "project_3", "project_4", "project_half_4", "project_half_5"]
+    expected = []
+    for tap, name in zip(views, names, strict=True):
+        kernel, bias = tiny["skips"].get_layer(name).get_weights()
+        expected.append(np.ravel(np.asarray(tap[0]) @ kernel[0, 0] + bias))
+    expected = np.sort(np.concatenate(expected))
     found = np.sort(np.asarray(encoder(images, training=False))[0])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -307,6 +313,13 @@ def test_unfreeze_whole_trains_all_but_batch_normalisation(name):
     unfreeze(model, "whole")
     assert parameters(model)["frozen"] == normalised
     unfreeze(model, "none")
+
+
+def test_unfreeze_never_trains_projections_of_taps(tiny):
+    unfreeze(tiny["skips"], "whole")
+    frozen = {layer.name for layer in tiny["skips"].layers if layer.weights and not layer.trainable}
+    assert frozen == {f"project_{name}" for name in ("2", "3", "4", "half_4", "half_5")}
+    unfreeze(tiny["skips"], "none")
 
 
 def test_unfreeze_works_on_a_loaded_network_and_for_its_encoder(tiny, tmp_path):
