@@ -1,0 +1,480 @@
+"""Archives: every file in one row, the same rows however often and wherever they are made."""
+
+import hashlib
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+from test_dicom import RAMP, dicom_bytes
+from test_prediction_files import SIZE, xrays  # noqa: F401  (a fixture)
+from test_prediction_files import run as bright  # noqa: F401  (a fixture)
+
+import pneumo_lib as pl
+from pneumo_lib import archive, archive_tasks
+from pneumo_lib.archive_files import Partition, list_files, partitions
+from pneumo_lib.cli import main
+from pneumo_lib.cluster import LostCluster, as_finished, connected
+from pneumo_lib.inference import find_images
+from pneumo_lib.operating_point import OperatingPoint
+from pneumo_lib.prediction_files import COLUMNS, predict_files, read_table
+
+
+@pytest.fixture(scope="module")
+def run(bright):  # noqa: F811
+    return bright
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A cluster of one worker, a thread of this process: processes are in test_archive_faults."""
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as it:
+        yield it
+
+
+@pytest.fixture
+def predict(run, client):
+    """`predict_archive()` on that cluster, partitions of one to four files."""
+
+    def call(source, out, **options):
+        options = {"scheduler": client, "partition_files": 2} | options
+        return archive.predict_archive(source, run, out, **options)
+
+    return call
+
+
+def rows_of(out):
+    table = pd.concat([pq.read_table(path).to_pandas() for path in parts_of(out)])
+    return table.set_index("file").sort_index()
+
+
+def parts_of(out):
+    return sorted((out / "parts").iterdir())
+
+
+def contents(out):
+    return {path.name: path.read_bytes() for path in parts_of(out)}
+
+
+def more(xrays, count):  # noqa: F811
+    """Files in two folders below, some of them broken."""
+    for number in range(count):
+        path = xrays / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        image = np.zeros((20 + number, 30), np.uint8)
+        image[: 3 * number] = 255
+        cv2.imwrite(str(path), image)
+    (xrays / "a" / "torn.png").write_bytes(path.read_bytes()[:30])
+    (xrays / "b" / "frames.dcm").write_bytes(dicom_bytes(RAMP.astype("u2"), NumberOfFrames=3))
+
+
+# -- what the rows say
+
+
+def test_rows_say_what_predict_files_says(run, predict, xrays, tmp_path):  # noqa: F811
+    more(xrays, 9)
+    outcome = predict(xrays, tmp_path / "archive")
+    assert (outcome.listed, outcome.rows, outcome.predicted, outcome.failed) == (14, 14, 14, 2)
+    predict_files(xrays, run, tmp_path / "files")
+    expected = {row["file"]: row for row in read_table(tmp_path / "files")}
+    rows = rows_of(tmp_path / "archive")
+    assert set(rows.index) == set(expected)
+    for name, row in rows.iterrows():
+        for column in set(COLUMNS) - {"file", "output"}:
+            said = "" if pd.isna(row[column]) else row[column]
+            wanted = expected[name][column]
+            assert said == (float(wanted) if wanted and not isinstance(said, str) else wanted)
+
+
+def test_run_lengths_hold_the_masks_of_predict_files(run, predict, xrays, tmp_path):  # noqa: F811
+    predict(xrays, tmp_path / "archive")
+    rows = rows_of(tmp_path / "archive")
+    assert rows.loc[str(xrays / "dark.png"), "EncodedPixels"] == "-1"
+    for row in predict_files(xrays, run, tmp_path / "files").rows:
+        mask = cv2.imread(str(tmp_path / "files" / "masks" / f"{row['output']}.png"), -1) // 255
+        said = rows.loc[row["file"]]
+        assert mask.shape == (said["height"], said["width"])
+        np.testing.assert_array_equal(pl.rle_decode(said["EncodedPixels"], mask.shape), mask)
+
+
+def test_real_dicom_files_get_masks_of_their_own_size(predict, siim_dicom, tmp_path):
+    outcome = predict(siim_dicom, tmp_path / "out")
+    assert (outcome.rows, outcome.failed) == (10, 0)
+    assert set(rows_of(tmp_path / "out")["width"]) == {1024}
+
+
+def test_names_numbers_and_dates_of_the_patient_are_nowhere_in_the_output(
+    predict,
+    xrays,  # noqa: F811
+    tmp_path,
+    caplog,
+    capsys,
+):
+    planted = {"PatientName": "SECRET^NAME", "PatientID": "SECRETID", "ImageComments": "SECRET"}
+    (xrays / "good.dcm").write_bytes(dicom_bytes(np.zeros((40, 40), np.uint8), **planted))
+    (xrays / "bad.dcm").write_bytes(dicom_bytes(RAMP.astype("u2"), NumberOfFrames=3, **planted))
+    predict(xrays, tmp_path / "out")
+    assert "SECRET" not in "".join(capsys.readouterr()) + caplog.text
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or b"SECRET" not in path.read_bytes()
+    assert "SECRET" not in rows_of(tmp_path / "out").to_csv()
+
+
+# -- the same files, whenever they are made
+
+
+def test_checksums_are_those_of_the_parts(predict, xrays, tmp_path):  # noqa: F811
+    predict(xrays, tmp_path / "out")
+    said = (tmp_path / "out" / "SHA256SUMS").read_text()
+    assert said == "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  parts/{path.name}\n"
+        for path in parts_of(tmp_path / "out")
+    )
+
+
+def test_second_call_predicts_nothing_and_writes_no_part(predict, xrays, tmp_path):  # noqa: F811
+    more(xrays, 9)
+    predict(xrays, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in parts_of(tmp_path / "out")}
+    assert len(before) > 3
+    outcome = predict(xrays, tmp_path / "out")
+    assert (outcome.rows, outcome.predicted, outcome.failed) == (14, 0, 2)
+    assert {path: path.stat().st_mtime_ns for path in parts_of(tmp_path / "out")} == before
+
+
+def test_task_that_runs_twice_leaves_the_same_file(predict, xrays, tmp_path):  # noqa: F811
+    for name in ("one", "other"):
+        predict(xrays, tmp_path / name)
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
+
+
+def torn(data):
+    return data[: len(data) // 2]
+
+
+def one_bit_changed(data):
+    return data[:50] + bytes([data[50] ^ 1]) + data[51:]
+
+
+def empty(data):
+    return b""
+
+
+@pytest.mark.parametrize("damage", [torn, one_bit_changed, empty])
+def test_damaged_part_is_made_again_and_the_others_are_not(predict, xrays, tmp_path, damage):  # noqa: F811
+    more(xrays, 9)
+    predict(xrays, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    damaged = parts_of(tmp_path / "out")[1]
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    outcome = predict(xrays, tmp_path / "out")
+    assert outcome.predicted == pq.read_metadata(damaged).num_rows < outcome.rows
+    assert contents(tmp_path / "out") == before
+
+
+def test_part_whose_numbers_were_changed_is_made_again(predict, xrays, tmp_path):  # noqa: F811
+    predict(xrays, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    [*_, part] = parts_of(tmp_path / "out")
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("area_px")
+    metadata = table.schema.metadata
+    changed = table.set_column(place, "area_px", [[7] * table.num_rows])
+    pq.write_table(changed.replace_schema_metadata(metadata), part)
+    predict(xrays, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+def test_rows_follow_files_that_come_change_and_go(predict, xrays, tmp_path):  # noqa: F811
+    more(xrays, 9)
+    predict(xrays, tmp_path / "out")
+    (xrays / "a" / "0.png").unlink()
+    shutil.copy(xrays / "half.png", xrays / "b" / "new.png")
+    cv2.imwrite(str(xrays / "dark.png"), np.full((4, 4), 255, np.uint8))
+    outcome = predict(xrays, tmp_path / "out")
+    assert outcome.predicted < outcome.rows == 14
+    rows = rows_of(tmp_path / "out")
+    assert sorted(rows.index) == sorted(map(str, find_images(xrays)))
+    assert rows.loc[str(xrays / "dark.png"), "area_px"] == 16
+
+
+def test_files_that_could_not_be_read_are_tried_again(predict, xrays, tmp_path):  # noqa: F811
+    names = [xrays / "half.png", xrays / "late.png"]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, names)))
+    outcome = predict(f"@{tmp_path}/list.txt", tmp_path / "out")
+    assert "No such file" in dict(outcome.failures)[str(xrays / "late.png")]
+    shutil.copy(*names)
+    outcome = predict(f"@{tmp_path}/list.txt", tmp_path / "out")
+    assert (outcome.rows, outcome.failed) == (2, 0)
+
+
+# -- what is listed
+
+
+def test_what_counts_in_a_folder_is_what_counts_for_predict_files(predict, xrays, tmp_path):  # noqa: F811
+    more(xrays, 3)
+    shutil.copy(xrays / "white.dcm", xrays / "1.2.840.1")
+    shutil.copy(xrays / "white.dcm", xrays / "DICOMDIR")
+    shutil.copy(xrays / "half.png", xrays / ".hidden.png")
+    (xrays / "notes.txt").write_text("notes")
+    (xrays / "circle").symlink_to(xrays, target_is_directory=True)
+    found = [name for name, _ in list_files(str(xrays))]
+    assert len(found) == len(set(found)) == 9
+    assert set(found) == set(map(str, find_images(xrays)))
+
+
+def test_results_in_the_archive_itself_are_no_input(predict, xrays):  # noqa: F811
+    assert [predict(xrays, xrays / "out").listed for _ in range(2)] == [3, 3]
+
+
+def test_names_that_are_no_text_are_survived(predict, xrays, tmp_path):  # noqa: F811
+    for name in (b"caf\xe9.png", b'a,"b".png'):
+        shutil.copy(xrays / "half.png", bytes(xrays) + b"/" + name)
+    assert [predict(xrays, tmp_path / "out").predicted for _ in range(2)] == [5, 0]
+
+
+def test_list_that_names_a_file_twice_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n\na.png\n")
+    with pytest.raises(ValueError, match=r"each file once.*3 lines and 2 names"):
+        list(list_files(f"@{tmp_path}/list.txt"))
+
+
+@pytest.mark.parametrize("source", ["{}", "@{}/empty.txt"])
+def test_archive_without_an_xray_is_refused(tmp_path, source):
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(FileNotFoundError, match="there is none"):
+        list(list_files(source.format(tmp_path)))
+
+
+def test_single_file_is_no_archive(xrays):  # noqa: F811
+    with pytest.raises(FileNotFoundError, match=r"@ and a list of files.*half\.png, which is no"):
+        list(list_files(str(xrays / "half.png")))
+
+
+def test_partitions_hold_each_file_once_and_half_to_twice_the_size():
+    files = [(f"{number}.png", "") for number in range(1000)]
+    found = list(partitions(iter(files), size=20, identity="x"))
+    assert [name for part in found for name in part.files] == [name for name, _ in files]
+    assert all(10 <= len(part.files) <= 40 for part in found[:-1])
+    assert len({part.name for part in found}) == len(found)
+
+
+def test_one_file_more_changes_few_partitions():
+    files = [(f"{number:04}.png", "") for number in range(1000)]
+    before = set(partitions(files, size=20, identity="x"))
+    files.insert(300, ("0299b.png", ""))
+    assert 1 <= len(before - set(partitions(files, size=20, identity="x"))) <= 5
+
+
+def test_partitions_of_another_network_or_of_replaced_files_have_other_names():
+    def names(stamp, identity):
+        files = [(f"{number}.png", stamp) for number in range(50)]
+        return {part.name for part in partitions(files, size=10, identity=identity)}
+
+    assert not names("1", "x") & (names("1", "y") | names("2", "x"))
+
+
+# -- folders of results
+
+
+def test_folder_with_something_else_is_refused_untouched(predict, xrays, tmp_path):  # noqa: F811
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"folder of their own.*which holds other files"):
+        predict(xrays, tmp_path)
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"operating_point": OperatingPoint(0.9, 0, 0.9)}, "operating_point"),
+        ({"source": "a"}, "source"),
+        ({"partition_files": 3}, "partition_files"),
+    ],
+)
+def test_folder_of_other_settings_is_refused(predict, xrays, tmp_path, change, told):  # noqa: F811
+    more(xrays, 2)
+    predict(xrays, tmp_path / "out")
+    source = xrays / change.pop("source", "")
+    with pytest.raises(ValueError, match=rf"made with other settings \({told}\)"):
+        predict(source, tmp_path / "out", **change)
+
+
+def test_folders_of_files_and_of_archives_are_not_mixed(run, predict, xrays, tmp_path):  # noqa: F811
+    predict(xrays, tmp_path / "archive")
+    with pytest.raises(ValueError, match="folder of their own"):
+        predict_files(xrays, run, tmp_path / "archive")
+    predict_files(xrays, run, tmp_path / "files")
+    with pytest.raises(ValueError, match=r"other settings \(made_by"):
+        predict(xrays, tmp_path / "files")
+
+
+@pytest.fixture
+def settings(run):
+    archive_tasks._network.cache_clear()
+    return {"run": archive.run_id(run), "operating_point": [0.5, 0, 0.5]}
+
+
+def test_worker_that_does_not_see_the_results_says_so(settings, xrays, tmp_path):  # noqa: F811
+    part = Partition("part-1.parquet", (str(xrays / "half.png"),))
+    with pytest.raises(FileNotFoundError, match="Every worker must see the folder"):
+        archive_tasks.predict_partition(part, out=str(tmp_path), settings=settings)
+
+
+def test_results_with_another_network_are_refused(predict, settings, xrays, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    predict(xrays, out)
+    archive_tasks._network.cache_clear()
+    (out / "network" / "model.keras").write_bytes(b"another")
+    part = Partition("part-1.parquet", (str(xrays / "half.png"),))
+    with pytest.raises(ValueError, match=r"must be that of bright@.*Received: another"):
+        archive_tasks.predict_partition(part, out=str(out), settings=settings)
+
+
+def test_part_that_vanished_is_told(predict, xrays, tmp_path, monkeypatch):  # noqa: F811
+    def losing(finished, bar):
+        found = collect(finished, bar)
+        parts_of(tmp_path / "out")[0].unlink()
+        return found
+
+    collect = archive._collect
+    monkeypatch.setattr(archive, "_collect", losing)
+    with pytest.raises(RuntimeError, match="1 parts that are gone or changed"):
+        predict(xrays, tmp_path / "out")
+
+
+# -- object stores
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty bucket of a stand-in for S3 on this machine."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = s3fs.S3FileSystem(use_listings_cache=False)
+    store.mkdir("xrays")
+    yield store
+    store.rm("xrays", recursive=True)  # the stand-in's buckets outlive its server
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_object_store_holds_archive_and_results(predict, bucket, xrays, tmp_path):  # noqa: F811
+    more(xrays, 5)
+    shutil.copy(xrays / "white.dcm", xrays / "1.2.840.1")
+    bucket.put(f"{xrays}/", "xrays/of/today/", recursive=True)
+    for predicted in (11, 0):
+        outcome = predict("s3://xrays/of", "s3://xrays/results")
+        assert (outcome.rows, outcome.predicted, outcome.failed) == (11, predicted, 2)
+    bucket.get("xrays/results/", f"{tmp_path}/results/", recursive=True)
+    predict(xrays, tmp_path / "local")
+    remote, local = rows_of(tmp_path / "results"), rows_of(tmp_path / "local")
+    assert list(remote.index) == [f"s3://xrays/of/today/{p.relative_to(xrays)}" for p in
+                                  map(type(xrays), local.index)]  # fmt: skip
+    columns = list(set(remote.columns) - {"error"})  # which names the file
+    pd.testing.assert_frame_equal(
+        remote[columns].reset_index(drop=True), local[columns].reset_index(drop=True)
+    )
+    torn_name = "s3://xrays/of/today/a/torn.png"
+    assert remote.loc[torn_name, "error"].endswith(f"Received: {torn_name}")
+
+
+def test_list_in_an_object_store_names_files_anywhere(predict, bucket, xrays, tmp_path):  # noqa: F811
+    bucket.put(str(xrays / "half.png"), "xrays/half.png")
+    bucket.pipe("xrays/list.txt", f"s3://xrays/half.png\n{xrays}/dark.png\n".encode())
+    assert predict("@s3://xrays/list.txt", tmp_path / "out").failed == 0
+    assert set(rows_of(tmp_path / "out").index) == {"s3://xrays/half.png", f"{xrays}/dark.png"}
+
+
+# -- Dask
+
+
+def test_no_more_tasks_are_known_than_the_window_holds(client):
+    drawn = []
+
+    def items():
+        for number in range(20):
+            drawn.append(number)
+            yield number / 1e6
+
+    import time
+
+    ended = 0
+    for _ in as_finished(client, time.sleep, items(), window=3):
+        ended += 1
+        assert len(drawn) <= ended + 3
+    assert ended == 20
+
+
+def test_task_that_fails_each_time_ends_the_work_with_its_error(client):
+    import math
+
+    with pytest.raises(ValueError, match="math domain error"):
+        list(as_finished(client, math.sqrt, [4, -1]))
+
+
+def test_scheduler_that_is_not_there_is_told_with_the_remedy():
+    with (
+        pytest.raises(LostCluster, match=r"127\.0\.0\.1:9 .*Start one: dask scheduler"),
+        connected("tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2, "scheduler": "tcp://a:1"}])
+def test_workers_are_local_processes_and_at_least_one(options):
+    with pytest.raises(ValueError, match="number of local processes"), connected(**options):
+        pass
+
+
+# -- the command
+
+
+def test_command_wants_one_archive(xrays, capsys):  # noqa: F811
+    arguments = ["--run", "r", "--out", "o", "--scheduler", "local"]
+    assert main(["predict", str(xrays), "b", *arguments]) == 1
+    assert "An archive is one folder, URL or @list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("files", [["s3://bucket"], ["@list.txt"], ["x", "--workers", "2"]])
+def test_command_without_a_scheduler_says_what_needs_one(files, capsys):
+    assert main(["predict", *files, "--run", "r", "--out", "o"]) == 1
+    assert "add --scheduler local" in capsys.readouterr().err
+
+
+def test_command_without_the_extra_says_how_to_get_it(xrays, monkeypatch, capsys):  # noqa: F811
+    for name in ("archive", "archive_tasks", "archive_files", "cluster"):
+        monkeypatch.delitem(sys.modules, f"pneumo_lib.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    options = ["--run", "r", "--out", "o", "--scheduler", "local"]
+    assert main(["predict", str(xrays), *options]) == 1
+    assert "--scheduler needs the package pyarrow: pip install" in capsys.readouterr().err
+
+
+def test_command_lists_failures_and_counts_rows(run, client, xrays, tmp_path, monkeypatch, capsys):  # noqa: F811
+    def listed(*arguments, **options):
+        return archive.ArchiveOutcome(250, 248, 200, 150, [("a.png", "torn")], ["b.png", "c.png"])
+
+    monkeypatch.setattr(pl, "predict_archive", listed, raising=False)
+    monkeypatch.setattr(pl, "load_run", lambda run: run, raising=False)
+    options = ["--run", str(run.folder), "--out", "o/", "--scheduler", "local"]
+    assert main(["predict", str(xrays), *options]) == 1
+    said = capsys.readouterr()
+    assert "Listed      250 files" in said.out
+    assert "248, one a file; 48 were there, 2 are missing" in said.out
+    assert "  a.png: torn" in said.err
+    assert "  b.png: no row" in said.err
+    assert "150 in all" in said.err
