@@ -159,10 +159,11 @@ def claimed_shape(data):
     `(0, 0)` for a PNG that breaks off, and for anything else: OpenCV would open 24 formats more.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        place = 8
-        while data[place + 4 : place + 8] != b"IEND":
+        place, kind = 8, b""
+        while kind != b"IEND":  # which has a length, too
+            kind = data[place + 4 : place + 8]
             place += 12 + int.from_bytes(data[place : place + 4])
-            if place >= len(data):  # OpenCV would make room for a chunk of 4 GB that is not there
+            if place > len(data):  # OpenCV would make room for a chunk of 4 GB that is not there
                 return 0, 0
         return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
     place = 2 if data[:2] == b"\xff\xd8" else len(data)

@@ -136,6 +136,9 @@ def images():
         "array.png": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False}",
         "chunk-of-4-GB.png": png[:33] + b"\xff\xff\xff\xf0IDAT" + png[41:],
         "chunk-of-1-GB.png": png[:33] + b"\x40\0\0\0tEXt" + png[33:],
+        "end-of-4-GB.png": png[:8]  # found by fuzzing
+        + bytes.fromhex("0000000d49484452 00000001 00000009 0800310000 3a7e9b55 0000000a44494154")
+        + bytes.fromhex("789c6360010000feffff ffbe3c73 ff00000049454e44 ae426082"),
         "no-pixels.png": png[:33] + png_chunk(b"IEND", b""),
         "garbage-pixels.png": png[:33] + png_chunk(b"IDAT", b"garbage") + png_chunk(b"IEND", b""),
     }.items():

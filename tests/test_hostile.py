@@ -98,7 +98,7 @@ good.write_bytes(corpus.encoded(corpus.picture()))
 read_image(good)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + (6 << 30),) * 2)  # a decoder may hide a refusal
 out_of_memory = []
 for one in inputs:
     path = folder / one.name
