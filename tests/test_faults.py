@@ -69,12 +69,11 @@ def files(folder):
 
 
 KILL_AT_EVENTS = """
-import json, sys, warnings
+import json, sys
 sys.path.insert(0, sys.argv[1])
 import jobs
 from pathlib import Path
-warnings.simplefilter("ignore")
-from pneumo_lib import dataset, phantom, preparation
+jobs.CHILDREN.set_forkserver_preload(jobs.LIGHT)
 print(json.dumps(jobs.kill_everywhere(sys.argv[2], Path(sys.argv[3]), points=int(sys.argv[4]))))
 """
 

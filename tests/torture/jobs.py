@@ -5,10 +5,10 @@ opened, renamed, removed, a memory map made, ...).
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -80,6 +80,13 @@ def _squares():
 JOBS = {job.__name__: job for job in (prepare, phantoms, features, train, train_small, report)}
 
 
+# Each job is a fork of a process that has imported what jobs need and computed nothing, as
+# TensorFlow, once it computes, hangs in a fork; a new process would import for seconds.
+CHILDREN = multiprocessing.get_context("forkserver")
+LIGHT = ("jobs", "pneumo_lib.preparation", "pneumo_lib.phantom")
+ALL = ("tensorflow", "pneumo_lib.training", "conftest", *LIGHT)
+
+
 def count_file_events(kill_at=None):
     """A list that grows with the file events from now on; the process dies at number `kill_at`."""
     seen = []
@@ -96,26 +103,23 @@ def count_file_events(kill_at=None):
     return seen
 
 
-def in_a_child(name, folder, *, kill_at=None):
-    """`(exit status, file events)` of a job in a fork of this process, or in a new one.
+def in_a_child(name, folder, *, kill_at=None, kill_after=None):
+    """`(exit status, file events)` of a job in a process of its own.
 
-    A fork saves the imports, but TensorFlow may hang in one.
+    It is killed at the file event of number `kill_at`, or after so many seconds.
     """
+    child = CHILDREN.Process(target=_silently, args=(name, folder, kill_at))
+    child.start()
+    child.join(kill_after)
+    child.kill()
+    child.join()
     counts = folder / "events.txt"
-    if name not in ("prepare", "phantoms"):
-        command = [sys.executable, __file__, name, str(folder), str(kill_at or 0)]
-        done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, check=False)
-        status = done.returncode
-    elif child := os.fork():
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    else:
-        status = 1
-        try:
-            run(name, folder, kill_at)
-            status = 0
-        finally:
-            os._exit(status)
-    return status, counts.read_text().splitlines() if status == 0 else []
+    return child.exitcode, counts.read_text().splitlines() if child.exitcode == 0 else []
+
+
+def _silently(*arguments):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    run(*arguments)
 
 
 def run(name, folder, kill_at):
