@@ -25,6 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
 PATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 os.environ["TQDM_DISABLE"] = "1"
 
+import archive_faults  # noqa: E402
 import jobs  # noqa: E402
 
 
@@ -179,6 +180,7 @@ def sections(minutes):
             f, arguments=a, count=c, within=(0.2, e)
         )
     found["equal reports"] = equal_reports
+    found |= archive_faults.SECTIONS
     for target in ("rle", "tables", "dicom", "image"):
         found[f"fuzz {target}"] = lambda f, t=target: fuzz(f, target=t, minutes=minutes)
     return found
