@@ -42,6 +42,8 @@ _MODULE_OF = {
         "verify": "verify_run",
         "splits": "leaked_patients split_cases",
         "runs": "Run caveats find_runs load_run log_line",
+        "sweep": "run_sweep",
+        "sweep_results": "sweep_chart",
         "tables": "format_table score_table with_groups",
         "training": "train",
     }.items()

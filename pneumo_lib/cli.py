@@ -60,6 +60,35 @@ def report(options):
         print(f"Figures     {_short(figures)}/")
 
 
+def sweep(options):
+    """Trains a grid of networks; 1 if any failed."""
+    try:
+        run_sweep = pl.run_sweep
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"a sweep needs the package {error.name}: pip install -e .[notebooks,cluster]"
+        ) from None
+    try:
+        resources = {n: float(v) for n, v in (pair.split("=") for pair in options.resources)}
+    except ValueError:
+        raise ValueError(
+            "--resources must be names with amounts, such as GPU=1. "
+            f"Received: {' '.join(options.resources)}"
+        ) from None
+    done = run_sweep(
+        options.params, overrides=_settings(options.set), scheduler=options.scheduler,
+        workers=options.workers, memory=options.memory, resources=resources,
+        retries=options.retries,
+    )  # fmt: skip
+    if len(done.table):
+        tested = done.summary[done.summary["part"] == "test"].drop(columns="part")
+        print(f"\n{tested.round(3).to_string(index=False)}\n")
+        print(f"Table       {_short(done.folder)}/table.csv, summary.csv")
+        print(f"Figure      {_short(done.folder)}/scores.png")
+    failed = [(name, f"{why} ({_short(path)})") for name, (why, path) in done.failed.items()]
+    return _list_failures(failed, what="runs")
+
+
 def slides(options):
     """Writes the talk about a finished report."""
     from pneumo_lib.slides import write_slides
@@ -218,10 +247,10 @@ def _quiet_readers():
             logging.getLogger(name).setLevel(level)
 
 
-def _list_failures(failed):
+def _list_failures(failed, *, what="files"):
     if not failed:
         return 0
-    print(f"{len(failed)} files failed:", file=sys.stderr)
+    print(f"{len(failed)} {what} failed:", file=sys.stderr)
     for name, reason in failed:
         print(f"  {name}: {reason}", file=sys.stderr)
     return 1
@@ -247,7 +276,7 @@ def _short(path):
 _COMMANDS = {
     command.__name__: command
     for command in (
-        *(report, slides, fetch, phantoms, predict, submit),
+        *(report, sweep, slides, fetch, phantoms, predict, submit),
         *(export, verify, doctor),
     )
 }

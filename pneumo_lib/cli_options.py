@@ -18,7 +18,7 @@ def parser():
     whole.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
-        *(_report, _slides, _fetch, _phantoms, _predict, _submit),
+        *(_report, _sweep, _slides, _fetch, _phantoms, _predict, _submit),
         *(_export, _verify, _doctor),
     ):
         add(commands)
@@ -34,11 +34,34 @@ def _report(commands):
     command.add_argument("--params", metavar="YAML", help="parameters, such as params/siim.yaml")
     command.add_argument("--weights", help="imagenet, auto, or a file of backbone weights")
     command.add_argument("--backbones", nargs="+", metavar="NAME", help="networks to train")
-    command.add_argument(
-        "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="one notebook parameter, such as --set epochs 50; may be repeated",
-    )  # fmt: skip
+    _add_settings(command)
     command.add_argument("--all", action="store_true", help="also the notebooks after 06_results")
+
+
+def _sweep(commands):
+    command = _add(
+        commands, "sweep", "train a grid of networks on several processes or machines",
+        "pneumo sweep params/sweep.yaml --workers 2",
+        "Writes runs/sweep-NAME/: table.csv, summary.csv, a figure and the executed notebooks. "
+        "Called again, it trains only what is not finished. Exit status 1 if any run failed. "
+        "docs/clusters.md shows SLURM and Kubernetes.",
+    )  # fmt: skip
+    command.add_argument("params", metavar="YAML", help="grid of runs, such as params/sweep.yaml")
+    _add_settings(command)
+    _add_scheduler(
+        command, default="local", help="tcp://HOST:PORT of a Dask scheduler; default: local"
+    )
+    command.add_argument(
+        "--memory", metavar="SIZE", help="of one worker with its run, such as 4GB; more ends it"
+    )
+    command.add_argument(
+        "--resources", nargs="+", default=[], metavar="NAME=N",
+        help="what one run takes of what workers have, such as GPU=1",
+    )  # fmt: skip
+    command.add_argument(
+        "--retries", type=int, default=1, metavar="N",
+        help="how often a run that failed is tried again; default: 1",
+    )  # fmt: skip
 
 
 def _slides(commands):
@@ -89,14 +112,7 @@ def _predict(commands):
     command.add_argument(
         "--dicom-seg", action="store_true", help="also write a DICOM SEG object for each DICOM file"
     )
-    command.add_argument(
-        "--scheduler", metavar="ADDRESS",
-        help="'local', or tcp://HOST:PORT of a running Dask scheduler",
-    )  # fmt: skip
-    command.add_argument(
-        "--workers", type=int, metavar="N",
-        help="processes of --scheduler local, which share the cores; default: one for two cores",
-    )  # fmt: skip
+    _add_scheduler(command, help="'local', or tcp://HOST:PORT of a running Dask scheduler")
 
 
 def _submit(commands):
@@ -160,6 +176,21 @@ def _add_threshold(command):
     command.add_argument(
         "--threshold", type=float, metavar="P",
         help="probability from which a pixel counts, 0 to 1; default: the run's operating point",
+    )  # fmt: skip
+
+
+def _add_settings(command):
+    command.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="one notebook parameter, such as --set epochs 50; may be repeated",
+    )  # fmt: skip
+
+
+def _add_scheduler(command, **settings):
+    command.add_argument("--scheduler", metavar="ADDRESS", **settings)
+    command.add_argument(
+        "--workers", type=int, metavar="N",
+        help="processes of --scheduler local, which share the cores; default: one for two cores",
     )  # fmt: skip
 
 

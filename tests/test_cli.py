@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 import pneumo_lib as pl
@@ -102,8 +104,9 @@ def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(capsys, monkeypatch):
 
 def test_report_without_the_notebook_packages_says_how_to_get_them(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "papermill", None)
-    monkeypatch.delitem(sys.modules, "pneumo_lib.report")
-    monkeypatch.delattr("pneumo_lib.report")
+    for module in ("report", "kernels"):
+        monkeypatch.delitem(sys.modules, f"pneumo_lib.{module}", raising=False)
+        monkeypatch.delattr(f"pneumo_lib.{module}", raising=False)
     assert main(["report"]) == 1
     assert "needs the package papermill. `make env`" in capsys.readouterr().err
 
@@ -160,3 +163,57 @@ def test_slides_names_the_decks_that_it_wrote(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(slides, "write_slides", lambda data: [tmp_path / data / "slides.pptx"])
     assert main(["slides", "--data", "phantoms"]) == 0
     assert "phantoms/slides.pptx" in capsys.readouterr().out
+
+
+def test_sweep_names_what_it_wrote_and_what_failed(monkeypatch, capsys, tmp_path):
+    received = {}
+
+    def run_sweep(params, **options):
+        received.update(options, params=params)
+        table = pd.DataFrame({"part": ["validation", "test"], "mean": [0.25, 0.5]})
+        notebook = tmp_path / "a.ipynb"
+        return SimpleNamespace(
+            table=table, summary=table, failed={"a": ("no such loss", notebook)}, folder=tmp_path
+        )
+
+    monkeypatch.setattr(pl, "run_sweep", run_sweep, raising=False)
+    options = [
+        "--workers",
+        "2",
+        "--set",
+        "seed",
+        "[0, 1]",
+        "--resources",
+        "GPU=1",
+        "--retries",
+        "0",
+    ]
+    assert main(["sweep", "grid.yaml", *options]) == 1
+    assert received == {
+        "params": "grid.yaml",
+        "overrides": {"seed": [0, 1]},
+        "scheduler": "local",
+        "workers": 2,
+        "memory": None,
+        "resources": {"GPU": 1.0},
+        "retries": 0,
+    }
+    said = capsys.readouterr()
+    assert " 0.5\n" in said.out
+    assert "0.25" not in said.out
+    assert f"{tmp_path}/table.csv" in said.out
+    assert said.err == f"1 runs failed:\n  a: no such loss ({tmp_path}/a.ipynb)\n"
+
+
+def test_sweep_refuses_resources_without_an_amount(capsys):
+    assert main(["sweep", "grid.yaml", "--resources", "GPU"]) == 1
+    assert "names with amounts, such as GPU=1. Received: GPU" in capsys.readouterr().err
+
+
+def test_sweep_without_the_cluster_packages_says_how_to_get_them(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    for module in ("sweep", "sweep_worker", "cluster"):
+        monkeypatch.delitem(sys.modules, f"pneumo_lib.{module}", raising=False)
+        monkeypatch.delattr(f"pneumo_lib.{module}", raising=False)
+    assert main(["sweep", "grid.yaml"]) == 1
+    assert "needs the package distributed: pip install" in capsys.readouterr().err

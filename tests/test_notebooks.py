@@ -13,7 +13,8 @@ from pneumo_lib import report
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXPERIMENTS = ("better", "siim_better", "trial")  # tested with experiments.py, which reads them
+# tested with experiments.py and sweep.py, which read them
+EXPERIMENTS = ("better", "siim_better", "trial", "sweep", "folds")
 PARAMS = sorted(p for p in (ROOT / "params").glob("*.yaml") if p.stem not in EXPERIMENTS)
 LONGEST_CELL = 25
 SET_BY_THE_REPORT = {"backbone", "export"}
