@@ -1,10 +1,13 @@
 """Random changes of an X-ray and its mask that keep the diagnosis, made inside a training step."""
 
 import math
+from functools import partial
 
 import keras
 import numpy as np
 from keras import ops
+
+from pneumo_lib.batches import draw_for_batch
 
 AUGMENTATIONS = ("none", "flip", "full")
 
@@ -61,7 +64,7 @@ def move(images, masks, *, seed, shift=0.06, scale=0.15, rotation=12.0, elastic=
     # Where each pixel is read: around the centre, a side having length 1.
     y = ((np.arange(height, dtype="float32") + 0.5) / height - 0.5)[None, :, None]
     x = ((np.arange(width, dtype="float32") + 0.5) / width - 0.5)[None, None, :]
-    bend = elastic * keras.random.normal((n, 4, 4, 2), seed=seed)
+    bend = elastic * _for_batch(keras.random.normal, (n, 4, 4, 2), seed)
     bend = ops.image.resize(bend, (height, width), interpolation="bicubic")
     down, across = (shift * s[:, :, None] for s in shifts)
     rows = height * (cos * y - sin * x + down + bend[..., 0] + 0.5) - 0.5
@@ -93,12 +96,16 @@ def relight(images, *, seed, brightness=0.1, contrast=0.25, gamma=0.25):
 
 def _mirror_some(images, masks, seed):
     """Half of the images, with their masks, mirrored left to right."""
-    chosen = keras.random.uniform((images.shape[0], 1, 1), seed=seed) < 0.5
+    chosen = _for_batch(keras.random.uniform, (images.shape[0], 1, 1), seed) < 0.5
     return [ops.where(chosen, array[:, :, ::-1], array) for array in (images, masks)]
 
 
 def _draw(shape, seed):
-    return keras.random.uniform(shape, -1, 1, seed=seed)
+    return _for_batch(partial(keras.random.uniform, minval=-1, maxval=1), shape, seed)
+
+
+def _for_batch(distribution, shape, seed):
+    return draw_for_batch(lambda n: distribution((n, *shape[1:]), seed=seed), shape[0])
 
 
 def _read(values, rows, columns):

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import initializers, layers, ops
 
-from pneumo_lib.layers import FourierConv2DTranspose, HashedDropout
+from pneumo_lib.dropout import HashedDropout, SharedSpatialDropout2D
+from pneumo_lib.layers import FourierConv2DTranspose
 
 CLASSES = 2  # background, pneumothorax
 # Kernel and stride of each deconvolution; they follow from the parameter counts of the report.
@@ -170,7 +171,7 @@ def skip_decoder(taps, context, *, dropout, seed):
 
     def lateral(tap, channels, name):
         if channels == 32:
-            tap = layers.SpatialDropout2D(dropout, seed=next(seeds), name=f"dropout_{name}")(tap)
+            tap = SharedSpatialDropout2D(dropout, seed=next(seeds), name=f"dropout_{name}")(tap)
         return reduce(tap, channels, f"lateral_{name}")
 
     x = None

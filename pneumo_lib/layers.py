@@ -1,4 +1,4 @@
-"""The layers that Keras has too, and that are fast here: transposed convolution and dropout."""
+"""A layer that Keras has too, and that is fast here: the transposed convolution."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -95,57 +95,6 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
 
     def get_config(self):
         return {**super().get_config(), "method": self.method}
-
-
-@keras.saving.register_keras_serializable(package="pneumo")
-class HashedDropout(keras.layers.Dropout):
-    """`keras.layers.Dropout` with noise that XLA computes fast on a processor.
-
-    Compiled by XLA, TensorFlow's own generator takes 45 ms for the 131,072 numbers one dropout
-    of the report's networks draws for 16 images, several times what the whole training step
-    needs. Here each element's noise is a hash of its position and of the layer's seed, which
-    counts the calls: a few integer operations (0.13 ms), on every Keras backend, and kept and
-    restored with the seed generator as in the stock layer.
-
-    Args:
-        rate: share of the elements set to zero; the rest is scaled by `1 / (1 - rate)`.
-        seed, ...: as for `keras.layers.Dropout`; `noise_shape` is not supported.
-
-    Raises:
-        ValueError: if `noise_shape` is given.
-
-    Reference:
-        Srivastava et al. (2014), JMLR 15:1929-1958; the hash is lowbias32 of Wellons (2018),
-        Hash Prospector, with the constants found since.
-    """
-
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
-        if noise_shape is not None:
-            raise ValueError(
-                "`noise_shape` is not supported; use keras.layers.Dropout. "
-                f"Received: noise_shape={noise_shape}"
-            )
-        super().__init__(rate, seed=seed, **kwargs)
-
-    def call(self, inputs, training=False):
-        if not training or self.rate == 0:
-            return inputs
-        seed = ops.cast(self.seed_generator.next(), "uint32")
-        count = int(np.prod(inputs.shape[1:]))
-        shape = (ops.shape(inputs)[0], *inputs.shape[1:])
-        position = ops.cast(ops.arange(shape[0] * count, dtype="int32"), "uint32")
-        # Positions are mixed first, or neighbouring seeds would only reorder the same noise.
-        noise = _mix(ops.bitwise_xor(_mix(position), _mix(seed[0] + _mix(seed[1]))))
-        kept = ops.reshape(noise >= np.uint32(min(self.rate * 2**32, 2**32 - 1)), shape)
-        scale = 1 / max(1 - self.rate, 1e-7)
-        return ops.where(kept, inputs * scale, ops.zeros_like(inputs))
-
-
-def _mix(x):
-    """Hash of each uint32: every bit of the result depends on every bit of `x`."""
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-        x = ops.bitwise_xor(x, ops.right_shift(x, np.uint32(shift))) * np.uint32(factor)
-    return ops.bitwise_xor(x, ops.right_shift(x, np.uint32(15)))
 
 
 def fourier_conv_transpose(inputs, kernel, strides):

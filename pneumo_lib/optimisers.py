@@ -1,8 +1,11 @@
 """Optimisers with what fine-tuning needs: two learning rates, a schedule, averaged weights."""
 
+import math
 from contextlib import contextmanager
 
 import keras
+
+from pneumo_lib import fcn
 
 SCHEDULES = ("constant", "cosine", "warmup-cosine")
 _WARMUP = 0.1  # of all steps
@@ -84,13 +87,34 @@ def build_optimiser(
     return optimiser
 
 
+def optimiser_of_run(network, settings, *, images):
+    """The optimiser of a training; lets the backbone learn, slowly, as far as `fine_tune` says."""
+    slow = []
+    if settings["fine_tune"] != "none" and settings["backbone"] != "small":
+        fast = {id(variable) for variable in network.trainable_variables}
+        fcn.unfreeze(network, settings["fine_tune"])
+        slow = [v for v in network.trainable_variables if id(v) not in fast]
+    return build_optimiser(
+        settings["optimizer"],
+        network.trainable_variables,
+        learning_rate=settings["learning_rate"],
+        schedule=settings["schedule"],
+        steps=settings["epochs"] * math.ceil(images / settings["batch_size"]),
+        ema=settings["ema"],
+        slow=slow,
+        slow_factor=settings["backbone_learning_rate"] / settings["learning_rate"],
+        scale_loss=settings["precision"] == "mixed_float16",
+    )
+
+
 def _with_slow_variables(kind, slow, factor):
     """The optimiser class `kind`, with `factor` times its learning rate for `slow` variables."""
-    slow = {variable.value.ref() for variable in slow}
 
     class Slowed(kind):  # Keras asks this method for each variable, and has no other way in
         def update_step(self, gradient, variable, learning_rate):
-            rate = learning_rate * factor if variable.ref() in slow else learning_rate
+            # By key: on several replicas the variable that comes is the copy on one of them.
+            keys = {self._var_key(one) for one in slow}
+            rate = learning_rate * factor if self._var_key(variable) in keys else learning_rate
             super().update_step(gradient, variable, rate)
 
     return Slowed

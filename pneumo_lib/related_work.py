@@ -7,7 +7,7 @@ import keras
 from keras import initializers, layers
 
 from pneumo_lib.decoders import bilinear_kernel
-from pneumo_lib.layers import HashedDropout
+from pneumo_lib.dropout import HashedDropout
 from pneumo_lib.receptive_fields import receptive_field
 
 _PADDING = 100  # around the image, so that even a small one fills the window of the dense layers

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from pneumo_lib import fcn, metrics, runs
+from pneumo_lib import distribution, fcn, metrics, runs
 from pneumo_lib.arrays import new_array
 from pneumo_lib.devices import device_name
 from pneumo_lib.features import predict_batches
@@ -35,7 +35,7 @@ def score_cases(network, inputs, data, settings, *, mirrored):
     return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
 
 
-def keep_results(model, network, inputs, data, settings, folder, *, mirrored):
+def keep_results(model, network, inputs, data, settings, folder, *, mirrored, strategy=None):
     """Keep network, probabilities, operating point and, last, `config.json`.
 
     The operating point is chosen on the validation cases alone; without any there is none.
@@ -44,6 +44,7 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored):
         model: `keras.Model`, images to softmax.
         network, inputs, data, settings, mirrored: see `score_cases()`.
         folder: the run folder.
+        strategy: `tf.distribute.Strategy` that trained, if any.
     """
     with written_aside(folder / "model.keras") as aside:
         model.save(aside)
@@ -75,6 +76,7 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored):
             "numpy": np.__version__,
         },
         "device": device_name(),
+        "strategy": distribution.describe(strategy),
         "seconds": round(float(history["seconds"].sum()), 3),
     }
     runs.write_json(folder / "config.json", config)

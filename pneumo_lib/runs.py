@@ -20,9 +20,9 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("mean_io_u", "logged_mean_iou", 1),
     ("dice", "logged_dice", -1),
 )
-_DECIDES_RESULTS = ("augmentation", "backbones", "batches", "decoders", "fcn", "features", "layers")
-_DECIDES_RESULTS += ("losses", "metrics", "operating_point", "optimisers", "results", "steps")
-_DECIDES_RESULTS += ("taps", "training")
+_DECIDES_RESULTS = ("augmentation", "backbones", "batches", "decoders", "dropout", "fcn")
+_DECIDES_RESULTS += ("features", "layers", "losses", "metrics", "operating_point", "optimisers")
+_DECIDES_RESULTS += ("results", "steps", "taps", "training")
 
 
 class Run(NamedTuple):

@@ -1,18 +1,28 @@
 """Training and evaluation of whole epochs, compiled so that Python hardly takes part."""
 
+from functools import partial
+
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from pneumo_lib import metrics
+from pneumo_lib import distribution, metrics, replicas
 from pneumo_lib.augmentation import augment
 from pneumo_lib.backbones import preprocess
-from pneumo_lib.batches import read_blocks
+from pneumo_lib.batches import current_share, read_blocks
 from pneumo_lib.losses import TRAINING_COUNTS, get_loss, training_counts
 
 
 def compile_steps(
-    network, optimiser, *, loss, batch_size, backbone, augmentation="none", seed=None
+    network,
+    optimiser,
+    *,
+    loss,
+    batch_size,
+    backbone,
+    augmentation="none",
+    seed=None,
+    strategy=None,
 ):
     """Two compiled functions of `(steps, batch, ...)` inputs and masks: train, evaluate.
 
@@ -28,6 +38,8 @@ def compile_steps(
         batch_size: inputs in a whole step.
         backbone: inputs are images, to be preprocessed for it; None: features of a head.
         augmentation, seed: of images, see `augmentation.augment()`; nothing happens to features.
+        strategy: `tf.distribute.Strategy` under which network and optimiser were made; the
+            functions then are those of `replicas.over_replicas()`.
     """
     loss = get_loss(loss)
     heads_only = backbone is None
@@ -36,20 +48,32 @@ def compile_steps(
         values = loss(y, y_pred)
         return values, ops.concatenate([ops.sum(values)[None], training_counts(y, y_pred)])
 
-    def train_step(x, y):
+    def find_gradients(x, y):
         if not heads_only:
             x, y = augment(x, y, kind=augmentation, seed=seed)
             x = preprocess(x, backbone)
         with tf.GradientTape() as tape:
             values, counts = measure(y, network(x, training=True))
-            scaled = optimiser.scale_loss(ops.mean(values))
-        variables = network.trainable_variables
-        optimiser.apply(tape.gradient(scaled, variables), variables)
+            scaled = optimiser.scale_loss(_mean_over_batch(values))
+        return tape.gradient(scaled, network.trainable_variables), counts
+
+    def train_step(x, y):
+        gradients, counts = find_gradients(x, y)
+        optimiser.apply(gradients, network.trainable_variables)
         return counts
 
     def evaluation_step(x, y):
         x = x if heads_only else preprocess(x, backbone)
         return measure(y, network(x, training=False))[1]
+
+    if strategy is not None:
+        alone = not replicas.synchronise(network)  # else replicas talk in the middle of a step
+        arguments = {"batch_size": batch_size, "jit_compile": heads_only and alone}
+        apply = partial(replicas.apply_gradients, optimiser, network)
+        return (
+            replicas.over_replicas(strategy, find_gradients, then=apply, **arguments),
+            replicas.over_replicas(strategy, evaluation_step, **arguments),
+        )
 
     def over_steps(step):
         compiled = tf.function(step, jit_compile=heads_only)
@@ -73,19 +97,31 @@ def compile_steps(
     return over_steps(train_step), over_steps(evaluation_step)
 
 
-def run_epoch(step, inputs, masks, rows, batch_size, *, flipped=None):
+def _mean_over_batch(values):
+    """Mean of `(images,)`; of a share, what it adds to the mean over the whole batch."""
+    share = current_share()
+    if share is None:
+        return ops.mean(values)
+    return ops.sum(values) * (share.weight / share.images)
+
+
+def run_epoch(step, inputs, masks, rows, batch_size, *, flipped=None, strategy=None):
     """Scores of one pass over `rows`, for history.csv; empty if there are none.
 
     Args:
         step: one of `compile_steps()`.
         inputs, masks, rows, batch_size, flipped: see `batches.read_blocks()`.
+        strategy: as for `compile_steps()`; each worker then reads its own share of every batch.
     """
     if len(rows) == 0:
         return {}
-    sums = [
-        step(tf.constant(x), tf.constant(y)).numpy()
-        for x, y in read_blocks(inputs, masks, rows, batch_size, flipped=flipped)
-    ]
+    if strategy is None:
+        blocks = read_blocks(inputs, masks, rows, batch_size, flipped=flipped)
+        blocks = (map(tf.constant, block) for block in blocks)
+    else:
+        blocks = replicas.read_shares(strategy, inputs, masks, rows, batch_size, flipped=flipped)
+    sums = [step(*block).numpy() for block in blocks]
     sums = np.concatenate(sums).sum(axis=0, dtype="float64")
+    sums = distribution.total(strategy, sums)
     scores = metrics.history_scores(dict(zip(TRAINING_COUNTS, sums[1:], strict=True)))
     return {"loss": sums[0] / len(rows), **scores}

@@ -1,22 +1,23 @@
 """Training: frozen features, compiled epochs, and a state that survives a kill."""
 
 import hashlib
-import math
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib import fcn, runs
+from pneumo_lib import distribution, fcn, runs
 from pneumo_lib.augmentation import AUGMENTATIONS
 from pneumo_lib.batches import epoch_order, share_at
 from pneumo_lib.devices import choose_precision, dtype_policy
 from pneumo_lib.features import cached_features
 from pneumo_lib.losses import get_loss
-from pneumo_lib.optimisers import averaged_weights, build_optimiser
+from pneumo_lib.optimisers import averaged_weights, optimiser_of_run
 from pneumo_lib.paths import alone, project_path, written_aside
+from pneumo_lib.replicas import synchronise
 from pneumo_lib.results import keep_results, score_cases
 from pneumo_lib.steps import compile_steps, run_epoch
 from pneumo_lib.taps import fit_projections
@@ -47,6 +48,7 @@ def train(
     precision="auto",
     feature_precision="float32",
     seed=0,
+    strategy=None,
 ):
     """Train one FCN and keep all that a results notebook needs in `runs/<name>/`.
 
@@ -88,6 +90,10 @@ def train(
             VGG16 on processors that have it), or "auto": float16 on a GPU, else float32.
         feature_precision: of a frozen backbone, see `features.cached_features()`.
         seed: of weights, dropout, augmentation and the order of the images.
+        strategy: None: one process, one device; "mirrored": all GPUs of this machine;
+            "multiworker": the machines named by `TF_CONFIG`, on each of which the same call runs;
+            or a `tf.distribute.Strategy`. The numbers are the same to rounding, so a run may go on
+            with another one, see docs/training_on_many_machines.md.
 
     Returns:
         `Run`, see `runs.load_run()`.
@@ -129,12 +135,20 @@ def train(
     if not (data.cases["split"] == "train").any():
         raise ValueError("Training needs cases in the split 'train'. Received: none")
     name = run or runs.default_name(data.meta["source"], backbone, decoder, settings["size"])
-    with alone(project_path("runs") / name):
-        folder = runs.claim(name, settings)
-        if not runs.is_finished(folder):
-            model, network, inputs, mirrored = _build(data, settings)
-            _fit(network, inputs, data, settings, folder, mirrored=mirrored)
-            keep_results(model, network, inputs, data, settings, folder, mirrored=mirrored)
+    folder = project_path("runs") / name
+    strategy = distribution.choose_strategy(strategy, batch_size=batch_size)
+    chief = distribution.is_chief(strategy)
+    with distribution.one_error(strategy, name), alone(folder) if chief else nullcontext():
+        distribution.check_settings(strategy, settings)
+        if chief:
+            runs.claim(name, settings)
+        if not distribution.from_chief(strategy, int(chief and runs.is_finished(folder))):
+            model, network, inputs, mirrored = _build(data, settings, strategy)
+            arguments = {"mirrored": mirrored, "strategy": strategy}
+            _fit(network, inputs, data, settings, folder, **arguments)
+            if chief:
+                keep_results(model, network, inputs, data, settings, folder, **arguments)
+            distribution.barrier(strategy)
     return runs.load_run(folder)
 
 
@@ -164,13 +178,13 @@ def _automatic(settings):
     return chosen
 
 
-def _build(data, settings):
+def _build(data, settings, strategy):
     """`(model, trained part, its inputs, mirrored inputs)`: images, or features of them.
 
     Mirrored features are None where nothing needs them.
     """
     backbone, size, seed = settings["backbone"], settings["size"], settings["seed"]
-    with dtype_policy(settings["precision"]):
+    with dtype_policy(settings["precision"]), distribution.scope(strategy):
         if backbone == "small":
             model = fcn.build_small_fcn(size=size, seed=seed)
         else:
@@ -182,18 +196,25 @@ def _build(data, settings):
                 dropout=settings["dropout"],
                 seed=seed,
             )
-    if settings["initial"]:
-        _start_from(model, settings["initial"]["run"])
-    else:
-        fit_projections(model, data, backbone)
+    with distribution.chief_first(strategy):
+        if settings["initial"]:
+            _start_from(model, settings["initial"]["run"])
+        else:
+            fit_projections(model, data, backbone)
+        return model, *_inputs(model, data, settings)
+
+
+def _inputs(model, data, settings):
+    """`(trained part, its inputs, mirrored inputs)`, see `_build()`."""
+    backbone = settings["backbone"]
     if backbone == "small" or settings["fine_tune"] != "none" or settings["augmentation"] == "full":
-        return model, model, data.images, data.images[:, :, ::-1]
+        return model, data.images, data.images[:, :, ::-1]
     encoder, head = fcn.split_fcn(model)
     compute = partial(
         cached_features, encoder, data, backbone, precision=settings["feature_precision"]
     )
     both = settings["augmentation"] == "flip" or settings["test_time_flip"]
-    return model, head, compute(), compute(flipped=True) if both else None
+    return head, compute(), compute(flipped=True) if both else None
 
 
 def _start_from(model, name):
@@ -209,13 +230,14 @@ def _start_from(model, name):
     model.weights_used = initial.config["weights"]
 
 
-def _fit(network, inputs, data, settings, folder, *, mirrored=None):
+def _fit(network, inputs, data, settings, folder, *, mirrored=None, strategy=None):
     """Train `network` to the last epoch, from the state in `folder` if there is one."""
     end_to_end, epochs = inputs is data.images, settings["epochs"]
     parts = {part: np.flatnonzero(data.cases["split"] == part) for part in ("train", "validation")}
     positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)
-    optimiser = _optimiser(network, settings, images=len(parts["train"]))
-    draws = keras.random.SeedGenerator(settings["seed"])
+    with distribution.scope(strategy):
+        optimiser = optimiser_of_run(network, settings, images=len(parts["train"]))
+        draws = keras.random.SeedGenerator(settings["seed"])
     variables = [*network.variables, *optimiser.variables, draws.state]
     train_part, evaluate = compile_steps(
         network,
@@ -225,6 +247,7 @@ def _fit(network, inputs, data, settings, folder, *, mirrored=None):
         backbone=settings["backbone"] if end_to_end else None,
         augmentation=settings["augmentation"],
         seed=draws,
+        strategy=strategy,
     )
     flips = settings["augmentation"] == "flip" and not end_to_end  # images are mirrored in the step
     averaged = partial(
@@ -233,11 +256,15 @@ def _fit(network, inputs, data, settings, folder, *, mirrored=None):
 
     def pass_over(step, rows):
         batch_size, flipped = settings["batch_size"], mirrored if flips else None
-        return run_epoch(step, inputs, data.masks, rows, batch_size, flipped=flipped)
+        arguments = {"flipped": flipped, "strategy": strategy}
+        return run_epoch(step, inputs, data.masks, rows, batch_size, **arguments)
 
-    history, scores = runs.load_state(folder, variables)
-    with tqdm(total=epochs, initial=len(history), desc=settings["backbone"], unit="epoch") as bar:
-        for epoch in range(len(history) + 1, epochs + 1):
+    chief = distribution.is_chief(strategy)
+    history, scores = runs.load_state(folder, variables) if chief else ([], [])
+    done = distribution.same_state(strategy, variables, len(history))
+    bar = {"total": epochs, "initial": done, "desc": settings["backbone"], "unit": "epoch"}
+    with tqdm(**bar if chief else {"disable": True}) as bar:
+        for epoch in range(done + 1, epochs + 1):
             started = time.monotonic()
             order = epoch_order(
                 parts["train"],
@@ -251,35 +278,17 @@ def _fit(network, inputs, data, settings, folder, *, mirrored=None):
             with averaged():
                 validated = pass_over(evaluate, parts["validation"])
                 row |= {f"val_{name}": score for name, score in validated.items()}
-                if epoch in settings["milestones"]:
+                if chief and epoch in settings["milestones"]:
                     table = score_cases(network, inputs, data, settings, mirrored=mirrored)
                     scores.append(table.assign(epoch=epoch))
                     with written_aside(folder / f"epoch_{epoch}.weights.h5") as aside:
                         network.save_weights(aside)
             row["seconds"] = time.monotonic() - started
             history.append(row)
-            runs.save_state(folder, variables, history, scores)
+            if chief:
+                runs.save_state(folder, variables, history, scores)
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.3f}")
             bar.update()
     if settings["ema"]:
         optimiser.finalize_variable_values(network.trainable_variables)
-
-
-def _optimiser(network, settings, *, images):
-    """The run's optimiser; lets the backbone learn, slowly, as far as `fine_tune` says."""
-    slow = []
-    if settings["fine_tune"] != "none" and settings["backbone"] != "small":
-        fast = {id(variable) for variable in network.trainable_variables}
-        fcn.unfreeze(network, settings["fine_tune"])
-        slow = [v for v in network.trainable_variables if id(v) not in fast]
-    return build_optimiser(
-        settings["optimizer"],
-        network.trainable_variables,
-        learning_rate=settings["learning_rate"],
-        schedule=settings["schedule"],
-        steps=settings["epochs"] * math.ceil(images / settings["batch_size"]),
-        ema=settings["ema"],
-        slow=slow,
-        slow_factor=settings["backbone_learning_rate"] / settings["learning_rate"],
-        scale_loss=settings["precision"] == "mixed_float16",
-    )
+    synchronise(network, on=False)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import convolve2d
 
-from pneumo_lib.layers import FourierConv2DTranspose, HashedDropout
+from pneumo_lib.dropout import HashedDropout
+from pneumo_lib.layers import FourierConv2DTranspose
 
 # (input side, channels, kernel, stride) of every deconvolution of the three networks.
 NETWORK_LAYERS = [

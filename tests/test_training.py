@@ -343,7 +343,7 @@ def test_images_are_augmented_in_the_step_and_mirrors_of_features_come_from_disk
         seen["in_the_step"] = augmentation if backbone else None
         return "train", "evaluate"
 
-    def stop(step, inputs, masks, rows, batch_size, *, flipped):
+    def stop(step, inputs, masks, rows, batch_size, *, flipped, **rest):
         seen["as_features"] = flipped is not None and bool((rows < 0).any())
         raise KeyboardInterrupt
 
