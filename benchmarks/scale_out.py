@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import numpy as np
 import pandas as pd
 import psutil
 from distributed import Client, LocalCluster
@@ -85,7 +86,7 @@ def network(folder, backbone):
         else pl.build_fcn(backbone, size=size, weights=None)
     )
     few = pl.make_phantoms(folder / f"few-{backbone}", count=32, size=128) / "png_images"
-    make_rare(built, [read(path) for path in sorted(few.iterdir())], backbone)
+    make_rare(built, np.stack([read(path) for path in sorted(few.iterdir())]), backbone)
     built.save(folder / "model.keras")
     return pl.Run(folder, {"size": size, "backbone": backbone}, None, None)
 
@@ -98,20 +99,22 @@ def predict_archives(folder, *, files, backbone, rounds):
     warm = make_inputs(folder / "warm", 2 * PARTITION)
     (folder / backbone).mkdir()
     run = network(folder / backbone, backbone)
-    sums, seconds, memory = {}, {1: [], 2: []}, {}
+    sums, seconds, memory, busy = {}, {1: [], 2: []}, {}, {1: [], 2: []}
     for turn in range(rounds):
         for workers in seconds:
             out = folder / f"{backbone}-{workers}-{turn}"
             with local_workers(workers) as client:
                 pl.predict_archive(warm, run, f"{out}-warm", scheduler=client)  # loads TensorFlow
-                started = time.perf_counter()
+                pids = list(client.run(os.getpid).values())
+                before, started = sum(map(_cpu_seconds, pids)), time.perf_counter()
                 outcome = pl.predict_archive(
                     xrays, run, out, scheduler=client, partition_files=PARTITION
                 )
                 seconds[workers].append(time.perf_counter() - started)
+                busy[workers].append(sum(map(_cpu_seconds, pids)) - before)
                 if (outcome.rows, outcome.failed) != (files, 0):
                     raise SystemExit(f"rows were lost or failed: {outcome}")
-                memory[workers] = max(map(_megabytes, client.run(os.getpid).values()))
+                memory[workers] = max(map(_megabytes, pids))
             sums[workers, turn] = (out / "SHA256SUMS").read_text()
             print(workers, "workers", f"{seconds[workers][-1]:.1f} s", flush=True)
     if len(set(sums.values())) != 1:
@@ -123,11 +126,16 @@ def predict_archives(folder, *, files, backbone, rounds):
             "workers": w,
             "a second": rates[w],
             "efficiency": rates[w] / (w * rates[1]),
+            "CPU, ms": 1e3 * statistics.median(busy[w]) / files,
             "worker, MB": memory[w],
         }
         for w in rates
     ]
     return rows, PARTITION / rates[1]
+
+
+def _cpu_seconds(pid):
+    return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def _megabytes(pid):

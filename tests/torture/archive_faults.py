@@ -21,7 +21,8 @@ ENVIRONMENT = os.environ | {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TQDM_DISABLE": "1",
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1000",
-    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
+    # A worker that imports TensorFlow says nothing for as long: 10 s, on a busy machine, was death.
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
     "PYTHONPATH": str(ROOT),
 }
 SPACE, OUTSIDE, INSIDE = "pneumo-cut", "10.77.0.1", "10.77.0.2"
@@ -94,7 +95,7 @@ def _undisturbed(folder):
     out = folder / "undisturbed"
     client = _predict(folder, out, "local")
     if client.wait(timeout=600) != 1:  # for the torn file
-        raise RuntimeError(client.stderr.read())
+        raise RuntimeError((folder / "said.txt").read_text())
     return contents(out)
 
 
@@ -103,13 +104,9 @@ def _predict(folder, out, scheduler):
     code += f"scheduler=a[4], partition_files={PARTITION}); "
     code += f"sys.exit(2 - ((o.listed, o.rows, o.failed) == ({FILES + 1}, {FILES + 1}, 1)))"
     given = [folder / "xrays", folder / "run", out, scheduler]
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, given)],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", code, *map(str, given)]
+    with (folder / "said.txt").open("w") as said:
+        return subprocess.Popen(command, env=ENVIRONMENT, stdout=said, stderr=said)
 
 
 def contents(out):
@@ -120,7 +117,8 @@ def contents(out):
 
 def _differences(client, out, undisturbed):
     if client.returncode != 1:
-        return [f"ended with {client.returncode}: {client.stderr.read()[-500:]}"]
+        said = (out.parent / "said.txt").read_text()[-500:]
+        return [f"ended with {client.returncode}: {said}"]
     return [] if contents(out) == undisturbed else [f"another result in {out}"]
 
 
