@@ -20,7 +20,7 @@ from pneumo_lib.preparation import load_prepared, prepare_data
 
 logger = logging.getLogger(__name__)
 # parameters that choose the cases
-DATA = ("data", "size", "split", "folds", "fold", "seed", "phantom_count")
+DATA = ("data", "size", "split", "fold", "seed", "phantom_count")
 
 
 class Experiment(NamedTuple):

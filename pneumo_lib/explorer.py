@@ -108,8 +108,8 @@ def _remedy(run):
     count = re.match(r"phantoms-(\d+)-seed", name)
     data = "phantoms" if count else f"<the folder {config['data_name']}>"
     phantoms = f", phantom_count={count[1]}" if count else ""
-    folds = f", folds={found['folds']}, fold={found['fold']}" if found and found["fold"] else ""
-    options = f"size={config['size']}, split={split!r}, seed={seed}{folds}{phantoms}"
+    fold = f", fold='{found['fold']}/{found['folds']}'" if found and found["fold"] else ""
+    options = f"size={config['size']}, split={split!r}, seed={seed}{fold}{phantoms}"
     return f'pl.prepare_data("{data}", {options})'
 
 

@@ -216,8 +216,7 @@ def prepare_data(
     *,
     size=128,
     split="auto",
-    folds=0,
-    fold=1,
+    fold=None,
     seed=0,
     phantom_count=800,
     workers=None,
@@ -228,7 +227,7 @@ def prepare_data(
         data: as for `find_cases()`.
         size: height and width in pixels of the arrays.
         split: the scheme of `split_cases()`.
-        folds, fold: of a cross-validation, see `split_cases()`.
+        fold: of a cross-validation, such as "2/5", see `split_cases()`.
         seed: of the split, and of the phantoms.
         phantom_count: how many phantoms.
         workers: threads, as for `prepare()`.
@@ -245,13 +244,13 @@ def prepare_data(
     # two data folders may share a name; phantoms are told apart by theirs
     place = hashlib.sha256(str(folder).encode()).hexdigest()[:6]
     name = folder.name if data == "phantoms" else f"{folder.name}-{place}"
-    suffix = f"-fold{fold}of{folds}" if folds else ""
+    suffix = "" if fold is None else f"-fold{fold}".replace("/", "of")
     prepared = project_path(f"data/prepared/{name}_{size}_{split}-split{seed}{suffix}")
-    decisive = [split, seed, *([folds, fold] if folds else [])]
+    decisive = [split, seed, *([] if fold is None else [fold])]
     request = arrays.digest(cases, arrays.fingerprints(cases, size=size), *decisive)
     if _read_meta(prepared).get("request") != request:
         # without this record, each call would compare all images again to split them
-        cases = split_cases(cases, scheme=split, folds=folds, fold=fold, seed=seed)
+        cases = split_cases(cases, scheme=split, fold=fold, seed=seed)
         source = "phantoms" if data == "phantoms" else folder.name
         meta = prepare(cases, prepared, size=size, workers=workers, source=source).meta
         _write_meta(prepared, meta | {"request": request})

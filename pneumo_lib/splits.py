@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -19,15 +20,7 @@ SCHEMES = ("auto", "patient", "official", "random")
 
 
 def split_cases(
-    cases,
-    *,
-    scheme="auto",
-    validation=0.15,
-    test=0.15,
-    folds=0,
-    fold=1,
-    seed=0,
-    near_duplicates=True,
+    cases, *, scheme="auto", validation=0.15, test=0.15, fold=None, seed=0, near_duplicates=True
 ):
     """Case table with the columns `split` and `split_scheme`.
 
@@ -50,16 +43,16 @@ def split_cases(
         validation, test: shares of the images, each in [0, 1), together below 1; sizes come as
             near as whole groups allow. `"official"` takes `test` as it is and `validation` as a
             share of the train part.
-        folds: parts of a cross-validation, at least 2, or 0 for none. The test side is that
-            of the split without folds; all other cases are dealt to the folds as to sides, by
-            the same groups, and `validation` does not count.
-        fold: which of them, from 1, is the validation side; the others are to train.
+        fold: of a cross-validation, such as "2/5": the second of five is the validation side, the
+            others are to train. The test side is that of the split without folds; all other
+            cases are dealt to the folds as to sides, by the same groups, and `validation` does
+            not count.
         seed: which of the equally good splits.
         near_duplicates: `False` skips reading the images.
 
     Returns:
         Copy of `cases`, same rows, with `split` ("train", "validation", "test") and
-        `split_scheme`: the scheme used, "fold 2 of 5" with folds, and "(patients unknown)"
+        `split_scheme`: the scheme used, "fold 2/5" with one, and "(patients unknown)"
         where they are.
 
     Raises:
@@ -74,10 +67,10 @@ def split_cases(
             "`validation` and `test` must be shares that leave some to train. "
             f"Received: validation={validation}, test={test}"
         )
-    if folds < 0 or folds == 1 or not 1 <= fold <= max(folds, 1):
+    if fold is not None and not _is_fold(fold):
         raise ValueError(
-            "`folds` must be 0 (none) or at least 2, and `fold` one of them, from 1. "
-            f"Received: folds={folds}, fold={fold}"
+            "`fold` must be a number, a slash and the number of folds, such as '2/5'. "
+            f"Received: fold={fold!r}"
         )
     pairs = near_duplicate_pairs(cases) if near_duplicates else np.empty((0, 2), int)
     alone = np.arange(len(cases))
@@ -112,12 +105,12 @@ def split_cases(
     else:
         shares = {"train": 1 - validation - test, "validation": validation, "test": test}
         split = _deal(groups, positive, shares=shares, seed=seed)
-    if folds:
-        rest = split != "test"
-        shares = {f"fold {number}": 1 / folds for number in range(1, folds + 1)}
+    if fold:
+        rest, count = split != "test", int(fold.partition("/")[2])
+        shares = {f"fold {number}/{count}": 1 / count for number in range(1, count + 1)}
         dealt = _deal(groups[rest], positive[rest], shares=shares, seed=seed)
         split[rest] = np.where(dealt == f"fold {fold}", "validation", "train")
-        scheme = f"{scheme}, fold {fold} of {folds}"
+        scheme = f"{scheme}, fold {fold}"
     if not known.all():
         count = "patients" if not known.any() else f"patients of {(~known).sum()} images"
         scheme = f"{scheme} ({count} unknown)"
@@ -135,6 +128,11 @@ def leaked_patients(cases):
         `int`; 0 is what a reader of a results table wants to see.
     """
     return int((cases.groupby("patient_id")["split"].nunique() > 1).sum())
+
+
+def _is_fold(fold):
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(fold))
+    return bool(found) and 1 <= int(found[1]) <= int(found[2]) != 1
 
 
 def _check_possible(scheme, *, known, two_parts):

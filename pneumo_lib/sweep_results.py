@@ -90,7 +90,7 @@ def keep_results(table, summary, found, folder):
     runs.write_csv(folder / "summary.csv", summary)
     one_each = {run.config["backbone"]: run for run in found}
     note = runs.caveats(list(one_each.values()))
-    note = re.sub(r"fold \d+ of (\d+)", r"\1 folds", note)
+    note = re.sub(r"fold \d+/(\d+)", r"\1 folds", note)
     with plt.rc_context():
         use_style()
         figure = sweep_chart(table, note=note)

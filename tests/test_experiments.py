@@ -29,7 +29,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
     nb = nbformat.v4.new_notebook()
-    source = 'data = "phantoms"\nsize = 64\nsplit = "auto"\nfolds = 0\nfold = 1\n'
+    source = 'data = "phantoms"\nsize = 64\nsplit = "auto"\nfold = None\n'
     source += "seed = 0\nphantom_count = 8\n"
     source += 'loss = "crossentropy"\nlearning_rate = 1e-3\nrun_name = None'
     nb.cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})]

@@ -155,7 +155,7 @@ def test_a_lesion_that_vanished_when_it_was_made_small_counts_as_missed(folder):
         ),
         (
             "siim_real-0a1b2c_64_patient-split1-fold2of5",
-            "size=32, split='patient', seed=1, folds=5, fold=2)",
+            "size=32, split='patient', seed=1, fold='2/5')",
         ),
     ],
 )

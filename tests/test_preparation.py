@@ -380,8 +380,8 @@ def test_prepare_data_keeps_each_combination_in_a_folder_of_its_own(png_release,
             {"size": 16},
             {"split": "random"},
             {"seed": 1},
-            {"folds": 2},
-            {"folds": 2, "fold": 2},
+            {"fold": "1/2"},
+            {"fold": "2/2"},
         )
     }
     assert len(folders) == 6
@@ -389,8 +389,7 @@ def test_prepare_data_keeps_each_combination_in_a_folder_of_its_own(png_release,
 
 def test_folds_of_prepared_data_differ_in_the_split_alone(png_release, project):
     plain, first, second = (
-        prepare_data(png_release, size=32, folds=folds, fold=fold)
-        for folds, fold in ((0, 1), (2, 1), (2, 2))
+        prepare_data(png_release, size=32, fold=fold) for fold in (None, "1/2", "2/2")
     )
     assert plain.meta["checksum"] == first.meta["checksum"] == second.meta["checksum"]
     assert len({runs.data_checksum(data) for data in (plain, first, second)}) == 3

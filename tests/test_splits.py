@@ -140,7 +140,7 @@ def test_auto_says_how_many_images_have_no_patient():
 def fold_sides(cases, *, folds=5, **settings):
     """Sides of every fold, one column each."""
     sides = {
-        fold: split_without_files(cases, folds=folds, fold=fold, **settings)["split"]
+        fold: split_without_files(cases, fold=f"{fold}/{folds}", **settings)["split"]
         for fold in range(1, folds + 1)
     }
     return pd.DataFrame(sides)
@@ -172,22 +172,22 @@ def test_folds_come_near_equal_shares_for_both_labels():
 
 def test_near_identical_images_are_on_one_side_of_every_fold(png_release):
     copy_image(png_release, "2_train_0_.png", "4_train_0_.png")
-    for fold in (1, 2):
-        split = split_cases(read_cases(png_release), scheme="official", folds=2, fold=fold)
+    for fold in ("1/2", "2/2"):
+        split = split_cases(read_cases(png_release), scheme="official", fold=fold)
         side = split.set_index("image_id")["split"]
         assert side["train.2"] == side["train.4"]
-        assert set(split["split_scheme"]) == {f"official, fold {fold} of 2"}
+        assert set(split["split_scheme"]) == {f"official, fold {fold}"}
 
 
-@pytest.mark.parametrize("folds", [(1, 1), (-2, 1), (5, 0), (5, 6), (0, 2)])
-def test_split_refuses_a_fold_that_there_is_not(folds):
-    with pytest.raises(ValueError, match=rf"from 1. Received: folds={folds[0]}, fold={folds[1]}"):
-        split_without_files(make_cases(), folds=folds[0], fold=folds[1])
+@pytest.mark.parametrize("fold", ["1/1", "0/5", "6/5", "2", "-1/5", "2/5 ", "02/5", 2, 0.4, ""])
+def test_split_refuses_a_fold_that_there_is_not(fold):
+    with pytest.raises(ValueError, match=rf"such as '2/5'. Received: fold={fold!r}"):
+        split_without_files(make_cases(), fold=fold)
 
 
 def test_split_refuses_more_folds_than_positives():
-    with pytest.raises(ValueError, match=r"fold \d+ and fold \d+.* got none"):
-        split_without_files(make_cases(60), folds=20, scheme="random")
+    with pytest.raises(ValueError, match=r"fold \d+/20 and fold \d+/20.* got none"):
+        split_without_files(make_cases(60), fold="1/20", scheme="random")
 
 
 # The real tables and images

@@ -33,8 +33,7 @@ PARAMETERS = """data = "phantoms"
 phantom_count = 8
 size = 32
 split = "auto"
-folds = 0
-fold = 1
+fold = None
 seed = 0
 backbone = "small"
 loss = "crossentropy"
@@ -353,7 +352,7 @@ def test_the_files_of_a_sweep_can_be_read_again_and_name_the_folds(project, monk
     monkeypatch.setattr(sweep_results, "export", lambda figure, name, folder: None)
     monkeypatch.setattr(sweep_results.plt, "close", lambda figure: None)
     config = {"backbone": "vgg16", "weights": "random features", "synthetic": True}
-    config |= {"split_scheme": "patient, fold 2 of 5", "leaked_patients": 0}
+    config |= {"split_scheme": "patient, fold 2/5", "leaked_patients": 0}
     keep_results(rows_of(), rows_of(), [SimpleNamespace(config=config)] * 2, project)
     assert notes == ["synthetic radiographs · random features: vgg16 · split: patient, 5 folds"]
     pd.testing.assert_frame_equal(pd.read_csv(project / "table.csv"), rows_of())
