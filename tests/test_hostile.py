@@ -325,6 +325,12 @@ def test_packed_table_that_unpacks_to_gigabytes_is_refused_early(tmp_path, monke
         read_cases(tmp_path)
 
 
+def test_a_byte_of_zero_refuses_the_table_which_pandas_would_cut_there(tmp_path):
+    table = corpus.HEAD.encode() + b"a.png,a\0b,0\n"
+    with pytest.raises(ValueError, match=r"stage_1_train_images\.csv \(a byte of zero\)"):
+        read_cases(small_release(tmp_path / "data", table))
+
+
 cells = st.text(st.sampled_from('ab.,"\n\r\t;01-=\ufeff\x00\u2028'), max_size=5)
 
 
