@@ -14,6 +14,7 @@ from pneumo_lib.quiet import quiet_start
 
 logger = logging.getLogger(__name__)
 _DEATHS = 10  # of workers under one task, after which the task is held to be the cause
+_PATIENCE = 10  # seconds for a scheduler to answer
 _RETRIES = 2  # of a task that raised: a store may answer the second time
 
 
@@ -90,7 +91,7 @@ def _local(workers):
 
 def _reach(address):
     try:
-        return Client(address, timeout=10)
+        return Client(address, timeout=_PATIENCE)
     except (OSError, ValueError) as error:
         raise LostCluster(
             "`scheduler` must be 'local' or the address of a running Dask scheduler. "

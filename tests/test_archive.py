@@ -1,6 +1,7 @@
 """Archives: every file in one row, the same rows however often and wherever they are made."""
 
 import hashlib
+import os
 import shutil
 import sys
 
@@ -15,7 +16,7 @@ from test_prediction_files import SIZE, xrays  # noqa: F401  (a fixture)
 from test_prediction_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
-from pneumo_lib import archive, archive_tasks
+from pneumo_lib import archive, archive_tasks, cluster
 from pneumo_lib.archive_files import Partition, list_files, partitions
 from pneumo_lib.cli import main
 from pneumo_lib.cluster import LostCluster, as_finished, connected
@@ -426,7 +427,37 @@ def test_task_that_fails_each_time_ends_the_work_with_its_error(client):
         list(as_finished(client, math.sqrt, [4, -1]))
 
 
-def test_scheduler_that_is_not_there_is_told_with_the_remedy():
+def test_task_that_kills_its_process_is_given_up_and_told(monkeypatch):
+    monkeypatch.setattr(cluster, "_DEATHS", 0)
+    with connected(workers=1) as client:
+        [(item, result, error)] = as_finished(client, os._exit, [1])
+    assert (item, result) == (1, None)
+    assert "processes that worked on it died" in error
+
+
+def test_files_of_a_task_that_was_given_up_are_listed_without_a_row(
+    predict,
+    xrays,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    def giving_up(client, do, items, **options):
+        found = as_finished(client, do, items, **options)
+        item, *_ = next(found)
+        yield item, None, "died"
+        yield from found
+
+    more(xrays, 9)
+    monkeypatch.setattr(archive, "as_finished", giving_up)
+    outcome = predict(xrays, tmp_path / "out")
+    assert outcome.rows + len(outcome.without_row) == outcome.listed == 14
+    rows = rows_of(tmp_path / "out")
+    assert set(rows.index) | set(outcome.without_row) == set(map(str, find_images(xrays)))
+    assert not set(rows.index) & set(outcome.without_row)
+
+
+def test_scheduler_that_is_not_there_is_told_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(cluster, "_PATIENCE", 1)
     with (
         pytest.raises(LostCluster, match=r"127\.0\.0\.1:9 .*Start one: dask scheduler"),
         connected("tcp://127.0.0.1:9"),

@@ -29,7 +29,7 @@ SPACE, OUTSIDE, INSIDE = "pneumo-cut", "10.77.0.1", "10.77.0.2"
 
 
 def random_worker_kills(folder, *, count=30, seed=0):
-    """Two workers, one of which dies every few seconds, until `count` have."""
+    """Two workers, one of which dies soon after each new part, until `count` have."""
     rng, done, calls, wrong = random.Random(seed), 0, 0, []
     folder.mkdir(parents=True)
     undisturbed = _undisturbed(folder)
@@ -39,8 +39,8 @@ def random_worker_kills(folder, *, count=30, seed=0):
             calls += 1
             out = folder / f"killed-{calls}"
             client = _predict(folder, out, address)
-            while client.poll() is None:
-                time.sleep(rng.uniform(0.5, 8))
+            while _is_going_on(client, out):
+                time.sleep(rng.uniform(0, 1))
                 victim = rng.randrange(2)
                 workers[victim].send_signal(signal.SIGKILL)
                 done += client.poll() is None
@@ -48,6 +48,21 @@ def random_worker_kills(folder, *, count=30, seed=0):
             wrong = _differences(client, out, undisturbed)
             shutil.rmtree(out)
     return {"faults": done, "archives": calls, "wrong": wrong}
+
+
+def slow_worker(folder):
+    """Two workers, one of which stands still for nine tenths of the time."""
+    folder.mkdir(parents=True)
+    undisturbed = _undisturbed(folder)
+    with scheduler(folder) as address, worker(address), worker(address) as slow:
+        client, stops = _predict(folder, folder / "slow", address), 0
+        while client.poll() is None:
+            for signal_, seconds in ((signal.SIGSTOP, 1.8), (signal.SIGCONT, 0.2)):
+                slow.send_signal(signal_)
+                time.sleep(seconds)
+            stops += 1
+        wrong = _differences(client, folder / "slow", undisturbed)
+    return {"faults": stops, "wrong": wrong}
 
 
 def cut_off_worker(folder):
@@ -72,6 +87,14 @@ def cut_off_worker(folder):
         wrong = _differences(client, out, undisturbed)
     more = len(undisturbed["parts"]) - before
     return {"faults": 1, "ended with": ended, "parts made after the cut": more, "wrong": wrong}
+
+
+def _is_going_on(client, out):
+    """Waits for a new part; `False` once the client has ended."""
+    there = len(list(out.glob("parts/*")))
+    while client.poll() is None and len(list(out.glob("parts/*"))) == there:
+        time.sleep(0.05)
+    return client.poll() is None
 
 
 def _undisturbed(folder):
@@ -173,4 +196,8 @@ def _ip(*arguments):
     subprocess.run(["ip", *arguments], check=True)
 
 
-SECTIONS = {"archive kills": random_worker_kills, "archive cut off": cut_off_worker}
+SECTIONS = {
+    "archive kills": random_worker_kills,
+    "archive slow": slow_worker,
+    "archive cut off": cut_off_worker,
+}
