@@ -74,7 +74,7 @@ def test_a_pixel_at_the_threshold_is_foreground():
 
 def test_confusion_counts_of_no_images_are_empty():
     counts = metrics.confusion_counts(np.zeros((0, 4, 4)), np.zeros((0, 4, 4)))
-    assert [len(count) for count in counts.values()] == [0, 0, 0, 0]
+    assert [(len(count), count.dtype) for count in counts.values()] == [(0, np.int64)] * 4
 
 
 def test_the_evidence_of_an_image_is_the_mean_of_its_most_probable_thousandth():
@@ -91,6 +91,12 @@ def test_evidence_agrees_with_sorting_every_pixel():
 
 def test_an_image_smaller_than_a_thousand_pixels_is_judged_by_its_highest_one():
     assert metrics.image_evidence(np.array([[[0.2, 0.6]]])) == pytest.approx([0.6])
+
+
+def test_evidence_is_averaged_in_float64():
+    probability = np.zeros((1, 50, 40), np.float32)
+    probability[0, 0, :2] = 1, 1 - 2**-24  # whose mean float32 cannot hold
+    assert metrics.image_evidence(probability) == [1 - 2**-25]
 
 
 def test_evidence_of_no_images_is_empty_and_rounding_above_1_is_cut():
@@ -128,6 +134,17 @@ def test_two_empty_masks_can_be_left_out(score):
     assert np.isnan(score(counts, empty_score=NAN))
 
 
+def test_an_empty_score_may_be_a_whole_number():
+    counts = {"tp": np.array([1, 0]), "fp": np.array([2, 0]), "fn": np.array([0, 0])}
+    np.testing.assert_array_equal(metrics.dice(counts, empty_score=0), [0.5, 0])
+
+
+def test_mean_iou_is_one_number_for_each_image():
+    truth = np.array([[[1, 1, 0, 0]], [[1, 0, 0, 0]]])
+    counts = metrics.confusion_counts(truth, np.array([[[1, 0, 0, 0]], [[1, 0, 0, 0]]]))
+    np.testing.assert_allclose(metrics.mean_iou(counts), [(1 / 2 + 2 / 3) / 2, 1])
+
+
 def test_mean_iou_can_leave_an_absent_class_out():
     counts = {"tp": 0, "fp": 0, "fn": 0, "tn": 4}
     assert metrics.mean_iou(counts, empty_score=NAN) == 1.0
@@ -152,6 +169,12 @@ def test_dice_score_returns_one_float32_per_image():
     assert score.dtype == np.float32
 
 
+def test_dice_score_cuts_at_the_threshold_and_gives_two_empty_masks_one():
+    truth = np.array([[[1, 1]], [[0, 0]]])
+    probability = np.array([[[0.9, 0.3]], [[0.2, 0.1]]])
+    assert metrics.dice_score(truth, probability, threshold=0.3).tolist() == [1, 1]
+
+
 def test_confusion_counts_refuses_two_shapes():
     with pytest.raises(ValueError, match=r"must both be \(n, height, width\)"):
         metrics.confusion_counts(np.zeros((1, 4, 4)), np.zeros((1, 4, 4, 2)))
@@ -162,7 +185,7 @@ def test_confusion_counts_refuses_a_mask_of_255():
         metrics.confusion_counts(np.array([[[0, 255]]]), np.zeros((1, 1, 2)))
 
 
-@pytest.mark.parametrize("wrong", [-3.0, 4.0, NAN])
+@pytest.mark.parametrize("wrong", [-3.0, -0.1, 1.01, 4.0, NAN])
 def test_confusion_counts_refuses_logits_and_nan(wrong):
     with pytest.raises(ValueError, match=r"probabilities in \[0, 1\], not logits"):
         metrics.confusion_counts(np.array([[[0, 1]]]), np.array([[[0.5, wrong]]]))
@@ -171,6 +194,17 @@ def test_confusion_counts_refuses_logits_and_nan(wrong):
 def test_saturation_counts_refuses_a_probability_without_its_channels():
     with pytest.raises(ValueError, match=r"`y_pred` \(n, height, width, 2\)"):
         metrics.saturation_counts(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
+
+
+def test_saturation_counts_refuses_a_mask_of_255():
+    with pytest.raises(ValueError, match="must hold 0 and 1 only"):
+        metrics.saturation_counts(np.array([[[0, 255]]]), softmax_of([[[0.5, 0.5]]]))
+
+
+def test_saturation_counts_sum_half_precision_beyond_its_largest_number():
+    truth = np.zeros((1, 300, 300), np.uint8)  # 90,000 pixels; float16 ends at 65,504
+    counts = metrics.saturation_counts(truth, softmax_of(truth).astype(np.float16))
+    assert counts["true_class_probability"] == [90_000]
 
 
 def test_saturation_counts_equal_those_counted_by_hand():
@@ -251,6 +285,13 @@ def test_history_scores_name_the_columns_of_a_history():
             "logged_dice": 2.5 / 4,
         }
     )
+
+
+def test_history_scores_of_an_absent_class_are_undefined():
+    sums = dict.fromkeys(("tp", "fp", "fn", *metrics.LOGGED_COUNTS), 0)
+    undefined = {n for n, v in metrics.history_scores(sums | {"tn": 4}).items() if np.isnan(v)}
+    assert undefined == {"iou", "dice"}
+    assert np.isnan(list(metrics.history_scores(sums | {"tn": 0}).values())).all()
 
 
 def test_examples_in_the_docstrings_are_true():
