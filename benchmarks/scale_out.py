@@ -48,7 +48,7 @@ def local_workers(count):
     with (
         LocalCluster(
             n_workers=count, threads_per_worker=1, env=ONE_CORE, memory_limit=0,
-            dashboard_address=None, silence_logs=50,
+            dashboard_address=":0", silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip

@@ -60,13 +60,15 @@ def connected(scheduler="local", *, workers=None):
 @contextlib.contextmanager
 def _silence():
     """A lost connection is told once, in our words."""
-    log = logging.getLogger("distributed")
-    former = log.level
-    log.setLevel(logging.CRITICAL)
+    logs = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    former = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        log.setLevel(former)
+        for log, level in zip(logs, former, strict=True):
+            log.setLevel(level)
 
 
 def _local(workers):
