@@ -80,18 +80,18 @@ def execute(step, output, *, desc=None):
 
 
 @contextmanager
-def measured(*, stop=lambda total: False):
+def measured(*, every=0.25, stop=lambda total: False):
     """Dict that holds `seconds` and `peak_gb` at the end of the block.
 
     Peak of the resident memory of this process and all it started (kernel, workers), sampled
-    four times a second; memory they share is counted once for each. What was started is killed
-    once `stop(total)`, given that memory in bytes, is true.
+    `every` so many seconds; memory they share is counted once for each. What was started is
+    killed once `stop(total)`, given that memory in bytes, is true.
     """
     used, start, done = {"peak_gb": 0.0}, time.perf_counter(), threading.Event()
 
     def sample():
         here = psutil.Process()
-        while not done.wait(0.25):
+        while not done.wait(every):
             total = 0
             for process in (here, *here.children(recursive=True)):
                 with suppress(psutil.Error):  # it may have ended meanwhile

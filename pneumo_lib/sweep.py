@@ -224,6 +224,7 @@ def _train_all(client, unmade, folder, *, limit, resources, retries):
                 bar.update()
                 show()
         finally:
+            client.unsubscribe_topic(STARTED)
             client.cancel(list(futures))  # after Ctrl-C, on a cluster that lives on
     return failed
 

@@ -51,7 +51,7 @@ def train_on_worker(parameters, executed, *, home, code, memory=None):
 
     used = {}
     try:
-        with kernels.measured(stop=stop) as used:
+        with kernels.measured(every=1, stop=stop) as used:
             train_in_kernel(parameters, Path(executed))
     except kernels.NotebookError:
         if memory and used["peak_gb"] * 1e9 > memory:
