@@ -108,7 +108,7 @@ def sweep_chart(
 
     Args:
         table: of `sweep_table()`.
-        part: "validation", to choose by, or "test", to report.
+        part: "validation", to choose by, or "test", to report; the title, unless one is given.
         scores: names of `tables.HEADINGS` that are in the table.
     """
     axes = list(table.columns[1 : table.columns.get_loc("part")])
@@ -117,6 +117,7 @@ def sweep_chart(
     settings = list(dict.fromkeys(map(tuple, table[varied].to_numpy())))
     places = np.arange(len(settings))[::-1]
     firsts = [setting[:1] for setting in settings]
+    title = title or part.upper()
     figure, panels = new_figure(1, len(scores), title=title, note=note, sharey=True)
     for ax, score in zip(panels[0], scores, strict=True):
         shown = table[table["score"] == score]
@@ -144,7 +145,7 @@ def _draw_setting(ax, place, rows, colour):
     bounds = rows["value"] - rows["lower"], rows["upper"] - rows["value"]
     style = {"color": colour, "marker": "o", "linestyle": "none", "label": label}
     ax.errorbar(rows["value"], place + offsets, xerr=np.array(bounds), **style)
-    mean, label = rows["value"].mean(), "their mean" if place == 0 else None
+    mean, label = rows["value"].mean(), "mean of the runs" if place == 0 else None
     ax.plot([mean, mean], [place - 0.35, place + 0.35], color="black", linewidth=4, label=label)
 
 
