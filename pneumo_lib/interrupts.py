@@ -12,7 +12,8 @@ import select
 import signal
 import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 
 PATIENCE = 1.0  # seconds for the orderly way: KeyboardInterrupt, where Python hears it
 
@@ -47,22 +48,25 @@ def _watch(heard, screen, message):
     """Reads a byte for each signal, and nothing once the block is left."""
     while number := heard.recv(1):
         if number[0] == signal.SIGINT:
-            if select.select([heard], [], [], PATIENCE)[0] and not heard.recv(1):
+            end = time.monotonic() + PATIENCE
+            children = _children()
+            wait = max(0, end - time.monotonic())
+            if select.select([heard], [], [], wait)[0] and not heard.recv(1):
                 return
-            _end_children()
+            for child in children:  # they would outlive this process
+                with suppress(Exception):  # one has ended meanwhile
+                    child.terminate()
             os.write(screen, f"{message}\n".encode())  # no lock that another thread may hold
             os._exit(130)
 
 
-def _end_children():
-    """Processes of a pool and kernels of notebooks would outlive this one."""
+def _children():
+    """Processes of a pool, kernels of notebooks, and theirs."""
     try:
         import psutil
 
-        children = psutil.Process().children(recursive=True)
+        return psutil.Process().children(recursive=True)
     except ImportError:  # without the notebooks there are no kernels
         import multiprocessing
 
-        children = multiprocessing.active_children()
-    for child in children:
-        child.terminate()
+        return multiprocessing.active_children()

@@ -2,22 +2,24 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from pneumo_lib import cli
+from pneumo_lib import cli, interrupts
 from pneumo_lib.interrupts import ended_by_ctrl_c
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C to a console only")
 STOPPED = "\nStopped. What was finished is kept; the same command goes on.\n"
 COMMAND = """
 import hashlib, multiprocessing, signal, subprocess, sys, time
-from pneumo_lib import cli
+from pneumo_lib import cli, interrupts
 
 def compute(*_):  # for minutes, without a look at signals
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
@@ -94,6 +96,23 @@ def test_a_command_that_hears_the_interrupt_ends_itself(monkeypatch, capsys):
     monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _: signal.raise_signal(signal.SIGINT))
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == STOPPED
+
+
+def test_a_process_that_has_ended_meanwhile_is_no_obstacle(monkeypatch):
+    done = []
+
+    def gone():
+        raise psutil.NoSuchProcess(1)
+
+    children = [SimpleNamespace(terminate=gone), SimpleNamespace(terminate=lambda: done.append(2))]
+    monkeypatch.setattr(interrupts, "_children", lambda: children)
+    monkeypatch.setattr(interrupts, "PATIENCE", 0)
+    monkeypatch.setattr(interrupts.os, "_exit", lambda status: done.append(status) or told.close())
+    heard, told = socket.socketpair()
+    told.send(bytes([signal.SIGINT]))
+    with open(os.devnull, "w") as screen, heard:
+        interrupts._watch(heard, screen.fileno(), "Stopped.")
+    assert done == [2, 130]
 
 
 def test_other_signals_do_not_end_a_command(monkeypatch):
