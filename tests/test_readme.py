@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -38,7 +39,9 @@ def named(program):
 
 
 def test_every_command_is_of_a_kind_that_is_tried_below():
-    assert {Path(c[0]).name for c in commands()} == {"make", "papermill", "pneumo", "cp", "pip"}
+    assert {Path(c[0]).name for c in commands()} == {
+        *("make", "papermill", "pneumo", "dask", "cp", "pip")
+    }
 
 
 @named("make")
@@ -67,6 +70,12 @@ def test_papermill_takes_the_notebook_and_its_parameters(command, tmp_path):
 @named("pneumo")
 def test_pneumo_takes_the_options(command):
     assert parser().parse_args(command[1:]).command == command[1]
+
+
+@named("dask")
+def test_dask_takes_the_options(command):
+    module = import_module(f"distributed.cli.dask_{command[1]}")
+    assert module.main.make_context(command[1], command[2:])
 
 
 @named("cp")
