@@ -7,7 +7,7 @@ import uuid
 from importlib import import_module
 
 import dask
-from distributed import Client, LocalCluster, as_completed
+from distributed import CancelledError, Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
 from pneumo_lib.quiet import quiet_start
@@ -138,19 +138,18 @@ def as_finished(client, do, items, *, window=2000, **options):
         pass
     for future in coming:
         item = known.pop(future)
-        if future.status == "finished":
-            yield item, future.result(), None
-        elif future.status == "error" and isinstance(future.exception(), KilledWorker):
-            yield item, None, "the processes that worked on it died, each time"
-        elif future.status == "error":
-            raise future.exception()
-        else:
+        try:  # not its status: should the worker have died since, it is computed again
+            found = (item, future.result(), None)
+        except KilledWorker:
+            found = (item, None, "the processes that worked on it died, each time")
+        except CancelledError:
             raise LostCluster(
                 "The Dask scheduler must live until the end. Received: lost connection to "
                 f"{client.scheduler.addr if client.scheduler else 'it'}. Start it and its workers "
                 "again and give the same command: what was finished is kept"
-            )
+            ) from None
         submit_next()
+        yield found
 
 
 def _call(module, name, item, options):

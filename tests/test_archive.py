@@ -1,16 +1,18 @@
 """Archives: every file in one row, the same rows however often and wherever they are made."""
 
 import hashlib
+import math
 import os
 import shutil
 import sys
+import time
 
 import cv2
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from distributed import Client
+from distributed import Client, as_completed
 from test_dicom import RAMP, dicom_bytes
 from test_prediction_files import SIZE, xrays  # noqa: F401  (a fixture)
 from test_prediction_files import run as bright  # noqa: F401  (a fixture)
@@ -411,8 +413,6 @@ def test_no_more_tasks_are_known_than_the_window_holds(client):
             drawn.append(number)
             yield number / 1e6
 
-    import time
-
     ended = 0
     for _ in as_finished(client, time.sleep, items(), window=3):
         ended += 1
@@ -421,10 +421,27 @@ def test_no_more_tasks_are_known_than_the_window_holds(client):
 
 
 def test_task_that_fails_each_time_ends_the_work_with_its_error(client):
-    import math
-
     with pytest.raises(ValueError, match="math domain error"):
         list(as_finished(client, math.sqrt, [4, -1]))
+
+
+def test_result_that_is_lost_with_its_worker_is_computed_again(monkeypatch):
+    async def forget(address, dask_scheduler):
+        await dask_scheduler.remove_worker(address, stimulus_id="test")
+
+    class Losing(as_completed):
+        def __next__(self):
+            future = super().__next__()
+            if len(client.nthreads()) == 2:
+                client.run_on_scheduler(forget, client.who_has([future])[future.key][0])
+                while future.status == "finished":
+                    time.sleep(0.01)
+            return future
+
+    monkeypatch.setattr(cluster, "as_completed", Losing)
+    with Client(processes=False, n_workers=2, dashboard_address=":0") as client:
+        found = list(as_finished(client, math.sqrt, [4, 9]))
+    assert sorted(found) == [(4, 2.0, None), (9, 3.0, None)]
 
 
 def test_task_that_kills_its_process_is_given_up_and_told(monkeypatch):
