@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.signal import convolve2d
 
 from pneumo_lib.dropout import HashedDropout
-from pneumo_lib.layers import FourierConv2DTranspose
+from pneumo_lib.layers import FourierConv2DTranspose, _costs
 
 # (input side, channels, kernel, stride) of every deconvolution of the three networks.
 NETWORK_LAYERS = [
@@ -164,6 +164,7 @@ def test_mixed_precision_keeps_the_dtype_and_stays_near():
     [
         ((None, 64, 64, 2), 64, 2, "fourier"),
         ((None, 16, 16, 2), 32, 4, "fourier"),
+        ((None, 16, 16, 2), 8, 2, "fourier"),
         ((None, 4, 4, 2048), 4, 2, "stock"),
         ((None, 64, 64, 2), 2, 2, "stock"),
         ((None, None, None, 2), 64, 2, "stock"),
@@ -172,6 +173,18 @@ def test_mixed_precision_keeps_the_dtype_and_stays_near():
 def test_auto_takes_the_cheaper_form(shape, kernel, stride, expected):
     layer = FourierConv2DTranspose(2, kernel, strides=stride, padding="same")
     assert layer.chosen_method(shape) == expected
+
+
+def test_costs_are_the_multiplications_counted_by_hand():
+    stock, _ = _costs((4, 6), (8, 4), (2, 2), 32, 2)
+    assert stock == (4 * 6) * (8 * 4) * 32 * 2  # each input meets the whole kernel
+    assert _costs((4, 6), (8, 4), (2, 2), 8, 2)[0] == stock / 4 * 2  # half of a vector unit idles
+    # 3 x 5 pixels, 3 x 3 taps in each of 4 phases: transforms of length 4 x 6, 4 frequencies across
+    image = 3 * 5 * (2 * 4) + (2 * 4) * (2 * 3) * 4
+    taps = 3 * 3 * (2 * 4) + (2 * 4) * (2 * 3) * 4
+    products = 4 * (4 * 4) * 4  # a complex one is four
+    _, fourier = _costs((3, 5), (4, 4), (2, 2), 1, 1, batch=2)
+    assert fourier == 2 * ((1 + 4) * image + products + 4 * taps / 2)
 
 
 @pytest.mark.parametrize(
