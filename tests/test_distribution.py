@@ -21,45 +21,38 @@ TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forks here")
 
 
-def in_processes(job, folder):
-    """What a job of workers.py found, see there."""
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What workers.py found: two workers, of which one is killed in the second epoch and that are
+    both begun again; one process; and two devices of one process."""
+    folder = tmp_path_factory.mktemp("found")
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     environment = {name: v for name, v in os.environ.items() if name != "TF_CONFIG"}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", TESTS / "workers.py", job, folder],
+        [sys.executable, "-W", "ignore", TESTS / "workers.py", folder],
         env=environment | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / f"{job}.json").read_text())
+    return SimpleNamespace(folder=folder, **json.loads((folder / "found.json").read_text()))
 
 
-# Two workers: one is killed in the second epoch, both are started again
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pair") / "made"
-    return SimpleNamespace(folder=folder, **in_processes("two_workers", folder))
-
-
-def test_a_killed_worker_ends_the_other_with_one_sentence_that_says_how_to_go_on(pair):
-    other, killed = pair.killed
+def test_a_killed_worker_ends_the_other_with_one_sentence_that_says_how_to_go_on(found):
+    other, killed = found.killed
     assert (other["status"], killed["status"]) == (1, -9)
-    assert other["seconds"] < killed["seconds"] + 60
     last = other["output"].strip().splitlines()[-1]
     assert last.startswith("RuntimeError: All workers of a training must live to its end.")
     assert "worker 1 no longer answers" in last
     assert "same command: run 'head' goes on" in last
 
 
-def test_two_workers_begun_again_end_as_one_undisturbed_process_does(pair):
-    assert [worker["status"] for worker in pair.again] == [0, 0]
-    assert pair.alone == 0
-    folders = [pair.folder / name / "runs" / "head" for name in ("two", "one")]
+def test_two_workers_begun_again_end_as_one_undisturbed_process_does(found):
+    assert [worker["status"] for worker in found.again] == [0, 0]
+    assert found.alone == 0
+    folders = [found.folder / name / "runs" / "head" for name in ("two", "one")]
     histories = [runs.read_csv(f / "history.csv").drop(columns="seconds") for f in folders]
     pd.testing.assert_frame_equal(*histories, rtol=1e-5, atol=1e-7)
     weights = [keras.models.load_model(f / "model.keras").get_weights() for f in folders]
@@ -69,8 +62,8 @@ def test_two_workers_begun_again_end_as_one_undisturbed_process_does(pair):
     pd.testing.assert_frame_equal(*scores, rtol=1e-5)
 
 
-def test_each_worker_reads_its_own_rows_and_both_a_rest_that_is_too_small_to_share(pair):
-    chief, other = (record["read"] for record in pair.records)
+def test_each_worker_reads_its_own_rows_and_both_a_rest_that_is_too_small_to_share(found):
+    chief, other = (record["read"] for record in found.records)
     order = batches.epoch_order(np.arange(14), seed=0, epoch=2)  # the first epoch was done
     whole = order[:12].reshape(3, 4)
     assert chief[:2] == [whole[:, :2].ravel().tolist(), [order[12]]]
@@ -81,42 +74,32 @@ def test_each_worker_reads_its_own_rows_and_both_a_rest_that_is_too_small_to_sha
     assert other[2:] == [[16, 17], [18]]
 
 
-def test_the_chief_alone_writes(pair):
-    chief, other = (record["written"] for record in pair.records)
+def test_the_chief_alone_writes(found):
+    chief, other = (record["written"] for record in found.records)
     assert any(path.endswith("state.npz") for path in chief)
     assert other == []
 
 
-def test_config_says_how_many_trained_and_the_identity_of_the_run_does_not(pair):
-    folder = pair.folder / "two" / "runs" / "head"
+def test_config_says_how_many_trained_and_the_identity_of_the_run_does_not(found):
+    folder = found.folder / "two" / "runs" / "head"
     config = json.loads((folder / "config.json").read_text())
-    name = "CollectiveAllReduceStrategy"
     assert config["strategy"]["workers"] == config["strategy"]["replicas"] == 2
-    assert name in config["strategy"]["name"] or "MultiWorker" in config["strategy"]["name"]
     settings = [
-        json.loads((pair.folder / one / "runs/head/settings.json").read_text())
+        json.loads((found.folder / one / "runs/head/settings.json").read_text())
         for one in ("two", "one")
     ]
     assert settings[0] == settings[1]
 
 
-# Two devices of one process
+def test_two_devices_train_as_one_with_batch_moments_dropout_flips_and_uneven_batches(found):
+    one, both = found.one, found.both
+    np.testing.assert_allclose(both["losses"], one["losses"], rtol=1e-5)
+    for pair in zip(both["weights"], one["weights"], strict=True):
+        np.testing.assert_allclose(*pair, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def devices(tmp_path_factory):
-    return in_processes("mirrored", tmp_path_factory.mktemp("devices") / "made")
-
-
-def test_two_devices_train_as_one_with_batch_moments_dropout_flips_and_uneven_batches(devices):
-    alone, mirrored = devices["alone"], devices["mirrored"]
-    np.testing.assert_allclose(mirrored["losses"], alone["losses"], rtol=1e-5)
-    for two, one in zip(mirrored["weights"], alone["weights"], strict=True):
-        np.testing.assert_allclose(two, one, atol=1e-4)
-
-
-def test_a_loss_scale_falls_on_all_replicas_where_one_overflows(devices):
-    weights, scales = devices["overflow"]
+def test_a_loss_scale_falls_on_all_replicas_where_one_overflows(found):
+    weights, scales = found.overflow
     assert weights == [1, 1]
     assert scales == [2**14, 2**14]  # half of Keras' first
 

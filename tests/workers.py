@@ -1,7 +1,7 @@
 """Trainings on several replicas, each worker a process of this machine; run by tests.
 
-`python workers.py JOB FOLDER` makes `FOLDER/JOB.json`. TensorFlow is imported once and each
-worker is a fork of that: nothing of it has started by then.
+`python workers.py FOLDER` makes `FOLDER/found.json`. TensorFlow is imported once and each worker
+is a fork of that: nothing of it has started by then.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -42,7 +41,7 @@ read = []  # by this process
 def workers(count, job, folder):
     """`job(number)` in so many processes that form a cluster: a dict of each.
 
-    It holds `status`, its exit status (negative: the signal), `output` and `seconds`.
+    It holds `status`, its exit status (negative: the signal), and `output`.
     """
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
@@ -54,14 +53,10 @@ def workers(count, job, folder):
     for number in range(count):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
         children.append(fork(job, number, folder / f"output-{number}", TF_CONFIG=json.dumps(task)))
-    started, ended = time.monotonic(), {}
-    while len(ended) < count:
-        pid, status = os.wait()
-        ended[pid] = os.waitstatus_to_exitcode(status), time.monotonic() - started
+    statuses = {child: os.waitpid(child, 0)[1] for child in children}
     return [
         {
-            "status": ended[child][0],
-            "seconds": ended[child][1],
+            "status": os.waitstatus_to_exitcode(statuses[child]),
             "output": (folder / f"output-{number}").read_text(),
         }
         for number, child in enumerate(children)
@@ -72,6 +67,7 @@ def fork(job, number, output, **environment):
     """Number of a new process in which `job(number)` runs, and ends with 1 if it fails."""
     if child := os.fork():
         return child
+    signal.alarm(500)  # none outlives a test that hangs
     status = 1
     try:
         os.environ |= environment
@@ -98,7 +94,7 @@ def train(folder, strategy, **settings):
 
 def two_workers(folder):
     """One run by two workers, of which the second is killed in the second epoch, begun again."""
-    (folder / "two").mkdir(parents=True)
+    (folder / "two").mkdir()
     (folder / "one").mkdir()
 
     def work(number, *, killed):
@@ -145,15 +141,14 @@ def note_files_written(*folders):
     return written
 
 
-def mirrored(folder):
+def mirrored(_):
     """A network with all that depends on the batch, trained on one device and on two."""
-    folder.mkdir(parents=True)
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     return {
-        "alone": train_tiny(None),
-        "mirrored": train_tiny(strategy),
+        "one": train_tiny(None),
+        "both": train_tiny(strategy),
         "overflow": overflow_on_one_replica(strategy),
     }
 
@@ -214,8 +209,21 @@ def overflow_on_one_replica(strategy):
     return [[float(np.squeeze(copy)) for copy in both] for both in copies]
 
 
+def in_a_fork(job, folder):
+    """What `job(folder)` returns, from a process of its own."""
+    folder.mkdir()
+    child = fork(
+        lambda _: (folder / "found.json").write_text(json.dumps(job(folder))),
+        0,
+        folder / "output",
+    )
+    if os.waitpid(child, 0)[1]:
+        sys.exit((folder / "output").read_text())
+    return json.loads((folder / "found.json").read_text())
+
+
 if __name__ == "__main__":
     os.environ["TQDM_DISABLE"] = "1"
-    job, folder = sys.argv[1], Path(sys.argv[2])
-    result = {"two_workers": two_workers, "mirrored": mirrored}[job](folder)
-    (folder / f"{job}.json").write_text(json.dumps(result))
+    folder = Path(sys.argv[1])
+    found = in_a_fork(mirrored, folder / "devices") | two_workers(folder)
+    (folder / "found.json").write_text(json.dumps(found))

@@ -132,7 +132,7 @@ def difference(one, other):
     """Largest differences of the losses and of the last weights of two runs."""
     import keras
 
-    from pneumo_lib import runs
+    from pneumo_lib import fcn, runs  # noqa: F401  (its layers must be known)
 
     both = [folder / "runs" / "made" for folder in (one, other)]
     losses = [runs.read_csv(folder / "history.csv")[["loss", "val_loss"]] for folder in both]
