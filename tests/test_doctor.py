@@ -46,6 +46,13 @@ def test_what_is_in_place_is_found(home, png_release):
     assert findings["device"].state == "ok"
 
 
+def test_a_folder_of_something_else_is_no_data_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    (tmp_path / "data" / "notes").mkdir(parents=True)
+    (tmp_path / "data" / "notes.txt").touch()
+    assert [finding.state for finding in doctor._data()] == ["missing"]
+
+
 def test_missing_packages_are_told_apart_by_need(home, monkeypatch):
     version = importlib.metadata.version
 
