@@ -246,8 +246,7 @@ def prepare_data(
     name = folder.name if data == "phantoms" else f"{folder.name}-{place}"
     suffix = "" if fold is None else f"-fold{fold}".replace("/", "of")
     prepared = project_path(f"data/prepared/{name}_{size}_{split}-split{seed}{suffix}")
-    decisive = [split, seed, *([] if fold is None else [fold])]
-    request = arrays.digest(cases, arrays.fingerprints(cases, size=size), *decisive)
+    request = arrays.digest(cases, arrays.fingerprints(cases, size=size), split, seed)
     if _read_meta(prepared).get("request") != request:
         # without this record, each call would compare all images again to split them
         cases = split_cases(cases, scheme=split, fold=fold, seed=seed)
