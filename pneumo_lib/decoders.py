@@ -198,9 +198,9 @@ def enlarge(x, factor, name):
     return layers.UpSampling2D(factor, interpolation="bilinear", name=name)(x)
 
 
-def normalise(x, name, **arguments):
+def normalise(x, name):
     """Batch normalisation whose averages follow quickly: an epoch may have few steps."""
-    return layers.BatchNormalization(momentum=0.9, name=name, **arguments)(x)
+    return layers.BatchNormalization(momentum=0.9, name=name)(x)
 
 
 def convolution(x, channels, name, seeds, *, layer=layers.Conv2D, kernel_size=3, strides=1):

@@ -67,8 +67,7 @@ def project(taps, *, name="project"):
 
     They start as random projections, to be made those on principal components by
     `fit_projections()`. Against trained layers on all channels the decoder has half the
-    parameters, its features a quarter of the size, and with 82 positive X-rays it learns more
-    than these by heart.
+    parameters and its features a quarter of the size; on real X-rays it finds as much.
 
     Args:
         taps: dict from octave to `KerasTensor`.
@@ -111,8 +110,8 @@ def fit_projections(model, data, backbone, *, folder="data/features", batch_size
     folder = project_path(folder)
     which = hashlib.sha256(rows.tobytes()).hexdigest()[:8]
     path = folder / f"{backbone}-{checksum(taps, data, backbone)}-{which}-projections.npz"
-    if not path.exists():
-        with alone(path):
+    with alone(path):  # another process may be at it
+        if not path.exists():
             moments = _moments(taps, data.images, rows, backbone, batch_size)
             found = [
                 principal_projection(*moment, channels=layer.filters)
