@@ -22,6 +22,15 @@ class LostCluster(RuntimeError):
     """The scheduler is out of reach, or went away."""
 
 
+def scheduler_lost(client):
+    """`LostCluster` for a client whose scheduler went away in mid-work."""
+    return LostCluster(
+        "The Dask scheduler must live until the end. Received: lost connection to "
+        f"{client.scheduler.addr if client.scheduler else 'it'}. Start it and its workers again "
+        "and give the same command: what was finished is kept"
+    )
+
+
 @contextlib.contextmanager
 def connected(scheduler="local", *, workers=None):
     """A Dask client; what was started for it ends with the block.
@@ -143,11 +152,7 @@ def as_finished(client, do, items, *, window=2000, **options):
         except KilledWorker:
             found = (item, None, "the processes that worked on it died, each time")
         except CancelledError:
-            raise LostCluster(
-                "The Dask scheduler must live until the end. Received: lost connection to "
-                f"{client.scheduler.addr if client.scheduler else 'it'}. Start it and its workers "
-                "again and give the same command: what was finished is kept"
-            ) from None
+            raise scheduler_lost(client) from None
         submit_next()
         yield found
 

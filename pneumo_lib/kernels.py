@@ -1,6 +1,7 @@
 """One notebook, executed by papermill in a kernel of its own, and what that took.
 
-TensorFlow keeps GPU memory until its process ends, so no two trainings share a kernel.
+TensorFlow keeps GPU memory until its process ends, so no two trainings share a kernel. What the
+extra "notebooks" brings is imported where it is needed: the library works without it.
 """
 
 import threading
@@ -8,11 +9,6 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-
-import papermill
-import psutil
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError, strip_color
 
 
 class Step(NamedTuple):
@@ -43,6 +39,10 @@ def execute(step, output, *, desc=None):
     Raises:
         NotebookError: if a cell fails, or the kernel ends.
     """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError, strip_color
+
     kept = f"It is kept up to there: {output}"
     try:
         nb = papermill.execute_notebook(
@@ -87,6 +87,8 @@ def measured(*, every=0.25, stop=lambda total: False):
     `every` so many seconds; memory they share is counted once for each. What was started is
     killed once `stop(total)`, given that memory in bytes, is true.
     """
+    import psutil
+
     used, start, done = {"peak_gb": 0.0}, time.perf_counter(), threading.Event()
 
     def sample():

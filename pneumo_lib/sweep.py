@@ -15,12 +15,12 @@ from typing import NamedTuple
 import dask
 import pandas as pd
 from dask.utils import parse_bytes
-from distributed import as_completed
+from distributed import CancelledError, as_completed
 from distributed.scheduler import KilledWorker
 from tqdm.auto import tqdm
 
-from pneumo_lib import kernels, report, runs, sweep_results
-from pneumo_lib.cluster import LostCluster, connected
+from pneumo_lib import kernels, runs, sweep_results
+from pneumo_lib.cluster import connected, scheduler_lost
 from pneumo_lib.experiments import (
     DATA,
     is_finished,
@@ -64,6 +64,8 @@ def read_sweep(params, *, overrides=None):
         ValueError: if it has other parts, an axis is no list of values, a parameter is none of
             notebook 05, or two runs would have one name.
     """
+    from pneumo_lib import report  # of the extra "notebooks"
+
     path, overrides = source_path(params), dict(overrides or {})
     content = report.read_params(path)
     if set(content) != {"base", "grid"}:
@@ -209,17 +211,13 @@ def _train_all(client, unmade, folder, *, limit, resources, retries):
         try:
             for future in as_completed(futures):
                 name = futures[future]
-                if future.status == "finished":
+                try:  # not its status: should the worker have died since, the run is found again
                     logger.info("%s: %.0f s, %.1f GB", name, *future.result())
-                elif future.status == "error":
-                    failed[name] = _reason(future.exception())
+                except CancelledError:
+                    raise scheduler_lost(client) from None
+                except Exception as error:  # the other runs go on
+                    failed[name] = _reason(error)
                     logger.warning("%s failed: %s", name, failed[name])
-                else:
-                    raise LostCluster(
-                        "The Dask scheduler must live until the end. Received: no more answer. "
-                        "Start it and its workers again and give the same command: what was "
-                        "finished is kept"
-                    )
                 under_way.discard(name)
                 bar.update()
                 show()
