@@ -60,11 +60,11 @@ explore: env ## look at the cases of finished runs, as a web page on this machin
 	  --template=pneumo --theme=dark --show_tracebacks=True $(OPTIONS)
 
 # The peer in two of the tables is PyTorch; without it they are printed all the same.
-bench: env ## all benchmarks, an hour on two cores (installs PyTorch where it is missing)
+bench: env ## all benchmarks, more than an hour on two cores (installs PyTorch where it is missing)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "Installing PyTorch for the comparison ..." && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'; } \
 	  || echo "PyTorch could not be installed: the tables go without it." >&2
-	@for script in transposed_conv train_step prepare predict scaling; do \
+	@for script in transposed_conv train_step prepare predict scaling scale_out; do \
 	  echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 # -- upkeep ------------------------------------------------------------------------------------

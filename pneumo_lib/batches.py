@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 _CHUNK = 32  # steps between two visits to Python
+_BLOCK = 2**28  # bytes that are read ahead at most: features of large images are megabytes each
 _share = ContextVar("share", default=None)
 
 
@@ -125,7 +126,8 @@ def read_blocks(inputs, masks, rows, batch_size, *, flipped=None):
         smaller batch if the batches do not come out even.
     """
     whole = len(rows) - len(rows) % batch_size
-    length = _CHUNK * batch_size
+    batch_bytes = batch_size * (inputs.nbytes // len(inputs) + masks.nbytes // len(masks))
+    length = batch_size * max(1, min(_CHUNK, _BLOCK // batch_bytes))
     blocks = [rows[i : min(i + length, whole)] for i in range(0, whole, length)]
     blocks += [rows[whole:]] if whole < len(rows) else []
 

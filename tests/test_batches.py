@@ -64,6 +64,15 @@ def test_blocks_are_read_as_they_are_needed_and_one_ahead(data):
     assert len(list(blocks)) == 97
 
 
+@pytest.mark.parametrize(("batches", "steps"), [(3.5, 3), (0.5, 1)])
+def test_blocks_of_large_inputs_hold_fewer_steps(data, monkeypatch, batches, steps):
+    batch_bytes = 4 * (data.images[0].nbytes + data.masks[0].nbytes)
+    monkeypatch.setattr("pneumo_lib.batches._BLOCK", int(batches * batch_bytes))
+    blocks = list(read_blocks(data.images, data.masks, np.arange(24), 4))
+    assert [len(x) for x, _ in blocks] == [steps] * (6 // steps)
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in blocks])[5, 3], data.images[23])
+
+
 POSITIVE = np.arange(100) < 20  # case i has a pneumothorax
 
 
