@@ -117,24 +117,28 @@ def cluster(tmp_path_factory):
 @pytest.fixture
 def predict(run):  # noqa: F811
     """`predict_archive()` in a thread, so that the test goes on while it waits."""
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
 
-        def call(source, out, scheduler):
-            options = {"scheduler": scheduler, "partition_files": 2}
-            return thread.submit(predict_archive, source, run, out, **options)
+    def call(source, out, scheduler):
+        options = {"scheduler": scheduler, "partition_files": 2}
+        return thread.submit(predict_archive, source, run, out, **options)
 
-        yield call
+    yield call
+    thread.shutdown(
+        wait=False
+    )  # in a test that failed, it waits for the pipe as long as the cluster
 
 
 def test_partition_of_a_worker_that_is_killed_is_made_by_another(predict, cluster, files, tmp_path):
     address, processes = cluster
     source, pipe = files
     coming = predict(source, tmp_path / "out", address)
-    victim = pipe.reader()
-    assert victim in [process.pid for process in processes[1:]]
-    os.kill(victim, signal.SIGKILL)
+    reader = pipe.reader()
+    (victim,) = [process for process in processes[1:] if process.pid == reader]
+    victim.kill()
+    victim.wait()  # until then it has the pipe open
     os.close(pipe.writer)
-    assert pipe.reader() != victim
+    assert pipe.reader() != victim.pid
     pipe.fill()
     outcome = coming.result(PATIENCE)
     assert (outcome.listed, outcome.rows, outcome.failed) == (8, 8, 0)
