@@ -40,6 +40,8 @@ def main(arguments=None):
 def report(options):
     """Runs all notebooks and names the files they made."""
     try:
+        import papermill  # noqa: F401  (asked for now, not when the first notebook runs)
+
         from pneumo_lib.report import run_report
     except ModuleNotFoundError as error:
         raise RuntimeError(
