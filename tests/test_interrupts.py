@@ -18,7 +18,7 @@ from pneumo_lib.interrupts import ended_by_ctrl_c
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C to a console only")
 STOPPED = "\nStopped. What was finished is kept; the same command goes on.\n"
 COMMAND = """
-import hashlib, multiprocessing, signal, subprocess, sys, time
+import hashlib, multiprocessing, signal, subprocess, sys, threading, time
 from pneumo_lib import cli, interrupts
 
 def compute(*_):  # for minutes, without a look at signals
@@ -34,7 +34,7 @@ def command(options):
         kernel = "import time; print(flush=True); time.sleep(600)"
         kernel = subprocess.Popen([sys.executable, "-c", kernel], stdout=-1, start_new_session=True)
         kernel.stdout.readline()
-    print("ready", flush=True)
+    threading.Timer(0.5, print, ["ready"], {"flush": True}).start()  # not before it computes
     compute()
 
 if __name__ == "__main__":
