@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -117,11 +118,10 @@ def _as_parquet(table):
 def _predict(files, out, settings):
     size, foreground = _network(out, settings["run"])
     point = OperatingPoint(*settings["operating_point"])
-    logging.getLogger("pneumo_lib.inference").setLevel(logging.ERROR)  # failures are in the rows
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it says may quote a header
     read = partial(_read, size=size)
     found = predictions(map(FileName, files), read, foreground, point, _BATCH, _READERS)
-    rows = [_row(prediction, settings) for prediction in found]
+    with _silent("pneumo_lib.inference", "pydicom"):
+        rows = [_row(prediction, settings) for prediction in found]
     columns = [
         pa.array([None if row[field.name] == "" else row[field.name] for row in rows]).cast(
             field.type
@@ -129,6 +129,19 @@ def _predict(files, out, settings):
         for field in SCHEMA
     ]
     return pa.table(columns, schema=SCHEMA)
+
+
+@contextmanager
+def _silent(*names):
+    """Failures are in the rows, and what pydicom says may quote a header."""
+    former = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in former.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _read(name, *, size):

@@ -136,8 +136,8 @@ def test_partition_of_a_worker_that_is_killed_is_made_by_another(predict, cluste
     reader = pipe.reader()
     (victim,) = [process for process in processes[1:] if process.pid == reader]
     victim.kill()
+    os.close(pipe.writer)  # at once, or who comes next would read an empty file
     victim.wait()  # until then it has the pipe open
-    os.close(pipe.writer)
     assert pipe.reader() != victim.pid
     pipe.fill()
     outcome = coming.result(PATIENCE)
