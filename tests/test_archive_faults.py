@@ -27,11 +27,6 @@ from pneumo_lib.cluster import LostCluster
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds readers in /proc")
 PATIENCE = 90  # seconds, on a machine with much else to do
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("PNEUMO_FAULTS"),
-    reason="may wait for ever when a killed worker races for the pipe: PNEUMO_FAULTS=1 runs it",
-)
-
 
 def until(found):
     """What `found()` gives once it is something."""
@@ -52,27 +47,27 @@ class Pipe:
 
     def reader(self):
         """Id of a process that waits for the content."""
-        return until(lambda: next(iter(self._readers()), None))
+        # kept open from now on, or who waits would read an empty file
+        self.writer = until(self._opened)
+        return until(self._reading)
 
-    def _readers(self):
-        # an open for reading waits for a writer before it has a file descriptor
+    def _opened(self):
         try:
-            writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+            return os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno != errno.ENXIO:
+            if error.errno != errno.ENXIO:  # nobody wants to read
                 raise
-            return
-        try:
-            for place in Path("/proc").glob("[0-9]*/fd/*"):
-                try:
-                    pid = int(place.parts[2])
-                    if pid != os.getpid() and place.samefile(self.path):
-                        self.writer = os.dup(writer)  # or who waits would read an empty file
-                        yield pid
-                except OSError:  # a process that has ended
-                    continue
-        finally:
-            os.close(writer)
+            return None
+
+    def _reading(self):
+        # an open for reading waits for a writer before it has a file descriptor
+        for place in Path("/proc").glob("[0-9]*/fd/*"):
+            try:
+                if int(place.parts[2]) != os.getpid() and place.samefile(self.path):
+                    return int(place.parts[2])
+            except OSError:  # a process that has ended
+                continue
+        return None
 
     def fill(self):
         """Let the reader go on."""
