@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +18,7 @@ from pneumo_lib.archive_files import FileName, load, locate, save
 from pneumo_lib.inference import load_foreground, predictions, read_file
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.prediction_files import describe, text_of
+from pneumo_lib.quiet import log_levels
 from pneumo_lib.rle import rle_encode
 from pneumo_lib.runs import Run
 
@@ -120,7 +120,8 @@ def _predict(files, out, settings):
     point = OperatingPoint(*settings["operating_point"])
     read = partial(_read, size=size)
     found = predictions(map(FileName, files), read, foreground, point, _BATCH, _READERS)
-    with _silent("pneumo_lib.inference", "pydicom"):
+    # failures are in the rows, and what pydicom says may quote a header
+    with log_levels(pneumo_lib__inference=logging.ERROR, pydicom=logging.CRITICAL):
         rows = [_row(prediction, settings) for prediction in found]
     columns = [
         pa.array([None if row[field.name] == "" else row[field.name] for row in rows]).cast(
@@ -129,19 +130,6 @@ def _predict(files, out, settings):
         for field in SCHEMA
     ]
     return pa.table(columns, schema=SCHEMA)
-
-
-@contextmanager
-def _silent(*names):
-    """Failures are in the rows, and what pydicom says may quote a header."""
-    former = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for name, level in former.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _read(name, *, size):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pneumo_lib as pl
 from pneumo_lib.cli_options import DISCLAIMER, parser
 from pneumo_lib.interrupts import ended_by_ctrl_c
+from pneumo_lib.quiet import log_levels
 
 _STOPPED = "\nStopped. What was finished is kept; the same command goes on."
 
@@ -236,17 +237,10 @@ def _run(options):
 @contextmanager
 def _quiet_readers():
     """Keeps from the screen what is told in the list of failures, and what quotes headers."""
-    levels = {"pneumo_lib.inference": logging.ERROR, "pydicom": logging.CRITICAL}
-    former = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pydicom")
-            yield
-    finally:
-        for name, level in former.items():
-            logging.getLogger(name).setLevel(level)
+    levels = {"pneumo_lib__inference": logging.ERROR, "pydicom": logging.CRITICAL}
+    with log_levels(**levels), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pydicom")
+        yield
 
 
 def _list_failures(failed, *, what="files"):

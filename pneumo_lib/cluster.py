@@ -10,7 +10,7 @@ import dask
 from distributed import CancelledError, Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
-from pneumo_lib.quiet import quiet_start
+from pneumo_lib.quiet import log_levels, quiet_start
 
 logger = logging.getLogger(__name__)
 _DEATHS = 10  # of workers under one task, after which the task is held to be the cause
@@ -53,7 +53,8 @@ def connected(scheduler="local", *, workers=None):
             f"Received: workers={workers}, scheduler={scheduler!r}"
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_silence())
+        # a lost connection is told once, in our words
+        stack.enter_context(log_levels(distributed=logging.CRITICAL))
         if isinstance(scheduler, Client):
             client = scheduler
         elif scheduler == "local":
@@ -64,20 +65,6 @@ def connected(scheduler="local", *, workers=None):
         if not client.nthreads():
             logger.info("No worker has joined yet; the work starts with the first.")
         yield client
-
-
-@contextlib.contextmanager
-def _silence():
-    """A lost connection is told once, in our words."""
-    logs = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
-    former = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, former, strict=True):
-            log.setLevel(level)
 
 
 def _local(workers):

@@ -1,5 +1,6 @@
 """TensorFlow's start, without the messages that would open every notebook in red."""
 
+import logging
 import os
 import sys
 import tempfile
@@ -33,3 +34,21 @@ def quiet_start():
         finally:
             os.dup2(screen, 2)
             os.close(screen)
+
+
+@contextmanager
+def log_levels(**levels):
+    """Inside the block, loggers speak from another level on: `log_levels(pydicom=50)`.
+
+    Args:
+        levels: of `logging`, by the loggers' names, `__` in the place of a dot.
+    """
+    loggers = {logging.getLogger(name.replace("__", ".")): to for name, to in levels.items()}
+    former = {logger: logger.level for logger in loggers}
+    try:
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+        yield
+    finally:
+        for logger, level in former.items():
+            logger.setLevel(level)
