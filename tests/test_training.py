@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -92,6 +93,30 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(finished, data):
     pd.testing.assert_frame_equal(again.scores, finished.scores)
     other = train(data, run="other", **SETTINGS | {"seed": 1})
     assert other.history["loss"].iloc[0] != finished.history["loss"].iloc[0]
+
+
+TWICE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import pneumo_lib as pl
+from conftest import make_data
+data = make_data(Path("data/squares"), size=128)
+for name in "abc":
+    run = pl.train(data, run=name, backbone="small", epochs=12, batch_size=14)
+    print(run.history["loss"].tolist())
+"""
+
+
+def test_runs_of_one_seed_are_equal_at_a_size_that_keeps_all_cores_busy(tmp_path):
+    # a process of its own: here, TensorFlow was loaded before the library could set anything
+    environment = os.environ | {"PNEUMO_HOME": str(tmp_path)}
+    environment.pop("TF_NUM_INTEROP_THREADS", None)
+    command = [sys.executable, "-c", TWICE, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(lines := done.stdout.splitlines()) == 3
+    assert len(set(lines)) == 1
 
 
 FINE_TUNED = SETTINGS | {
