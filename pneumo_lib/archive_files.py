@@ -6,7 +6,6 @@ What lies on this machine's file systems keeps its plain path; the rest has a UR
 
 import hashlib
 import os
-import uuid
 import zlib
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ import numpy as np
 from fsspec.core import url_to_fs
 
 from pneumo_lib.inference import SUFFIXES
+from pneumo_lib.paths import written_aside
 from pneumo_lib.pixels import is_dicom
 
 _STAMPS = ("ETag", "etag", "mtime", "LastModified")  # what says that a file was replaced
@@ -55,14 +55,11 @@ def load(name):
 
 def save(data, store, path):
     """Write a file at once: whole or not at all, whoever else writes the same one."""
-    if not is_local(store):
-        return store.pipe_file(path, data)  # a put of an object store is never half done
-    aside = Path(path).with_name(f".{uuid.uuid4().hex}")
-    try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    if is_local(store):
+        with written_aside(path) as aside:
+            aside.write_bytes(data)
+    else:
+        store.pipe_file(path, data)  # a put of an object store is never half done
 
 
 def list_files(source, *, without=()):

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def written_aside(path):
         `Path` beside it, with the same suffixes (some writers choose the format by them).
     """
     path = Path(path)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    # a name that no other process has, on whichever machine shares the folder
+    aside = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         yield aside
         os.replace(aside, path)

@@ -25,6 +25,7 @@ import pytest
 
 from pneumo_lib import arrays, paths, phantom, preparation
 from pneumo_lib.dataset import read_cases
+from pneumo_lib.kernels import NotebookError
 from pneumo_lib.paths import alone
 from pneumo_lib.phantom import make_phantoms
 from pneumo_lib.preparation import load_prepared, prepare
@@ -474,7 +475,7 @@ def test_dead_kernel_is_one_error_and_the_notebooks_before_it_are_kept(tmp_path,
         cells.insert(1, v4.new_code_cell("size = 1", metadata={"tags": ["parameters"]}))
         nb = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         write(nb, tmp_path / "notebooks" / f"{name}.ipynb")
-    with pytest.raises(RuntimeError, match=r"02_dies lost its kernel.*memory is short"):
+    with pytest.raises(NotebookError, match=r"02_dies lost its kernel.*memory is short"):
         report.run_report()
     assert (tmp_path / "runs" / "report" / "01_fine.html").exists()
     assert not (tmp_path / "runs" / "report" / "02_dies.ipynb").exists()

@@ -4,6 +4,7 @@ import ast
 import gzip
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import hostile_corpus as corpus
@@ -23,10 +24,6 @@ ROOT = Path(__file__).parents[1]
 IMAGES = [*corpus.images(), *corpus.dicoms()]
 # pydicom's own words on files that break off or lie; what we make of them is tested
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore::UserWarning")
-
-
-def names(inputs):
-    return [one.name for one in inputs]
 
 
 def test_the_corpus_holds_more_than_three_hundred_different_inputs():
@@ -56,7 +53,7 @@ def check_pixels(found, one):
         np.testing.assert_allclose(found, one.expected.astype(int), atol=2, rtol=0)
 
 
-@pytest.mark.parametrize("one", IMAGES, ids=names(IMAGES))
+@pytest.mark.parametrize("one", IMAGES, ids=attrgetter("name"))
 def test_read_image_names_a_bad_file_or_gives_the_right_pixels(one, tmp_path):
     path = tmp_path / one.name
     path.write_bytes(one.content)
@@ -149,7 +146,7 @@ def test_prepare_names_every_bad_image_and_does_all_the_others(tmp_path):
     bad = [one for one in IMAGES if one.expected is REFUSED]
     cases = read_cases(release(tmp_path / "data", bad))
     prepared = prepare(cases, tmp_path / "out", size=corpus.SIDE, skip_broken=True)
-    assert sorted(prepared.meta["left_out"]) == sorted(f"{name}.id" for name in names(bad))
+    assert sorted(prepared.meta["left_out"]) == sorted(f"{one.name}.id" for one in bad)
     assert len(prepared.images) == 3
     assert (prepared.images == corpus.picture()).all()
     with pytest.raises(ValueError, match=rf"{len(bad)} of {len(cases)} that do not") as raised:
@@ -191,7 +188,9 @@ def test_read_mask_reads_masks_of_other_values_depths_and_sizes(name, tmp_path):
     assert (mask != HALF).sum() <= allowed
 
 
-@pytest.mark.parametrize("one", [i for i in corpus.images() if i.expected is REFUSED], ids=str)
+@pytest.mark.parametrize(
+    "one", [i for i in corpus.images() if i.expected is REFUSED], ids=lambda i: i.name
+)
 def test_read_mask_names_a_bad_file(one, tmp_path):
     with pytest.raises(ValueError, match=r"case\.1|bad-mask") as raised:
         read_mask(mask_case(tmp_path, one.content, name=f"bad-mask-{one.name}"), HALF.shape)
@@ -308,7 +307,7 @@ def test_notes_beside_the_run_length_table_do_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "packed", [b"", b"\x1f\x8b", b"not gzip", gzip.compress(b"a,b\n" * 9)[:-9]]
+    "packed", [b"", b"\x1f\x8b", b"not gzip", gzip.compress(b"a,b\n" * 9, mtime=0)[:-9]], ids=len
 )
 def test_read_cases_names_a_broken_packed_table(packed, tmp_path):
     (tmp_path / "a.dcm").write_bytes(corpus.dicom())
@@ -392,7 +391,7 @@ def full_name(node):
     return ".".join([getattr(node, "id", "?"), *reversed(parts)])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pneumo_lib").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "pneumo_lib").glob("*.py")), ids=attrgetter("name"))
 def test_the_library_starts_no_shell_evaluates_no_text_and_loads_no_pickles(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -109,8 +109,7 @@ def test_links_to_notebooks_open_and_the_next_one_is_linked(path):
 def test_code_is_plain_python_of_at_most_25_lines_a_cell(path):
     for cell in code_cells(path):
         ast.parse(cell.source)  # no `!command` (papermill passes `!false`) and no magic
-        if "parameters" not in cell.metadata.get("tags", []):  # a list, to look things up in
-            assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
+        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
 
 
 @each_notebook

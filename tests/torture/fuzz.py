@@ -102,6 +102,6 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)
     if os.environ.get("SEEDS") != "0":
         seeds(target, Path(folder))
-    limits = ["-rss_limit_mb=3000", "-timeout=120", "-max_len=30000", "-print_final_stats=1"]
+    limits = ["-rss_limit_mb=3000", "-timeout=25", "-max_len=30000", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *limits, *options, folder], TARGETS[target])
     atheris.Fuzz()
