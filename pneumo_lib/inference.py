@@ -20,7 +20,7 @@ from pneumo_lib.dicom import XRay
 from pneumo_lib.features import compiled
 from pneumo_lib.metrics import image_evidence
 from pneumo_lib.operating_point import apply_operating_point, load_operating_point
-from pneumo_lib.pixels import decode_xray, is_dicom, resize_image
+from pneumo_lib.pixels import decode_xray, inside_frame, is_dicom, resize_image
 from pneumo_lib.runs import Run, load_run
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Prediction(NamedTuple):
     error: str | None = None
     xray: XRay | None = None  # what was read, and the checksum of the file: with `keep`
     sha256: str | None = None
+    inside: tuple = (0, 1, 0, 1)  # where the X-ray lies in a framed image, see `inside_frame()`
 
 
 def predict(
@@ -53,8 +54,10 @@ def predict(
 ):
     """Probability and mask of each X-ray, from a finished run.
 
-    Files are decoded in parallel, ahead of the network, exactly as `prepare()` does it. Memory
-    does not grow with their number: a result is given up as soon as the next one is asked for.
+    Files are decoded in parallel, ahead of the network, exactly as `prepare()` does it, but for a
+    frame of one grey level around all of the X-ray: the network does not see it, and nothing is
+    found on it. Memory does not grow with the number of files: a result is given up as soon as
+    the next one is asked for.
 
     Args:
         files: path or list of paths: PNG, JPEG, DICOM, see `pixels.read_image()`; folders are
@@ -194,13 +197,18 @@ def predictions(paths, read, foreground, point, batch_size, workers, *, shape=No
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads:
         decoded = ahead(threads, read, paths, count=2 * batch_size)
         while batch := list(islice(decoded, batch_size)):
-            good = [(image, shape or file.xray.shape) for file, image in batch if image is not None]
+            good = [
+                (image, shape or file.xray.shape, file.inside)
+                for file, image in batch
+                if image is not None
+            ]
             results = iter(())
             if good:
-                images, shapes = zip(*good, strict=True)
-                probabilities = foreground(np.stack(images))
-                masks = threads.map(partial(_mask, point=point), probabilities, shapes)
-                evidence = map(float, image_evidence(probabilities))
+                images, shapes, inside = zip(*good, strict=True)
+                found = foreground(np.stack(images))
+                masks = threads.map(partial(_mask, point=point), found, shapes, inside)
+                evidence = map(float, image_evidence(found))
+                probabilities = map(_framed, found, inside)
                 results = zip(probabilities, masks, evidence, strict=True)
             for file, image in batch:
                 if image is not None:
@@ -221,18 +229,38 @@ def read_file(path, *, size, keep=False, skip=(), load=Path.read_bytes):
         if (path, sha256) in skip:
             return Prediction(path, sha256=sha256), None
         xray = decode_xray(data, path, at_least=None if keep else size)
-        image = resize_image(xray.image, (size, size))
+        inside = inside_frame(xray.image)
+        image = resize_image(_part(xray.image, inside), (size, size))
         xray = xray if keep else xray._replace(image=None)
-        return Prediction(path, xray=xray, sha256=sha256), image
+        return Prediction(path, xray=xray, sha256=sha256, inside=inside), image
     except Exception as error:  # whatever a decoder raises: the other files go on
         reason = str(error).split("\n")[0] or repr(error)
         return Prediction(path, error=reason, sha256=sha256), None
 
 
-def _mask(probability, shape, *, point):
-    if not apply_operating_point(probability[None], point).any():  # most X-rays end here
-        return np.zeros(shape, np.uint8)
-    return cv2.compare(resize_image(probability, shape), point.bottom_threshold, cv2.CMP_GE) & 1
+def _part(image, inside):
+    """View of the part of an image that `inside_frame()` told."""
+    (height, width), (top, bottom, left, right) = image.shape, inside
+    return image[
+        round(top * height) : round(bottom * height), round(left * width) : round(right * width)
+    ]
+
+
+def _framed(probability, inside):
+    """Probability of the whole image from that of the X-ray within its frame."""
+    whole = np.zeros_like(probability)
+    part = _part(whole, inside)
+    part[:] = resize_image(probability, part.shape)
+    return whole
+
+
+def _mask(probability, shape, inside, *, point):
+    mask = np.zeros(shape, np.uint8)
+    if apply_operating_point(probability[None], point).any():  # of few X-rays
+        part = _part(mask, inside)
+        enlarged = resize_image(probability, part.shape)
+        part[:] = cv2.compare(enlarged, point.bottom_threshold, cv2.CMP_GE) & 1
+    return mask
 
 
 def ahead(threads, do, items, *, count):

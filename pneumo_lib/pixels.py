@@ -12,6 +12,8 @@ from .rle import rle_decode
 # and mostly the same few files: decoding each would cost a third of the time of a preparation.
 _EMPTY_MASKS = {}
 _EMPTY_MASKS_KEPT = 64
+_WHOLE = (0.0, 1.0, 0.0, 1.0)
+_FRAME_SHARE = 0.9  # of a line's pixels; the rest may be letters that were burnt into the frame
 
 
 def read_image(path):
@@ -69,6 +71,34 @@ def decode_xray(data, path, *, at_least=None):
 def is_dicom(data):
     """Whether the first 132 bytes of a file are those of DICOM, whatever its name."""
     return data[128:132] == b"DICM"
+
+
+def inside_frame(image):
+    """Where the X-ray lies in an image whose four sides are all framed in one grey level.
+
+    Film holders, screenshots and padding add such frames. A collimator's edge or the air beside an
+    arm is on fewer sides, belongs to the X-ray and stays.
+
+    Args:
+        image: `(height, width)` uint8.
+
+    Returns:
+        `(top, bottom, left, right)`: where the X-ray begins and ends, as shares of height and
+        width; `(0, 1, 0, 1)` without a frame, or where less than a quarter of a side is within.
+    """
+    sides = (image[0], image[-1], image[:, 0], image[:, -1])
+    level = np.median(np.concatenate(sides))
+    if any((abs(side - level) <= 2).mean() < _FRAME_SHARE for side in sides):
+        return _WHOLE
+    near = abs(image - level) <= 2
+    shares = ()
+    for axis in (1, 0):
+        [inside] = np.nonzero(near.mean(axis) < _FRAME_SHARE)
+        length = near.shape[1 - axis]
+        if len(inside) == 0 or inside[-1] + 1 - inside[0] < length / 4:
+            return _WHOLE
+        shares += (inside[0] / length, (inside[-1] + 1) / length)
+    return shares
 
 
 def read_pair(case, size):

@@ -24,6 +24,8 @@ from pneumo_lib.inference import Prediction, find_images, predict
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.training import train
 
+WHOLE = (0, 1, 0, 1)  # an X-ray without a frame
+
 
 @pytest.fixture(scope="module")
 def run(data):
@@ -75,6 +77,26 @@ def test_file_of_another_size_gets_the_probability_of_its_prepared_image(run, da
     assert prediction.mask.shape == large.shape
 
 
+@pytest.mark.parametrize("level", [0, 255])
+def test_frame_around_an_xray_changes_nothing_within_it(run, data, tmp_path, level):
+    plain = cv2.resize(data.images[0], (4 * SIZE, 3 * SIZE), interpolation=cv2.INTER_NEAREST)
+    framed = np.pad(plain, ((SIZE, 0), (0, 2 * SIZE)), constant_values=level)
+    framed = np.pad(framed, 20, constant_values=level)
+    framed[5:12, 40:50] = 255 - level  # a letter burnt into it
+    cv2.imwrite(str(tmp_path / "a.png"), plain)
+    cv2.imwrite(str(tmp_path / "b.png"), framed)
+    sure = float(np.quantile(next(predict(tmp_path / "a.png", run)).probability, 0.7))
+    one, other = predict(tmp_path, run, operating_point=OperatingPoint(sure, 0.1, sure))
+    assert one.mask.any()
+    np.testing.assert_allclose(other.evidence, one.evidence, atol=1e-6)
+    assert other.mask.shape == framed.shape
+    np.testing.assert_array_equal(other.mask[SIZE + 20 : -20, 20 : -20 - 2 * SIZE], one.mask)
+    assert other.mask.sum() == one.mask.sum()
+    assert other.probability.shape == (SIZE, SIZE)
+    assert (other.probability[: SIZE // 5] == 0).all()  # the frame, 52 of 168 rows
+    np.testing.assert_allclose(other.probability.max(), one.probability.max(), atol=0.02)
+
+
 def test_dicom_files_get_masks_of_their_own_size(run, siim_dicom):
     predictions = list(predict(siim_dicom, run))
     assert len(predictions) == 10
@@ -92,7 +114,7 @@ def test_mask_is_1_where_the_enlarged_probability_reaches_the_threshold():
     # OpenCV's linear mode puts samples at pixel centres: 0.2, 0.3, 0.5, 0.6 in each row
     for threshold, row in ((0.4, [0, 0, 1, 1]), (0.1, [1, 1, 1, 1]), (0.7, [0, 0, 0, 0])):
         point = OperatingPoint(threshold, 0.0, threshold)
-        mask = inference._mask(probability, (3, 4), point=point)
+        mask = inference._mask(probability, (3, 4), WHOLE, point=point)
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(mask, [row] * 3)
 
@@ -121,7 +143,7 @@ def test_mask_stays_empty_where_too_few_pixels_of_the_network_are_sure():
     probability = np.zeros((4, 4), np.float32)
     probability[0, 0] = 0.9  # one pixel of sixteen
     for share, area in ((1 / 16, 4), (2 / 16, 0)):
-        mask = inference._mask(probability, (4, 4), point=OperatingPoint(0.8, share, 0.5))
+        mask = inference._mask(probability, (4, 4), WHOLE, point=OperatingPoint(0.8, share, 0.5))
         assert mask.sum() * 4 == area
         assert mask.shape == (4, 4)
 

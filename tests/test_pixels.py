@@ -1,10 +1,11 @@
-"""Mask files: the same few empty ones are decoded once, and nothing else changes."""
+"""Mask files: the same few empty ones are decoded once, and nothing else changes. Frames."""
 
 import cv2
 import numpy as np
 import pytest
 
 from pneumo_lib import pixels
+from pneumo_lib.pixels import inside_frame, read_image
 
 
 @pytest.fixture
@@ -73,3 +74,49 @@ def test_only_so_many_empty_files_are_remembered(write_mask, monkeypatch):
     for side in range(3, 9):
         pixels.read_mask(write_mask("a", np.zeros((side, side), np.uint8)), (side, side))
     assert len(pixels._EMPTY_MASKS) == 2
+
+
+# -- frames
+
+
+CHEST = np.arange(20, 20 + 8 * 16, dtype=np.uint8).reshape(8, 16)
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_frame_of_one_level_is_left_out(level):
+    framed = np.pad(CHEST, ((2, 6), (3, 13)), constant_values=level)  # 16 rows, 32 columns
+    assert inside_frame(framed) == (2 / 16, 10 / 16, 3 / 32, 19 / 32)
+
+
+def test_letters_in_the_frame_do_not_end_it():
+    framed = np.pad(CHEST, ((22, 2), (3, 13)))  # 32 rows and columns
+    framed[2:5, 20:23] = 255  # 3 of 32 pixels
+    assert inside_frame(framed) == (22 / 32, 30 / 32, 3 / 32, 19 / 32)
+
+
+def test_noise_of_two_levels_is_still_a_frame():
+    framed = np.pad(CHEST, 4, constant_values=10)
+    framed[0, ::2] = 12
+    assert inside_frame(framed) == (4 / 16, 12 / 16, 4 / 24, 20 / 24)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        CHEST,
+        np.pad(CHEST, ((4, 0), (4, 4))),  # air above and beside the arms, not below
+        np.pad(np.pad(CHEST, ((4, 0), (4, 4))), ((0, 4), (0, 0)), constant_values=255),
+        np.zeros((8, 8), np.uint8),
+        np.pad(CHEST[:2, :2], 4),  # 2 of 10 pixels would be left
+    ],
+    ids=["no frame", "three sides", "two levels", "nothing else", "almost nothing else"],
+)
+def test_everything_else_is_whole(image):
+    assert inside_frame(image) == (0, 1, 0, 1)
+
+
+def test_only_real_xrays_that_look_framed_are_taken_for_it(siim_real):
+    """Two of 387, by eye: a child on a third of the film, and one turned by ten degrees."""
+    paths = sorted((siim_real / "png_images").iterdir())
+    framed = [path.name for path in paths if inside_frame(read_image(path)) != (0, 1, 0, 1)]
+    assert framed == ["217_train_0_.png", "95_test_0_.png"]
