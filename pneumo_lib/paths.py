@@ -1,6 +1,7 @@
 """Where the project's files lie, and how they are replaced without ever being torn."""
 
 import errno
+import glob
 import logging
 import os
 import uuid
@@ -14,6 +15,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+_UNIQUE = 12  # hexadecimal digits before the name of a file that is written aside
 _ELSEWHERE = "choose another place, for all files by the environment variable PNEUMO_HOME"
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -77,7 +79,7 @@ def written_aside(path):
     """
     path = Path(path)
     # a name that no other process has, on whichever machine shares the folder
-    aside = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    aside = path.with_name(f".{uuid.uuid4().hex[:_UNIQUE]}-{path.name}")
     try:
         yield aside
         os.replace(aside, path)
@@ -90,7 +92,8 @@ def alone(path):
     """Lets one process at a time make `path`, a file or folder; the next one waits, and logs so.
 
     Two reports, or a notebook and a test, may want the same arrays at once. The lock ends with
-    its process, however that ends. Windows has none.
+    its process, however that ends. Windows has none. What a process that was killed left aside,
+    for `path` or in it, is removed.
 
     Args:
         path: what is to be made; its folder is made where it is missing.
@@ -103,6 +106,8 @@ def alone(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _lock(lock, path) if fcntl else None
+        if handle is not None:
+            _remove_asides(path)
         yield
     except OSError as error:
         if error.errno not in _REMEDIES:
@@ -117,6 +122,13 @@ def alone(path):
         if handle is not None:
             lock.unlink(missing_ok=True)  # before the lock ends: who waits will notice
             os.close(handle)
+
+
+def _remove_asides(path):
+    """Files that `written_aside()` had no time to rename or to remove."""
+    for folder, name in ((path, "*"), (path.parent, f"{glob.escape(path.stem)}.*")):
+        for aside in folder.glob(f".{'[0-9a-f]' * _UNIQUE}-{name}"):
+            aside.unlink(missing_ok=True)
 
 
 def _lock(lock, path):

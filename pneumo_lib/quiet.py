@@ -6,6 +6,13 @@ import sys
 import tempfile
 from contextlib import contextmanager
 
+# TensorFlow runs one operation at a time, each on all cores, unless the user says otherwise: with
+# several at a time, two trainings from one seed differ in the seventh digit of the loss after some
+# steps and in the fourth after an epoch (seen on two cores, with `enable_op_determinism()` too).
+# It costs InceptionV3 a tenth of its speed. Set here, with the package, whichever of its modules
+# is imported: TensorFlow reads it when it first computes.
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
 
 @contextmanager
 def quiet_start():
@@ -15,13 +22,7 @@ def quiet_start():
     level counts (seen with 2.21), and Jupyter stores that in the notebook. Looking for a GPU
     speaks too, so it is done here. If the block fails, everything said comes out after all.
     Later errors are shown as ever, notes and warnings only where `TF_CPP_MIN_LOG_LEVEL` says so.
-
-    TensorFlow is told to run one operation at a time, each on all cores, unless
-    `TF_NUM_INTEROP_THREADS` says otherwise: with several at a time, two trainings from one seed
-    differ in the seventh digit of the loss after some steps and in the fourth after an epoch (seen
-    on two cores, with `enable_op_determinism()` too). It costs InceptionV3 a tenth of its speed.
     """
-    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "tensorflow" in sys.modules:
         yield

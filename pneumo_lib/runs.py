@@ -167,6 +167,8 @@ def claim(name, settings):
                 "else. Give the run another name"
             )
         if json.loads(identity.read_text()) == settings:
+            if is_finished(folder):  # and killed just before its state was removed
+                (folder / "state.npz").unlink(missing_ok=True)
             return folder
         number = 1
         while (aside := folder.with_name(f"{name}.old-{number}")).exists():

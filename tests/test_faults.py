@@ -166,6 +166,21 @@ def test_lock_left_by_a_killed_process_keeps_nobody_out(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_process_left_aside_is_gone_once_another_is_alone(tmp_path):
+    pytest.importorskip("fcntl", reason="Windows has no flock")
+    made, asides = tmp_path / "made", []
+    made.mkdir()
+    (made / ".hidden-notes.txt").touch()
+    for path in (made / "history.csv", tmp_path / "made.count", tmp_path / "other.count"):
+        with paths.written_aside(path) as aside:
+            aside.touch()
+        aside.touch()  # as if killed before it got its name
+        asides.append(aside)
+    with alone(made):
+        assert [aside.exists() for aside in asides] == [False, False, True]
+    assert {path.name for path in made.iterdir()} == {".hidden-notes.txt", "history.csv"}
+
+
 def test_a_lock_file_replaced_while_waiting_is_locked_anew(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
     lock, calls = fcntl.flock, []

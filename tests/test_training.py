@@ -99,11 +99,11 @@ TWICE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import pneumo_lib as pl
 from conftest import make_data
+from pneumo_lib.training import train  # which sets less up than pl.train
 data = make_data(Path("data/squares"), size=128)
 for name in "abc":
-    run = pl.train(data, run=name, backbone="small", epochs=12, batch_size=14)
+    run = train(data, run=name, backbone="small", epochs=12, batch_size=14)
     print(run.history["loss"].tolist())
 """
 
@@ -162,6 +162,12 @@ def test_killed_run_goes_on_and_ends_with_the_same_numbers(settings, finished, d
     pd.testing.assert_frame_equal(resumed.scores, finished.scores)
     kept = [np.load(run.folder / "probabilities.npy") for run in (resumed, finished)]
     np.testing.assert_array_equal(*kept)
+
+
+def test_state_that_a_kill_left_beside_a_finished_run_is_removed(finished, data):
+    (finished.folder / "state.npz").touch()
+    train(data, run="finished", **SETTINGS)
+    assert not (finished.folder / "state.npz").exists()
 
 
 def weights_of(run):

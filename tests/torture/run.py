@@ -87,17 +87,13 @@ def start(arguments, folder):
 
 
 def compare_reports(one, other):
-    """What differs between the tables of two reports; times may."""
-    import pandas as pd
-
+    """What differs between the run folders of two reports, tables and weights; times may."""
     wrong = []
     folders = sorted(path.parent.name for path in (one / "runs").glob("*/config.json"))
     for name in folders:
-        for table in ("history.csv", "scores.csv"):
-            both = [pd.read_csv(place / "runs" / name / table) for place in (one, other)]
-            both = [table.drop(columns="seconds", errors="ignore") for table in both]
-            if not both[0].equals(both[1]):
-                wrong.append(f"{name}/{table} differs")
+        both = [jobs.contents_of(place / "runs" / name) for place in (one, other)]
+        files = sorted(both[0].keys() | both[1].keys())
+        wrong += [f"{name}/{f} differs" for f in files if both[0].get(f) != both[1].get(f)]
     return wrong if folders else ["no finished run"]
 
 
@@ -196,7 +192,8 @@ def main():
     chosen = {n: f for n, f in sections(options.minutes).items() if n in (options.names or [n])}
     folder = Path(tempfile.mkdtemp(prefix="pneumo-torture-"))
     jobs.CHILDREN.set_forkserver_preload(jobs.ALL)
-    results = {}
+    results, kept = {}, ROOT / "runs" / "torture.json"
+    kept.parent.mkdir(exist_ok=True)
     for name, section in chosen.items():
         started = time.monotonic()
         results[name] = section(folder / name.replace(" ", "-"))
@@ -204,8 +201,8 @@ def main():
         print(
             f"{'FAILED' if results[name]['wrong'] else 'ok':8}{name:20}{results[name]}", flush=True
         )
-    (ROOT / "runs").mkdir(exist_ok=True)
-    (ROOT / "runs" / "torture.json").write_text(json.dumps(results, indent=1) + "\n")
+        before = json.loads(kept.read_text()) if kept.exists() else {}  # of other calls
+        kept.write_text(json.dumps(before | {name: results[name]}, indent=1) + "\n")
     failed = [name for name in results if results[name]["wrong"]]
     if not failed:
         shutil.rmtree(folder)
