@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 import pandas as pd
 from harness import check_same, compare, report
@@ -79,10 +78,10 @@ def make_rare(network, images, backbone):
 
 def from_files(paths, run):
     """`predict()` once it has loaded the network: the seconds of that are told apart."""
-    network = keras.models.load_model(run.folder / "model.keras", compile=False)
-    foreground = inference._foreground(network, run.config, BATCH, xla=True)
-    read, point = partial(inference._read, size=SIZE), OperatingPoint()
-    return lambda: sum(1 for _ in inference._predict(paths, read, foreground, point, BATCH, None))
+    foreground = inference.load_foreground(run, batch_size=BATCH, xla=True)
+    read, point = partial(inference.read_file, size=SIZE), OperatingPoint()
+    todo = (paths, read, foreground, point, BATCH, None)
+    return lambda: sum(1 for _ in inference.predictions(*todo))
 
 
 def backbone_alone(encoder, images, backbone):
