@@ -61,13 +61,21 @@ def train_small(folder):
     train(_squares(), run="made", backbone="small", **SETTINGS)
 
 
-def report(folder):
-    """The whole study at the smallest settings."""
+def report(folder, *, only=""):
+    """The whole study at the smallest settings, or the notebooks whose names match `only`."""
     os.environ |= {"PNEUMO_HOME": str(folder), "TQDM_DISABLE": "1"}
     from pneumo_lib.report import run_report
 
-    root = TESTS.parent
-    run_report(params=root / "params" / "smoke.yaml", notebooks=root / "notebooks")
+    root, notebooks = TESTS.parent, folder / "notebooks"
+    notebooks.mkdir(exist_ok=True)
+    for path in (root / "notebooks").glob(f"{only}*.ipynb"):
+        shutil.copy2(path, notebooks)
+    run_report(params=root / "params" / "smoke.yaml", notebooks=notebooks)
+
+
+def report_of_trainings(folder):
+    """What of the study draws, prepares, trains and scores: the rest only shows it, or networks."""
+    report(folder, only="0[56]_")
 
 
 def _squares():
@@ -77,7 +85,8 @@ def _squares():
     return make_data(Path("squares").resolve())
 
 
-JOBS = {job.__name__: job for job in (prepare, phantoms, features, train, train_small, report)}
+JOBS = (prepare, phantoms, features, train, train_small, report, report_of_trainings)
+JOBS = {job.__name__: job for job in JOBS}
 
 
 # Each job is a fork of a process that has imported what jobs need and computed nothing, as

@@ -169,8 +169,8 @@ def sections(minutes):
     found = {}
     for job, points in (("prepare", None), ("phantoms", None), ("features", 30), ("train", 30)):
         found[f"kill {job}"] = lambda f, j=job, p=points: kills(f, job=j, points=p)
-    for job, count in (("train_small", 30), ("report", 30)):
-        found[f"kill {job}"] = lambda f, j=job, c=count: random_kills(f, job=j, count=c)
+    for name, job in (("train_small", "train_small"), ("report", "report_of_trainings")):
+        found[f"kill {name}"] = lambda f, j=job: random_kills(f, job=j, count=30)
     predict = ["-m", "pneumo_lib", "predict", "xrays", "--run", "made", "--out", "out"]
     report = ["-m", "pneumo_lib", "report", "--params", str(ROOT / "params" / "smoke.yaml")]
     for name, line, count, end in (("predict", predict, 20, 12), ("report", report, 10, 60)):
