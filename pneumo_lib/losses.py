@@ -128,10 +128,12 @@ def crossentropy_dice(y_true, y_pred):
 def dice_of_positives(y_true, y_pred):
     """`dice()` of an image that shows a pneumothorax; an empty mask contributes nothing.
 
-    For sums with a loss that healthy lungs teach, such as "crossentropy+0.05*dice_of_positives".
+    For sums with a loss that healthy lungs teach, such as "10*crossentropy+dice_of_positives". It
+    is hardly smoothed, as only empty masks need that: a lesion on 0.2 % of the pixels that is
+    missed costs 0.97, with the smoothing of `dice()` 0.17, and a network learns to say little.
     """
     positive = ops.cast(ops.any(ops.cast(y_true, "bool"), axis=(1, 2)), "float32")
-    return positive * dice(y_true, y_pred)
+    return positive * dice(y_true, y_pred, smooth=6e-5)
 
 
 LOSSES = (

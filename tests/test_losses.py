@@ -219,10 +219,18 @@ def test_dice_of_positives_is_dice_where_there_is_a_lesion_and_nothing_elsewhere
     truth, probability = random_case()
     truth[1] = 0
     softmax = softmax_of(probability)
-    expected = np.asarray(losses.dice(truth, softmax)) * [1, 0, 1]
+    expected = np.asarray(losses.dice(truth, softmax, smooth=6e-5)) * [1, 0, 1]
     np.testing.assert_allclose(losses.dice_of_positives(truth, softmax), expected)
     slope = gradient(losses.dice_of_positives, truth, np.zeros((3, 10, 10, 2)))
     assert not slope[1].any()
+
+
+def test_a_small_lesion_that_is_missed_costs_dice_of_positives_nearly_all():
+    lesion = np.zeros((1, 20, 25), np.uint8)
+    lesion[0, 3, 4] = 1  # of 500 pixels
+    softmax = softmax_of(np.zeros(lesion.shape))
+    missed = [float(loss(lesion, softmax)[0]) for loss in (losses.dice_of_positives, losses.dice)]
+    np.testing.assert_allclose(missed, [1 - 0.00006 / 0.00206, 1 - 0.01 / 0.012], rtol=1e-5)
 
 
 def saturated_case():
