@@ -29,7 +29,7 @@ def random_worker_kills(folder, *, count=20, seed=0):
         workers = [stack.enter_context(worker(address)) for _ in range(2)]
         client = _sweep(home, address)
         while client.poll() is None:
-            time.sleep(rng.uniform(15, 60))
+            time.sleep(rng.uniform(8, 25))  # a run takes about 20 s
             if done < count and client.poll() is None:
                 victim = rng.randrange(2)
                 workers[victim].send_signal(signal.SIGKILL)
