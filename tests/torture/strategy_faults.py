@@ -42,7 +42,8 @@ def equal(folder):
         for strategy in ("mirrored", "multiworker"):
             loss, weights = difference(place / "none", place / strategy)
             found[f"{name}, {strategy}"] = (loss, weights)
-            if not (loss < 1e-3 and weights < 1e-3):
+            # Adam divides by the gradient's size, so rounding may turn one step of 0.002 round
+            if not (loss < 1e-5 and weights < 4e-3):
                 wrong.append(f"{name}, {strategy}: losses differ by {loss}, weights by {weights}")
     return {"runs": 3 * len(NETWORKS), "largest": found, "wrong": wrong}
 

@@ -46,7 +46,7 @@ def random_client_kills(folder, *, count=8, seed=0):
     while True:
         client = _sweep(home, "local")
         try:
-            client.wait(rng.uniform(20, 90) if done < count else None)
+            client.wait(rng.uniform(10, 40) if done < count else None)
             break
         except subprocess.TimeoutExpired:
             client.kill()
