@@ -42,8 +42,10 @@ def equal(folder):
         for strategy in ("mirrored", "multiworker"):
             loss, weights = difference(place / "none", place / strategy)
             found[f"{name}, {strategy}"] = (loss, weights)
-            # Adam divides by the gradient's size, so rounding may turn one step of 0.002 round
-            if not (loss < 1e-5 and weights < 4e-3):
+            # Adam divides by the gradient's size, so where the whole network learns, rounding may
+            # turn one step of 0.002 round
+            limit = 4e-3 if name == "small" else 1e-4
+            if not (loss < 1e-5 and weights < limit):
                 wrong.append(f"{name}, {strategy}: losses differ by {loss}, weights by {weights}")
     return {"runs": 3 * len(NETWORKS), "largest": found, "wrong": wrong}
 
