@@ -51,14 +51,20 @@ def equal(folder):
 
 
 def kills(folder, *, count=10, seed=0):
-    """One of two workers is killed or stopped at a random moment, again and again."""
+    """One of two workers is killed or stopped at a random moment, again and again.
+
+    After an epoch of both: TensorFlow waits without end for a worker that has not come yet.
+    """
     rng, wrong, seconds, settings = random.Random(seed), [], [], SETTINGS | LONG
     with started(folder / "none", settings, "none") as [process]:
         process.wait(900)
     for _ in range(10 * count):
         with started(folder / "two", settings, "multiworker") as processes:
             victim, how = rng.randrange(2), rng.choice([signal.SIGKILL, signal.SIGSTOP])
-            time.sleep(rng.uniform(8, 25))
+            begun, history = time.time(), folder / "two" / "runs" / "made" / "history.csv"
+            while not _is_newer(history, begun) and all(p.poll() is None for p in processes):
+                time.sleep(0.1)
+            time.sleep(rng.uniform(0, 5))
             if len(seconds) == count or any(process.poll() == 0 for process in processes):
                 break
             processes[victim].send_signal(how)
@@ -70,6 +76,10 @@ def kills(folder, *, count=10, seed=0):
     elif max(difference(folder / "none", folder / "two")) > 1e-3:
         wrong.append("another result")
     return {"faults": len(seconds), "longest": max(seconds, default=0), "wrong": wrong}
+
+
+def _is_newer(path, moment):
+    return path.exists() and path.stat().st_mtime > moment
 
 
 def pulled_cable(folder):
