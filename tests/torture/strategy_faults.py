@@ -24,7 +24,7 @@ NETWORKS = {
     "skips tuned": {"backbone": "vgg16", "decoder": "skips", "fine_tune": "last"},
     "small": {"backbone": "small"},
 }
-LONG = {"backbone": "vgg16", "epochs": 400}
+LONG = {"backbone": "vgg16", "epochs": 1000}  # not over before the last kill
 
 
 def equal(folder):
