@@ -189,7 +189,7 @@ def test_read_mask_reads_masks_of_other_values_depths_and_sizes(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "one", [i for i in corpus.images() if i.expected is REFUSED], ids=lambda i: i.name
+    "one", [i for i in corpus.images() if i.expected is REFUSED], ids=attrgetter("name")
 )
 def test_read_mask_names_a_bad_file(one, tmp_path):
     with pytest.raises(ValueError, match=r"case\.1|bad-mask") as raised:
