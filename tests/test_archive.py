@@ -350,58 +350,6 @@ def test_part_that_vanished_is_told(predict, xrays, tmp_path, monkeypatch):  # n
         predict(xrays, tmp_path / "out")
 
 
-# -- object stores
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """An empty bucket of a stand-in for S3 on this machine."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    store = s3fs.S3FileSystem(use_listings_cache=False)
-    store.mkdir("xrays")
-    yield store
-    store.rm("xrays", recursive=True)  # the stand-in's buckets outlive its server
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-
-
-def test_object_store_holds_archive_and_results(predict, bucket, xrays, tmp_path):  # noqa: F811
-    more(xrays, 5)
-    shutil.copy(xrays / "white.dcm", xrays / "1.2.840.1")
-    bucket.put(f"{xrays}/", "xrays/of/today/", recursive=True)
-    for predicted in (11, 0):
-        outcome = predict("s3://xrays/of", "s3://xrays/results")
-        assert (outcome.rows, outcome.predicted, outcome.failed) == (11, predicted, 2)
-    bucket.get("xrays/results/", f"{tmp_path}/results/", recursive=True)
-    predict(xrays, tmp_path / "local")
-    remote, local = rows_of(tmp_path / "results"), rows_of(tmp_path / "local")
-    assert list(remote.index) == [f"s3://xrays/of/today/{p.relative_to(xrays)}" for p in
-                                  map(type(xrays), local.index)]  # fmt: skip
-    columns = list(set(remote.columns) - {"error"})  # which names the file
-    pd.testing.assert_frame_equal(
-        remote[columns].reset_index(drop=True), local[columns].reset_index(drop=True)
-    )
-    torn_name = "s3://xrays/of/today/a/torn.png"
-    assert remote.loc[torn_name, "error"].endswith(f"Received: {torn_name}")
-
-
-def test_list_in_an_object_store_names_files_anywhere(predict, bucket, xrays, tmp_path):  # noqa: F811
-    bucket.put(str(xrays / "half.png"), "xrays/half.png")
-    bucket.pipe("xrays/list.txt", f"s3://xrays/half.png\n{xrays}/dark.png\n".encode())
-    assert predict("@s3://xrays/list.txt", tmp_path / "out").failed == 0
-    assert set(rows_of(tmp_path / "out").index) == {"s3://xrays/half.png", f"{xrays}/dark.png"}
-
-
 # -- Dask
 
 
