@@ -9,6 +9,7 @@ from keras import initializers, layers, ops
 
 from pneumo_lib.dropout import HashedDropout, SharedSpatialDropout2D
 from pneumo_lib.layers import FourierConv2DTranspose
+from pneumo_lib.normalisation import FusedBatchNormalization
 
 CLASSES = 2  # background, pneumothorax
 # Kernel and stride of each deconvolution; they follow from the parameter counts of the report.
@@ -200,7 +201,7 @@ def enlarge(x, factor, name):
 
 def normalise(x, name):
     """Batch normalisation whose averages follow quickly: an epoch may have few steps."""
-    return layers.BatchNormalization(momentum=0.9, name=name)(x)
+    return FusedBatchNormalization(momentum=0.9, name=name)(x)
 
 
 def convolution(x, channels, name, seeds, *, layer=layers.Conv2D, kernel_size=3, strides=1):

@@ -21,8 +21,8 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("dice", "logged_dice", -1),
 )
 _DECIDES_RESULTS = ("augmentation", "backbones", "batches", "decoders", "dropout", "fcn")
-_DECIDES_RESULTS += ("features", "layers", "losses", "metrics", "operating_point", "optimisers")
-_DECIDES_RESULTS += ("results", "steps", "taps", "training")
+_DECIDES_RESULTS += ("features", "layers", "losses", "metrics", "normalisation")
+_DECIDES_RESULTS += ("operating_point", "optimisers", "results", "steps", "taps", "training")
 
 
 class Run(NamedTuple):

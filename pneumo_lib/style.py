@@ -95,10 +95,15 @@ def export(figure, name, *, folder):
 def _save(figure, name, folder):
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("png", "svg", "pdf")]
-    metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    options = {
+        # half the time for a file a tenth larger
+        ".png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}},
+        ".svg": {"metadata": {"Date": None}},
+        ".pdf": {"metadata": {"CreationDate": None}},
+    }
     with plt.rc_context({"svg.hashsalt": name}):  # else its ids are random
         for path in paths:
-            figure.savefig(path, dpi=300, metadata=metadata[path.suffix])
+            figure.savefig(path, dpi=300, **options[path.suffix])
     return paths
 
 
