@@ -16,6 +16,7 @@ _MODULE_OF = {
     name: module
     for module, names in {
         "archive": "predict_archive",
+        "averaging": "average_runs",
         "backbones": "build_backbone preprocess",
         "boundary": "boundary_scores prepared_spacing",
         "comparison": "paired_difference",

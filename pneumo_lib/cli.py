@@ -187,6 +187,12 @@ def export(options):
     print(f"Checked     probabilities differ from Keras' by {difference:.1e} at most")
 
 
+def average(options):
+    """Makes the mean of several networks a run of its own."""
+    run = pl.average_runs(list(map(_from_here, options.runs)), run=options.to)
+    print(f"Run         {_short(run.folder)}, the mean of {len(options.runs)}")
+
+
 def verify(options):
     """Scores a run again; 1 if the saved network gives other scores than the recorded ones."""
     found = pl.verify_run(_run(options))
@@ -273,6 +279,6 @@ _COMMANDS = {
     command.__name__: command
     for command in (
         *(report, sweep, slides, fetch, phantoms, predict, submit),
-        *(export, verify, doctor),
+        *(average, export, verify, doctor),
     )
 }

@@ -19,7 +19,7 @@ def parser():
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         *(_report, _sweep, _slides, _fetch, _phantoms, _predict, _submit),
-        *(_export, _verify, _doctor),
+        *(_average, _export, _verify, _doctor),
     ):
         add(commands)
     return whole
@@ -153,6 +153,16 @@ def _export(commands):
         "--format", choices=["onnx", "savedmodel", "litert"], default="onnx", help="default: onnx"
     )
     command.add_argument("--to", required=True, metavar="PATH", help="must not exist yet")
+
+
+def _average(commands):
+    command = _add(
+        commands, "average", "make one network of several: the mean of their probabilities",
+        "pneumo average siim-s0 siim-s1 siim-s2 --to siim-mean",
+        "Networks of one kind, trained on the same data from different seeds.",
+    )  # fmt: skip
+    command.add_argument("runs", nargs="+", metavar="RUN", help="as for pneumo verify")
+    command.add_argument("--to", required=True, metavar="NAME", help="of the new run, in runs/")
 
 
 def _verify(commands):

@@ -172,7 +172,7 @@ def _foreground(network, config, batch_size, *, xla):
     With `xla`, the head is compiled, which halves its time; the backbone would only lose.
     """
     shape, backbone = (config["size"], config["size"]), config["backbone"]
-    if not xla or backbone == "small":
+    if not xla or backbone == "small" or "mean_of" in config:
         whole = compiled(network, shape, "uint8", backbone)
         return lambda images: whole(images).numpy()[..., 1].copy()
     encoder, head = fcn.split_fcn(network)

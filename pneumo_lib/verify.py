@@ -85,7 +85,8 @@ def _open(run):
 def _counts(run, data):
     network, backbone = load_network(run), run.config["backbone"]
     tables = []
-    batches = predict_batches(network, data.images, backbone)
+    flipped = data.images[:, :, ::-1] if run.config.get("test_time_flip") else None
+    batches = predict_batches(network, data.images, backbone, flipped=flipped)
     with tqdm(total=len(data.images), desc="verifying", unit="image") as bar:
         for rows, softmax in batches:
             table = metrics.confusion_counts(data.masks[rows], softmax[..., 1])

@@ -1,0 +1,143 @@
+"""The mean of several networks, as a run of its own."""
+
+import json
+from types import SimpleNamespace
+
+import cv2
+import keras
+import numpy as np
+import pytest
+from conftest import make_data
+
+import pneumo_lib as pl
+from pneumo_lib import averaging, features, metrics, verify
+from pneumo_lib.averaging import average_runs
+from pneumo_lib.cli import main
+from pneumo_lib.operating_point import choose_operating_point
+from pneumo_lib.training import train
+
+SETTINGS = {"weights": None, "epochs": 2, "milestones": [1], "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A project of its own, with three heads of one backbone and two networks from scratch."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PNEUMO_HOME", str(folder))
+        data = make_data(folder)
+        train(data, run="a", backbone="vgg16", **SETTINGS)
+        for name, rate in (("b", 0.01), ("c", 0.002)):  # from the same backbone
+            train(data, run=name, backbone="vgg16", initial="a", learning_rate=rate, **SETTINGS)
+        flip = {"test_time_flip": True}
+        for seed in (0, 1):
+            train(data, run=f"small-{seed}", backbone="small", seed=seed, **flip, **SETTINGS)
+        yield SimpleNamespace(folder=folder, data=data)
+
+
+@pytest.fixture(autouse=True)
+def data(home, monkeypatch):
+    """What all of them were trained on, where their folder says that it lies."""
+    monkeypatch.setenv("PNEUMO_HOME", str(home.folder))
+    for module in (averaging, verify):
+        monkeypatch.setattr(module, "load_prepared", lambda folder: home.data)
+    return home.data
+
+
+@pytest.fixture
+def folder(home):
+    return home.folder / "runs"
+
+
+def probabilities(run):
+    return np.load(pl.load_run(run).folder / "probabilities.npy") / 255
+
+
+@pytest.mark.parametrize("members", [["a", "b", "c"], ["small-0", "small-1"]])
+def test_mean_of_the_members_is_kept_scored_and_saved(data, members, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("features of a shared backbone were computed before")
+
+    monkeypatch.setattr(features, "_compute", refuse)
+    run = average_runs(members, run=f"mean-{members[0]}")
+    mean = np.mean([probabilities(member) for member in members], axis=0)
+    kept = np.load(run.folder / "probabilities.npy")
+    np.testing.assert_allclose(kept / 255, mean, atol=1 / 255 + 1e-4)
+    assert [member["run"] for member in run.config["mean_of"]] == members
+    assert set(run.scores["epoch"]) == {2}
+    counts = metrics.confusion_counts(data.masks, kept / 255)
+    for name in metrics.COUNTS:
+        np.testing.assert_allclose(run.scores[name], counts[name], atol=3)  # pixels at one half
+    found = verify.verify_run(run)  # from images, by the saved network
+    assert found.matches
+    validation = (data.cases["split"] == "validation").to_numpy()
+    point = choose_operating_point(data.masks[validation], kept[validation])
+    assert json.loads((run.folder / "operating_point.json").read_text()) == point._asdict()
+
+
+def test_equal_backbones_are_run_once_and_others_each(data, folder):
+    config = pl.load_run("a").config
+    one, other = (
+        keras.models.load_model(folder / name / "model.keras", compile=False) for name in "ab"
+    )
+    model, network, *_ = averaging._join([one, other], data, config)
+    assert model is not network
+    kernel = other.get_layer("block1_conv1").kernel
+    kernel.assign(kernel + 0.01)
+    model, network, *_ = averaging._join([one, other], data, config)
+    assert model is network
+    image = np.random.default_rng(0).normal(size=(2, *model.input.shape[1:])).astype("f4")
+    first, second = np.asarray(one(image)), np.asarray(other(image))
+    assert np.abs(first - second).max() > 1e-4
+    np.testing.assert_allclose(np.asarray(model(image)), (first + second) / 2, atol=1e-6)
+
+
+def test_history_is_the_mean_and_the_time_the_sum():
+    run = average_runs(["a", "b"], run="mean-history")
+    a, b = pl.load_run("a").history, pl.load_run("b").history
+    np.testing.assert_allclose(run.history["loss"], (a["loss"] + b["loss"]) / 2)
+    assert run.config["seconds"] == pytest.approx((a["seconds"] + b["seconds"]).sum(), abs=1e-3)
+
+
+def test_second_call_opens_the_run_and_other_members_make_another(folder, monkeypatch):
+    first = average_runs(["a", "b"], run="again")
+    with monkeypatch.context() as patch:
+        patch.setattr(averaging, "_keep_mean", None)
+        assert average_runs(["a", "b"], run="again").config == first.config
+    average_runs(["a", "c"], run="again")
+    assert (folder / "again.old-1" / "config.json").exists()
+
+
+def test_predictions_of_a_mean_are_the_mean(data, tmp_path):
+    average_runs(["small-0", "small-1"], run="mean-small")
+    cv2.imwrite(str(tmp_path / "x.png"), data.images[0])
+    names = ("small-0", "small-1", "mean-small")
+    found = [next(iter(pl.predict([tmp_path / "x.png"], n))).probability for n in names]
+    np.testing.assert_allclose(found[2], (found[0] + found[1]) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([], "two or more different runs"),
+        (["a"], "two or more different runs"),
+        (["a", "b", "a"], "two or more different runs"),
+        (["a", "small-0"], r"\['backbone', 'test_time_flip'\] differ between a and small-0"),
+    ],
+)
+def test_what_has_no_mean_is_refused(members, message, folder):
+    with pytest.raises(ValueError, match=message):
+        average_runs(members, run="refused")
+    assert not (folder / "refused").exists()
+
+
+def test_other_data_are_refused(data):
+    other = pl.Prepared(data.images, data.masks, data.cases, {**data.meta, "checksum": "x"}, "here")
+    with pytest.raises(ValueError, match=r"trained on. Received: here, which has changed"):
+        average_runs(["a", "b"], run="refused", data=other)
+
+
+def test_command_makes_the_run(capsys):
+    assert not main(["average", "a", "b", "--to", "by-command"])
+    assert "by-command, the mean of 2" in capsys.readouterr().out
+    assert pl.load_run("by-command").config["parameters"]["trainable"] > 0
