@@ -169,7 +169,7 @@ def _spectrum(x, length_h, first_h, length_w, first_w):
     a, b, h, w = x.shape
     half = length_w // 2 + 1
     across = _dft(length_w, first_w, w)[:half].T
-    x = ops.matmul(x, np.hstack([across.real, across.imag]).astype("float32"))
+    x = _times(x, np.hstack([across.real, across.imag]))
     x = ops.transpose(ops.reshape(x, (-1, b, h, 2, half)), (0, 1, 3, 2, 4))
     down = _as_real(_dft(length_h, first_h, h))
     x = ops.matmul(down, ops.reshape(x, (-1, b, 2 * h, half)))
@@ -189,8 +189,18 @@ def _from_spectrum(x, rows, columns):
     if length_w % 2 == 0:
         weight[-1] = 1.0
     across = weight * _dft(length_w, 0, w)[:half].conj() / length_w
-    across = np.vstack([across.real, -across.imag]).astype("float32")
-    return ops.matmul(ops.reshape(x, (-1, n, h, 2 * half)), across)
+    across = np.vstack([across.real, -across.imag])
+    return _times(ops.reshape(x, (-1, n, h, 2 * half)), across)
+
+
+def _times(x, matrix):
+    """`x @ matrix`, `(a, b, h, m)` by `(m, n)`, as one product of two matrices.
+
+    TensorFlow 2.20 and 2.21 multiply a batch of `(a, 1)` by one matrix wrongly with oneDNN, and
+    write beyond its end; newer versions of Keras reshape by themselves, 3.11 does not.
+    """
+    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), matrix.astype("float32"))
+    return ops.reshape(flat, (-1, *x.shape[1:-1], matrix.shape[-1]))
 
 
 def _multiply(x, k):
