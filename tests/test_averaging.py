@@ -63,7 +63,7 @@ def test_mean_of_the_members_is_kept_scored_and_saved(data, members, monkeypatch
     mean = np.mean([probabilities(member) for member in members], axis=0)
     kept = np.load(run.folder / "probabilities.npy")
     np.testing.assert_allclose(kept / 255, mean, atol=1 / 255 + 1e-4)
-    assert [member["run"] for member in run.config["mean_of"]] == members
+    assert [member.split("@")[0] for member in run.config["mean_of"]] == members
     assert set(run.scores["epoch"]) == {2}
     counts = metrics.confusion_counts(data.masks, kept / 255)
     for name in metrics.COUNTS:
@@ -129,6 +129,13 @@ def test_what_has_no_mean_is_refused(members, message, folder):
     with pytest.raises(ValueError, match=message):
         average_runs(members, run="refused")
     assert not (folder / "refused").exists()
+
+
+def test_member_is_not_replaced_by_the_mean(folder):
+    with pytest.raises(ValueError, match="a name of its own"):
+        average_runs(["a", "b"], run="a")
+    assert "mean_of" not in pl.load_run("a").config
+    assert not (folder / "a.old-1").exists()
 
 
 def test_other_data_are_refused(data):
