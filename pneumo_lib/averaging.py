@@ -40,8 +40,8 @@ def average_runs(members, *, run, data=None):
 
     Raises:
         FileNotFoundError: if a member is no finished run, or its data are not prepared here.
-        ValueError: if there are fewer than two, or `run` is one of them, or they differ in data, size, backbone,
-            test-time flip or epochs, or if `data` are not those that they were scored on.
+        ValueError: if there are fewer than two, `run` is one of them, they differ in data, size,
+            backbone, test-time flip or epochs, or `data` are not those that they were scored on.
     """
     members = [m if isinstance(m, runs.Run) else runs.load_run(m) for m in members]
     _check(members, run)
