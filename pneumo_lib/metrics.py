@@ -273,7 +273,9 @@ def _pixels(counts):
 
 def ratio(numerator, denominator, *, empty_score):
     """`numerator / denominator` in float64, and `empty_score` where the denominator is 0."""
-    numerator, denominator = np.broadcast_arrays(np.float64(numerator), np.float64(denominator))
+    # not np.float64(...), which NumPy 2.0 makes a scalar of an array with one element
+    both = (np.asarray(values, dtype=np.float64) for values in (numerator, denominator))
+    numerator, denominator = np.broadcast_arrays(*both)
     out = np.full(denominator.shape, empty_score, dtype=np.float64)
     return np.divide(numerator, denominator, out=out, where=denominator != 0)
 
