@@ -38,6 +38,5 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def _is_fused(self, inputs):
         image_like = len(inputs.shape) == 4 and self.axis in (-1, 3)
-        renorm = getattr(self, "renorm", False)  # Keras 3.11 has none
-        usual = self.scale and self.center and not (renorm or self.synchronized)
+        usual = self.scale and self.center and not (self.renorm or self.synchronized)
         return image_like and usual and keras.backend.backend() == "tensorflow"

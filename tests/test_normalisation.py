@@ -91,7 +91,7 @@ def test_mixed_precision_keeps_float32_averages(batch, fused, kind):
 
 @pytest.mark.parametrize(
     "options",
-    [{"scale": False}, {"center": False}, {"axis": 1}, {"trainable": False}],
+    [{"scale": False}, {"center": False}, {"axis": 1}, {"renorm": True}, {"trainable": False}],
 )
 def test_rest_is_left_to_the_stock_layer(batch, fused, options):
     shape = [*SHAPE]
