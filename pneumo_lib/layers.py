@@ -197,7 +197,7 @@ def _times(x, matrix):
     """`x @ matrix`, `(a, b, h, m)` by `(m, n)`, as one product of two matrices.
 
     TensorFlow 2.20 and 2.21 multiply a batch of `(a, 1)` by one matrix wrongly with oneDNN, and
-    write beyond its end; newer versions of Keras reshape by themselves, 3.11 does not.
+    write beyond its end. Newer versions of Keras reshape by themselves, 3.11 did not.
     """
     flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), matrix.astype("float32"))
     return ops.reshape(flat, (-1, *x.shape[1:-1], matrix.shape[-1]))
