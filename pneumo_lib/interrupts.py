@@ -48,8 +48,9 @@ def _watch(heard, screen, message):
     """Reads a byte for each signal, and nothing once the block is left."""
     while number := heard.recv(1):
         if number[0] == signal.SIGINT:
-            end = time.monotonic() + PATIENCE
-            children = _children()
+            end, children = time.monotonic() + PATIENCE, []
+            with suppress(Exception):  # whatever it meets, this thread must end the process
+                children = _children()
             wait = max(0, end - time.monotonic())
             if select.select([heard], [], [], wait)[0] and not heard.recv(1):
                 return

@@ -98,21 +98,38 @@ def test_a_command_that_hears_the_interrupt_ends_itself(monkeypatch, capsys):
     assert capsys.readouterr().err == STOPPED
 
 
-def test_a_process_that_has_ended_meanwhile_is_no_obstacle(monkeypatch):
-    done = []
+def gone():
+    raise psutil.NoSuchProcess(1)
 
-    def gone():
-        raise psutil.NoSuchProcess(1)
 
-    children = [SimpleNamespace(terminate=gone), SimpleNamespace(terminate=lambda: done.append(2))]
-    monkeypatch.setattr(interrupts, "_children", lambda: children)
-    monkeypatch.setattr(interrupts, "PATIENCE", 0)
-    monkeypatch.setattr(interrupts.os, "_exit", lambda status: done.append(status) or told.close())
-    heard, told = socket.socketpair()
-    told.send(bytes([signal.SIGINT]))
-    with open(os.devnull, "w") as screen, heard:
-        interrupts._watch(heard, screen.fileno(), "Stopped.")
-    assert done == [2, 130]
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Function that returns what a Ctrl-C does, given what lists the children of the process."""
+
+    def interrupted(children):
+        done = []
+        monkeypatch.setattr(interrupts, "_children", lambda: children(done))
+        monkeypatch.setattr(interrupts, "PATIENCE", 0)
+        monkeypatch.setattr(interrupts.os, "_exit", lambda code: done.append(code) or told.close())
+        heard, told = socket.socketpair()
+        told.send(bytes([signal.SIGINT]))
+        with open(os.devnull, "w") as screen, heard, told:
+            interrupts._watch(heard, screen.fileno(), "Stopped.")
+        return done
+
+    return interrupted
+
+
+def test_a_process_that_has_ended_meanwhile_is_no_obstacle(interrupted):
+    ended = SimpleNamespace(terminate=gone)
+    assert interrupted(lambda done: [ended, SimpleNamespace(terminate=lambda: done.append(2))]) == [
+        2,
+        130,
+    ]
+
+
+def test_processes_that_cannot_be_listed_are_no_obstacle(interrupted):
+    assert interrupted(lambda _: gone()) == [130]
 
 
 def test_other_signals_do_not_end_a_command(monkeypatch):

@@ -129,7 +129,7 @@ def interrupts(folder, *, arguments, count, within, seed=0):
         said = (folder / "screen.txt").read_text()
         orphans = [child.name() for child in psutil.wait_procs(family, timeout=3)[1]]
         if seconds[-1] >= 2 or process.returncode != 130 or orphans or "goes on" not in said:
-            found = f"{seconds[-1]} s, status {process.returncode}, left {orphans}: {said[-300:]}"
+            found = f"{seconds[-1]} s, status {process.returncode}, left {orphans}: {said[-3000:]}"
             wrong.append(f"Ctrl-C after {moment:.1f} s: {found}")
     if process := start(arguments, folder).wait():
         wrong.append(f"the last call ended with {process}")
