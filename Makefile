@@ -70,10 +70,10 @@ bench: env ## all benchmarks, more than an hour on two cores (installs PyTorch w
 # -- upkeep ------------------------------------------------------------------------------------
 
 # `--strict`: pip-audit skips what pypi.org does not answer for, and would call that clean.
-audit: env ## licences and known vulnerabilities of the locked packages (needs pypi.org)
+audit: env ## licences and known vulnerabilities of the locked packages (needs pypi.org); [OPTIONS="-s osv"]
 	@$(BIN)/python tests/licences.py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uvx --quiet pip-audit --strict --disable-pip --require-hashes --progress-spinner=off -r requirements.lock
+	@$(BIN)/uvx --quiet pip-audit --strict --disable-pip --require-hashes --progress-spinner=off $(OPTIONS) -r requirements.lock
 
 lowest: env ## the tests, without notebooks, on the lowest versions that pyproject.toml allows
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
