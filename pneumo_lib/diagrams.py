@@ -181,7 +181,8 @@ def _draw_box(ax, x, box):
 
 def _numbers(ax, values, *, highest):
     """A grid of numbers, darker where they are higher, white where there is none."""
-    colours = LinearSegmentedColormap.from_list("stamp", ["white", SKY], bad="whitesmoke")
+    colours = LinearSegmentedColormap.from_list("stamp", ["white", SKY])
+    colours = colours.with_extremes(bad="whitesmoke")
     ax.imshow(values, cmap=colours, vmin=0, vmax=1.4 * highest)
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):

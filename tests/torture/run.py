@@ -185,6 +185,8 @@ def sections(minutes):
 
 
 def main():
+    # In the background a shell ignores Ctrl-C for what it starts, and for all that comes of it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=10, help="of each fuzzing")
     parser.add_argument("names", nargs="*", metavar="SECTION", help="such as 'fuzz rle'")
