@@ -466,8 +466,8 @@ def test_command_lists_failures_and_counts_rows(run, client, xrays, tmp_path, mo
     def listed(*arguments, **options):
         return archive.ArchiveOutcome(250, 248, 200, 150, [("a.png", "torn")], ["b.png", "c.png"])
 
-    monkeypatch.setattr(pl, "predict_archive", listed, raising=False)
-    monkeypatch.setattr(pl, "load_run", lambda run: run, raising=False)
+    monkeypatch.setitem(vars(pl), "predict_archive", listed)
+    monkeypatch.setitem(vars(pl), "load_run", lambda run: run)
     options = ["--run", str(run.folder), "--out", "o/", "--scheduler", "local"]
     assert main(["predict", str(xrays), *options]) == 1
     said = capsys.readouterr()

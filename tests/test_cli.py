@@ -138,7 +138,7 @@ def test_phantoms_draws_as_many_as_asked_for(capsys, monkeypatch, tmp_path):
         received.update(options, folder=folder)
         return tmp_path
 
-    monkeypatch.setattr(pl, "make_phantoms", make, raising=False)
+    monkeypatch.setitem(vars(pl), "make_phantoms", make)
     options = ["--to", str(tmp_path), "--count", "3", "--size", "64", "--seed", "7"]
     assert main(["phantoms", *options]) == 0
     assert received == {"folder": str(tmp_path), "count": 3, "size": 64, "seed": 7}
@@ -176,7 +176,7 @@ def test_sweep_names_what_it_wrote_and_what_failed(monkeypatch, capsys, tmp_path
             table=table, summary=table, failed={"a": ("no such loss", notebook)}, folder=tmp_path
         )
 
-    monkeypatch.setattr(pl, "run_sweep", run_sweep, raising=False)
+    monkeypatch.setitem(vars(pl), "run_sweep", run_sweep)
     options = [
         "--workers",
         "2",
