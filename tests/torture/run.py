@@ -173,7 +173,7 @@ def sections(minutes):
         found[f"kill {name}"] = lambda f, j=job: random_kills(f, job=j, count=30)
     predict = ["-m", "pneumo_lib", "predict", "xrays", "--run", "made", "--out", "out"]
     report = ["-m", "pneumo_lib", "report", "--params", str(ROOT / "params" / "smoke.yaml")]
-    for name, line, count, end in (("predict", predict, 20, 12), ("report", report, 10, 60)):
+    for name, line, count, end in (("predict", predict, 20, 12), ("report", report, 10, 25)):
         found[f"interrupt {name}"] = lambda f, a=line, c=count, e=end: interrupts(
             f, arguments=a, count=c, within=(0.2, e)
         )
