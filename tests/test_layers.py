@@ -94,6 +94,16 @@ def test_fourier_form_gives_the_stock_outputs_for_any_size(data):
     np.testing.assert_allclose(fourier(x), expected, atol=1e-5 * np.abs(expected).max() + 1e-6)
 
 
+@pytest.mark.parametrize("channels", [2, 16])
+def test_compiled_form_takes_any_number_of_images(channels):
+    fourier, stock = pair(channels, 8, 2)
+    of_any_number = tf.TensorSpec((None, 6, 6, channels))
+    compiled = tf.function(fourier, input_signature=[of_any_number])
+    for count in (3, 1):
+        x = normal(count, 6, 6, channels)
+        assert relative_error(compiled(x), stock(x)) < 1e-5
+
+
 def test_fourier_form_is_a_full_convolution_of_the_stuffed_input_cropped():
     side, kernel, stride = 5, 6, 2
     fourier, _ = pair(1, kernel, stride, filters=1)
