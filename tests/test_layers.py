@@ -193,8 +193,11 @@ def test_costs_are_the_multiplications_counted_by_hand():
     image = 3 * 5 * (2 * 4) + (2 * 4) * (2 * 3) * 4
     taps = 3 * 3 * (2 * 4) + (2 * 4) * (2 * 3) * 4
     products = 4 * (4 * 4) * 4  # a complex one is four
-    _, fourier = _costs((3, 5), (4, 4), (2, 2), 1, 1, batch=2)
-    assert fourier == 2 * ((1 + 4) * image + products + 4 * taps / 2)
+    for channels, filters in ((1, 1), (3, 5)):
+        pairs = channels * filters
+        _, fourier = _costs((3, 5), (4, 4), (2, 2), channels, filters, batch=2)
+        transforms = (channels + 4 * filters) * image + pairs * 4 * taps / 2
+        assert fourier == 2 * (transforms + pairs * products)
 
 
 @pytest.mark.parametrize(
