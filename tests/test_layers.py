@@ -134,6 +134,24 @@ def test_stock_weights_load_and_return():
     assert [v.path.split("/")[-1] for v in fourier.weights] == ["kernel", "bias"]
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"method": "stock", "padding": "same"}, {"padding": "valid"}]
+)
+def test_stock_form_gives_the_stock_outputs(arguments):
+    ours = FourierConv2DTranspose(2, 16, strides=2, **arguments)
+    stock = keras.layers.Conv2DTranspose(2, 16, strides=2, padding=arguments["padding"])
+    x = normal(2, 5, 4, 3)
+    for layer in (ours, stock):
+        layer.build(x.shape)
+    stock.set_weights(ours.get_weights())
+    np.testing.assert_array_equal(ours(x), stock(x))
+
+
+def test_saved_networks_find_the_layer_by_its_name():
+    name = keras.saving.get_registered_name(FourierConv2DTranspose)
+    assert name == "pneumo>FourierConv2DTranspose"
+
+
 def test_saved_network_keeps_layer_and_method(tmp_path):
     inputs = keras.Input((8, 8, 2))
     outputs = FourierConv2DTranspose(2, 16, strides=2, padding="same", method="fourier")(inputs)
