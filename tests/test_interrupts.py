@@ -121,11 +121,10 @@ def interrupted(monkeypatch):
 
 
 def test_a_process_that_has_ended_meanwhile_is_no_obstacle(interrupted):
-    ended = SimpleNamespace(terminate=gone)
-    assert interrupted(lambda done: [ended, SimpleNamespace(terminate=lambda: done.append(2))]) == [
-        2,
-        130,
-    ]
+    def children(done):
+        return [SimpleNamespace(terminate=end) for end in (gone, lambda: done.append(2))]
+
+    assert interrupted(children) == [2, 130]
 
 
 def test_processes_that_cannot_be_listed_are_no_obstacle(interrupted):
