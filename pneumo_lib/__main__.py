@@ -1,5 +1,33 @@
-"""`python -m pneumo_lib` is `pneumo`."""
+"""`pneumo`, which is also `python -m pneumo_lib`: a command as a process of its own."""
+
+import atexit
+import os
+import sys
 
 from pneumo_lib.cli import main
+from pneumo_lib.interrupts import end_children
 
-raise SystemExit(main())
+
+def run():
+    """Runs a command and ends the process with its exit code, after Ctrl-C without delay.
+
+    At its end Python clears up object by object, which takes seconds with a report's packages on
+    a busy machine. After Ctrl-C that is left to the system; what was registered with `atexit`
+    is done, and processes that are left, such as the kernel of a notebook that was just starting,
+    are ended.
+    """
+    status = None
+
+    def leave():
+        if status == 130:
+            end_children()
+            sys.stdout.flush()
+            os._exit(status)
+
+    atexit.register(leave)  # before all others, so it is called after them
+    status = main()
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    run()

@@ -54,11 +54,21 @@ def _watch(heard, screen, message):
             wait = max(0, end - time.monotonic())
             if select.select([heard], [], [], wait)[0] and not heard.recv(1):
                 return
-            for child in children:  # they would outlive this process
-                with suppress(Exception):  # one has ended meanwhile
-                    child.terminate()
+            _end(children)
             os.write(screen, f"{message}\n".encode())  # no lock that another thread may hold
             os._exit(130)
+
+
+def end_children():
+    """Ends the processes that this one started and did not end itself; they would outlive it."""
+    with suppress(Exception):  # they cannot be listed
+        _end(_children())
+
+
+def _end(children):
+    for child in children:
+        with suppress(Exception):  # one has ended meanwhile
+            child.terminate()
 
 
 def _children():

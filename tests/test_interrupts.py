@@ -98,6 +98,38 @@ def test_a_command_that_hears_the_interrupt_ends_itself(monkeypatch, capsys):
     assert capsys.readouterr().err == STOPPED
 
 
+AT_THE_END = """
+import atexit, os, subprocess, sys
+from pneumo_lib import __main__, cli
+
+class Kept:
+    def __del__(self):
+        os.write(1, b"object by object")
+
+def command(options):
+    atexit.register(print, "registered")
+    if options.debug:  # the child holds the screen open
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    raise KeyboardInterrupt
+
+kept = Kept()
+cli._COMMANDS["doctor"] = command
+__main__.run()
+"""
+
+
+def test_after_the_interrupt_only_what_is_registered_is_cleared_up():
+    line = [sys.executable, "-c", AT_THE_END, "doctor"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "registered\n", STOPPED)
+
+
+def test_after_the_interrupt_processes_that_are_left_are_ended():
+    line = [sys.executable, "-c", AT_THE_END, "--debug", "doctor"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (130, STOPPED)
+
+
 def gone():
     raise psutil.NoSuchProcess(1)
 
