@@ -65,11 +65,14 @@ def test_rle_encode_and_decode_are_inverse_and_agree_with_a_slow_loop(mask):
         ("5", "pairs"),
         ("", "pairs"),
         ("1 2 3", "3 numbers"),
-        ("1 two", "whole numbers"),
+        ("1 two", "whole numbers.*'1 two'$"),
+        ("x" * 40, "whole numbers.*'x{40}'$"),
+        ("x" * 41, r"whole numbers.*'x{40}\.\.\.'$"),
+        ("1 " * 20 + "1", "21 numbers in '(1 ){20}'$"),
         ("1.5 2", "whole numbers"),
         ("99999999999999999999 1", "whole numbers"),
-        ("1 1 1 0", "length 0 in run 2"),
-        ("0 2 -1 2", "overlap.*offset -1 in run 2"),
+        ("0 2 0 1 1 0", "length 0 in run 3"),
+        ("1 2 0 1 -1 2", "overlap.*offset -1 in run 3"),
         ("14 2 0 1", "inside the image of 16 pixels.*17"),
         ("9000000000000000000 9000000000000000000", "inside the image"),
     ],
@@ -81,7 +84,12 @@ def test_rle_decode_refuses_what_is_not_runs_inside_the_image(rle, message):
 
 @pytest.mark.parametrize(
     ("mask", "message"),
-    [(np.zeros(4), "height, width"), (np.full((2, 2), 0.5), "threshold"), ([[0, 255]], "0 to 255")],
+    [
+        (np.zeros(4), r"height, width.*\(4,\)"),
+        (np.zeros((2, 2, 2)), r"height, width.*\(2, 2, 2\)"),
+        (np.full((2, 2), 0.5), "threshold"),
+        ([[0, 255]], "0 to 255"),
+    ],
 )
 def test_rle_encode_refuses_what_is_not_a_mask(mask, message):
     with pytest.raises(ValueError, match=message):
