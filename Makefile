@@ -47,8 +47,9 @@ test: env ## all tests; nbval runs every notebook at its embedded defaults
 	@TQDM_DISABLE=1 $(BIN)/python -m pytest -n 2 --nbval-lax --nbval-current-env tests notebooks
 
 # atheris has wheels for Linux and Python 3.11 to 3.13; without it the fuzzing alone fails.
-torture: env ## kills, interrupts, fuzzing, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]
-	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+torture: env ## kills, interrupts, fuzzing, mutants, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]
+	@for package in atheris cosmic-ray; do $(BIN)/python -m pip show --quiet $$package 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check $$package || true; done
 	@$(BIN)/python -W ignore tests/torture/run.py $(SECTIONS)
 
 lab: env ## open the notebooks in JupyterLab

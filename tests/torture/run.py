@@ -1,4 +1,4 @@
-"""`make torture`: kills, interrupts, fuzzing and twice the same report; hours, not minutes.
+"""`make torture`: kills, interrupts, fuzzing, mutants, twice the same report; hours, not minutes.
 
 `python tests/torture/run.py [--minutes 10] [SECTION ...]` runs the named sections, or all; each
 prints one line, and `runs/torture.json` keeps them with the inputs tried and the faults injected.
@@ -27,6 +27,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import archive_faults  # noqa: E402
 import jobs  # noqa: E402
+import mutants  # noqa: E402
 import strategy_faults  # noqa: E402
 import sweep_faults  # noqa: E402
 
@@ -181,6 +182,8 @@ def sections(minutes):
     found |= archive_faults.SECTIONS | sweep_faults.SECTIONS | strategy_faults.SECTIONS
     for target in ("rle", "tables", "dicom", "image"):
         found[f"fuzz {target}"] = lambda f, t=target: fuzz(f, target=t, minutes=minutes)
+    for module in mutants.MODULES:
+        found[f"mutants {module}"] = lambda f, m=module: mutants.mutants(f, module=m)
     return found
 
 
@@ -191,7 +194,10 @@ def main():
     parser.add_argument("--minutes", type=float, default=10, help="of each fuzzing")
     parser.add_argument("names", nargs="*", metavar="SECTION", help="such as 'fuzz rle'")
     options = parser.parse_args()
-    chosen = {n: f for n, f in sections(options.minutes).items() if n in (options.names or [n])}
+    every = sections(options.minutes)
+    if unknown := set(options.names) - every.keys():
+        parser.error(f"no section {', '.join(unknown)}; there are: {', '.join(every)}")
+    chosen = {name: every[name] for name in options.names or every}
     folder = Path(tempfile.mkdtemp(prefix="pneumo-torture-"))
     jobs.CHILDREN.set_forkserver_preload(jobs.ALL)
     results, kept = {}, ROOT / "runs" / "torture.json"
