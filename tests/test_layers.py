@@ -207,15 +207,17 @@ def test_costs_are_the_multiplications_counted_by_hand():
     stock, _ = _costs((4, 6), (8, 4), (2, 2), 32, 2)
     assert stock == (4 * 6) * (8 * 4) * 32 * 2  # each input meets the whole kernel
     assert _costs((4, 6), (8, 4), (2, 2), 8, 2)[0] == stock / 4 * 2  # half of a vector unit idles
-    # 3 x 5 pixels, 3 x 3 taps in each of 4 phases: transforms of length 4 x 6, 4 frequencies across
-    image = 3 * 5 * (2 * 4) + (2 * 4) * (2 * 3) * 4
-    taps = 3 * 3 * (2 * 4) + (2 * 4) * (2 * 3) * 4
-    products = 4 * (4 * 4) * 4  # a complex one is four
-    for channels, filters in ((1, 1), (3, 5)):
-        pairs = channels * filters
-        _, fourier = _costs((3, 5), (4, 4), (2, 2), channels, filters, batch=2)
-        transforms = (channels + 4 * filters) * image + pairs * 4 * taps / 2
-        assert fourier == 2 * (transforms + pairs * products)
+    # 3 x 3 taps in each of 4 phases; transforms of length 4 down and 6 or 5 across, of whose
+    # frequencies 4 or 3 differ
+    for width, half in ((5, 4), (4, 3)):
+        image = 3 * width * (2 * half) + (2 * half) * (2 * 3) * 4
+        taps = 3 * 3 * (2 * half) + (2 * half) * (2 * 3) * 4
+        products = 4 * (4 * half) * 4  # a complex one is four
+        for channels, filters in ((1, 1), (3, 5)):
+            pairs = channels * filters
+            _, fourier = _costs((3, width), (4, 4), (2, 2), channels, filters, batch=2)
+            transforms = (channels + 4 * filters) * image + pairs * 4 * taps / 2
+            assert fourier == 2 * (transforms + pairs * products)
 
 
 @pytest.mark.parametrize(
