@@ -181,8 +181,9 @@ def saturation_counts(y_true, y_pred):
 
     Returns:
         Dict of `(n,)` arrays. `saturated_right` and `saturated_wrong`: elements of the softmax
-        at exactly 1.0 whose one-hot truth is 1 or 0 (int64). `true_class_probability`: sum over
-        the pixels of the probability of the true class (float64).
+        at 1.0 (or rounded above) whose one-hot truth is 1 or 0 (int64).
+        `true_class_probability`: sum over the pixels of the probability of the true class
+        (float64).
 
     Raises:
         ValueError: if the shapes do not belong together, or values lie outside the ranges.

@@ -93,6 +93,10 @@ def test_an_image_smaller_than_a_thousand_pixels_is_judged_by_its_highest_one():
     assert metrics.image_evidence(np.array([[[0.2, 0.6]]])) == pytest.approx([0.6])
 
 
+def test_an_image_may_be_one_pixel():
+    assert metrics.image_evidence([[[0.25]]]) == [0.25]
+
+
 def test_evidence_is_averaged_in_float64():
     probability = np.zeros((1, 50, 40), np.float32)
     probability[0, 0, :2] = 1, 1 - 2**-24  # whose mean float32 cannot hold
@@ -175,14 +179,43 @@ def test_dice_score_cuts_at_the_threshold_and_gives_two_empty_masks_one():
     assert metrics.dice_score(truth, probability, threshold=0.3).tolist() == [1, 1]
 
 
-def test_confusion_counts_refuses_two_shapes():
+@pytest.mark.parametrize(
+    ("truth", "prediction"),
+    [
+        ((1, 4, 4), (1, 4, 4, 2)),
+        ((1, 4, 4), (1, 3, 4)),
+        ((1, 3, 4), (1, 4, 4)),
+        ((4, 4), (4, 4)),
+        ((1, 4, 4, 1), (1, 4, 4, 1)),
+    ],
+)
+def test_confusion_counts_refuses_other_shapes(truth, prediction):
     with pytest.raises(ValueError, match=r"must both be \(n, height, width\)"):
-        metrics.confusion_counts(np.zeros((1, 4, 4)), np.zeros((1, 4, 4, 2)))
+        metrics.confusion_counts(np.zeros(truth), np.zeros(prediction))
 
 
-def test_confusion_counts_refuses_a_mask_of_255():
-    with pytest.raises(ValueError, match=r"must hold 0 and 1 only.*from 0 to 255"):
-        metrics.confusion_counts(np.array([[[0, 255]]]), np.zeros((1, 1, 2)))
+@pytest.mark.parametrize(
+    ("value", "shown"), [(255, "from 0 to 255"), (-1, "from -1 to 0"), (0.5, r"from 0\.0 to 0\.5")]
+)
+def test_confusion_counts_refuses_a_mask_of_other_values(value, shown):
+    with pytest.raises(ValueError, match=f"must hold 0 and 1 only.*{shown}"):
+        metrics.confusion_counts(np.array([[[0, value]]]), np.zeros((1, 1, 2)))
+
+
+def test_a_thousandth_above_one_is_rounding():
+    counts = metrics.confusion_counts(np.array([[[1, 0]]]), np.array([[[1.001, 0]]]))
+    assert counts["tp"] == counts["tn"] == [1]
+
+
+@pytest.mark.parametrize(
+    "score", ["iou", "mean_iou", "dice", "sensitivity", "precision", "confusion_counts", "ratio"]
+)
+def test_what_follows_the_data_is_given_by_name(score):
+    data = [1, 2] if score in ("confusion_counts", "ratio") else [dict.fromkeys(metrics.COUNTS, 1)]
+    with pytest.raises(TypeError, match="positional argument"):
+        getattr(metrics, score)(*data, 0.5)
+    with pytest.raises(TypeError, match="positional argument"):
+        metrics.dice_score(1, 2, 0.5)
 
 
 @pytest.mark.parametrize("wrong", [-3.0, -0.1, 1.01, 4.0, NAN])
@@ -191,9 +224,19 @@ def test_confusion_counts_refuses_logits_and_nan(wrong):
         metrics.confusion_counts(np.array([[[0, 1]]]), np.array([[[0.5, wrong]]]))
 
 
-def test_saturation_counts_refuses_a_probability_without_its_channels():
+@pytest.mark.parametrize(
+    ("truth", "softmax"),
+    [
+        ((1, 4, 4), (1, 4, 4)),
+        ((1, 3, 4), (1, 4, 4, 2)),
+        ((1, 4, 4), (1, 3, 4, 2)),
+        ((4, 4), (4, 4, 2)),
+        ((1, 4, 4, 1), (1, 4, 4, 1, 2)),
+    ],
+)
+def test_saturation_counts_refuses_other_shapes(truth, softmax):
     with pytest.raises(ValueError, match=r"`y_pred` \(n, height, width, 2\)"):
-        metrics.saturation_counts(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
+        metrics.saturation_counts(np.zeros(truth), np.zeros(softmax))
 
 
 def test_saturation_counts_refuses_a_mask_of_255():
@@ -244,6 +287,14 @@ def test_logged_mean_iou_is_that_of_keras(share):
     saturated = np.random.default_rng(3).random(truth.shape) < share
     softmax = softmax_of(np.where(saturated, probability > 0.5, probability))
     logged = metrics.as_logged_mean_iou(truth, softmax)
+    assert logged == pytest.approx(keras_logged_mean_iou(truth, softmax), abs=1e-6)
+
+
+def test_rounding_above_one_is_saturated_as_it_is_for_keras():
+    truth, probability = random_case(2)
+    softmax = softmax_of(np.where(probability > 0.7, 1.0, probability)) * 1.0005
+    logged = metrics.as_logged_mean_iou(truth, softmax)
+    assert logged != 0.25
     assert logged == pytest.approx(keras_logged_mean_iou(truth, softmax), abs=1e-6)
 
 
