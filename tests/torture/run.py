@@ -199,6 +199,7 @@ def main():
         parser.error(f"no section {', '.join(unknown)}; there are: {', '.join(every)}")
     chosen = {name: every[name] for name in options.names or every}
     folder = Path(tempfile.mkdtemp(prefix="pneumo-torture-"))
+    os.environ["TMPDIR"] = str(folder)  # of what is killed: it leaves files there
     jobs.CHILDREN.set_forkserver_preload(jobs.ALL)
     results, kept = {}, ROOT / "runs" / "torture.json"
     kept.parent.mkdir(exist_ok=True)
