@@ -26,16 +26,18 @@ MODULES = ("metrics", "rle", "layers")
 
 def mutants(folder, *, module):
     """Tries all mutants of a module, as many at a time as there are cores."""
-    cores = os.cpu_count()
-    lines = [(module, str(folder / str(part)), str(part), str(cores)) for part in range(cores)]
-    workers = [
-        subprocess.Popen([sys.executable, "-W", "ignore", __file__, *line], stdout=-1, text=True)
-        for line in lines
-    ]
-    said = [worker.communicate()[0].splitlines() for worker in workers]
-    if any(worker.returncode for worker in workers):
+    folder.mkdir(parents=True)
+    workers, cores = [], os.cpu_count()
+    for part in range(cores):
+        with (folder / f"{part}.txt").open("w") as tried:
+            line = [module, str(folder / str(part)), str(part), str(cores)]
+            command = [sys.executable, "-W", "ignore", __file__, *line]
+            workers.append(subprocess.Popen(command, stdout=tried))
+    statuses = [worker.wait() for worker in workers]
+    if any(statuses):
         return {"inputs": 0, "wrong": ["a worker failed; the unchanged module must pass its tests"]}
-    tried = [json.loads(line) for lines in said for line in lines]
+    said = [line for file in folder.glob("*.txt") for line in file.read_text().splitlines()]
+    tried = [json.loads(line) for line in said]
     survived = [mutant["change"] for mutant in tried if mutant["status"] == 0]
     reasons = yaml.safe_load((HERE / "survivors.yaml").read_text())[module]
     examined = {change for reason in reasons for change in reason["mutants"]}
