@@ -206,18 +206,21 @@ def test_auto_takes_the_cheaper_form(shape, kernel, stride, expected):
 def test_costs_are_the_multiplications_counted_by_hand():
     stock, _ = _costs((4, 6), (8, 4), (2, 2), 32, 2)
     assert stock == (4 * 6) * (8 * 4) * 32 * 2  # each input meets the whole kernel
-    assert _costs((4, 6), (8, 4), (2, 2), 8, 2)[0] == stock / 4 * 2  # half of a vector unit idles
-    # 3 x 3 taps in each of 4 phases; transforms of length 4 down and 6 or 5 across, of whose
+    for channels in (8, 12):  # part of a vector unit idles
+        assert _costs((4, 6), (8, 4), (2, 2), channels, 2)[0] == pytest.approx(stock / 32 * 16)
+    # 3 x 3 taps in each of 4 phases; transforms of length 5 down and 6 or 5 across, of whose
     # frequencies 4 or 3 differ
     for width, half in ((5, 4), (4, 3)):
-        image = 3 * width * (2 * half) + (2 * half) * (2 * 3) * 4
-        taps = 3 * 3 * (2 * half) + (2 * half) * (2 * 3) * 4
-        products = 4 * (4 * half) * 4  # a complex one is four
-        for channels, filters in ((1, 1), (3, 5)):
+        image = 4 * width * (2 * half) + (2 * half) * (2 * 4) * 5
+        taps = 3 * 3 * (2 * half) + (2 * half) * (2 * 3) * 5
+        products = 4 * (5 * half) * 4  # a complex one is four
+        for channels, filters in ((1, 1), (6, 5)):
             pairs = channels * filters
-            _, fourier = _costs((3, width), (4, 4), (2, 2), channels, filters, batch=2)
-            transforms = (channels + 4 * filters) * image + pairs * 4 * taps / 2
-            assert fourier == 2 * (transforms + pairs * products)
+            arguments = (4, width), (4, 4), (2, 2), channels, filters
+            for batch, named in ((16, {}), (7, {"batch": 7})):
+                transforms = (channels + 4 * filters) * image + pairs * 4 * taps / batch
+                expected = 2 * (transforms + pairs * products)
+                assert _costs(*arguments, **named)[1] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
