@@ -135,7 +135,12 @@ def test_stock_weights_load_and_return():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"method": "stock", "padding": "same"}, {"padding": "valid"}]
+    "arguments",
+    [
+        {"method": "stock", "padding": "same"},
+        {"method": "stock", "padding": "valid"},
+        {"padding": "valid"},
+    ],
 )
 def test_stock_form_gives_the_stock_outputs(arguments):
     ours = FourierConv2DTranspose(2, 16, strides=2, **arguments)
@@ -145,6 +150,18 @@ def test_stock_form_gives_the_stock_outputs(arguments):
         layer.build(x.shape)
     stock.set_weights(ours.get_weights())
     np.testing.assert_array_equal(ours(x), stock(x))
+
+
+def test_only_the_stock_form_calls_the_stock_operation(monkeypatch):
+    def refuse(layer, inputs):
+        raise AssertionError("the stock operation")
+
+    monkeypatch.setattr(keras.layers.Conv2DTranspose, "call", refuse)
+    x = normal(1, 4, 4, 2)
+    arguments = dict(filters=2, kernel_size=8, strides=2, padding="same")
+    assert FourierConv2DTranspose(method="fourier", **arguments)(x).shape == (1, 8, 8, 2)
+    with pytest.raises(AssertionError, match="the stock operation"):
+        FourierConv2DTranspose(method="stock", **arguments)(x)
 
 
 def test_saved_networks_find_the_layer_by_its_name():
@@ -208,15 +225,15 @@ def test_costs_are_the_multiplications_counted_by_hand():
     assert stock == (4 * 6) * (8 * 4) * 32 * 2  # each input meets the whole kernel
     for channels in (8, 12):  # part of a vector unit idles
         assert _costs((4, 6), (8, 4), (2, 2), channels, 2)[0] == pytest.approx(stock / 32 * 16)
-    # 3 x 3 taps in each of 4 phases; transforms of length 5 down and 6 or 5 across, of whose
-    # frequencies 4 or 3 differ
-    for width, half in ((5, 4), (4, 3)):
+    # kernels of 4 and of 6: 3 x 3 taps in each of 4 phases; transforms of length 5 down and 6 or
+    # 5 across, of whose frequencies 4 or 3 differ
+    for kernel, width, half in ((4, 5, 4), (4, 4, 3), (6, 5, 4), (6, 4, 3)):
         image = 4 * width * (2 * half) + (2 * half) * (2 * 4) * 5
         taps = 3 * 3 * (2 * half) + (2 * half) * (2 * 3) * 5
         products = 4 * (5 * half) * 4  # a complex one is four
         for channels, filters in ((1, 1), (6, 5)):
             pairs = channels * filters
-            arguments = (4, width), (4, 4), (2, 2), channels, filters
+            arguments = (4, width), (kernel, kernel), (2, 2), channels, filters
             for batch, named in ((16, {}), (7, {"batch": 7})):
                 transforms = (channels + 4 * filters) * image + pairs * 4 * taps / batch
                 expected = 2 * (transforms + pairs * products)
@@ -254,6 +271,7 @@ def test_auto_asks_for_no_devices_where_keras_lists_none(monkeypatch):
     [
         dict(padding="valid"),
         dict(padding="same", dilation_rate=2),
+        dict(padding="same", dilation_rate=(1, 2)),
         dict(padding="same", data_format="channels_first"),
         dict(padding="same", strides=5),
         dict(padding="same", strides=2, output_padding=1),
