@@ -14,12 +14,15 @@ help: ## list these commands
 
 env: .venv/installed ## create .venv with the exact versions of requirements.lock
 
-# Done again only when the lock or pyproject.toml changed; --require-hashes also checks what
-# was downloaded, so the editable package itself is installed in a second step, without its
-# dependencies (they are there) and without fetching a build tool (setuptools is one of them).
+# Done again only when the lock or pyproject.toml changed. --require-hashes also checks what was
+# downloaded, and --no-deps takes the lock as it is: pip 23 looks for the newest version of
+# `coverage[toml]`, which pytest-cov asks for, though `coverage` is pinned, and then refuses it.
+# The editable package itself is installed in a second step, without fetching a build tool
+# (setuptools is one of the packages).
 .venv/installed: requirements.lock pyproject.toml | $(BIN)/python
 	@echo "Installing the exact versions of requirements.lock into .venv (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	  -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
