@@ -9,7 +9,7 @@ import pandas as pd
 from pneumo_lib import fcn, runs
 from pneumo_lib.features import cached_features
 from pneumo_lib.inference import load_network
-from pneumo_lib.paths import alone, project_path
+from pneumo_lib.paths import alone, project_path, write_csv
 from pneumo_lib.prediction_files import run_id
 from pneumo_lib.preparation import load_prepared
 from pneumo_lib.results import keep_results, score_cases
@@ -85,10 +85,10 @@ def _keep_mean(members, data, folder, settings):
     histories = pd.concat([member.history for member in members])
     mean = histories.groupby("epoch", as_index=False).mean()
     mean["seconds"] *= len(members)
-    runs.write_csv(folder / "history.csv", mean)
+    write_csv(folder / "history.csv", mean)
     scores = score_cases(network, inputs, data, settings, mirrored=mirrored)
     scores.insert(0, "epoch", settings["epochs"])
-    runs.write_csv(folder / "scores.csv", scores)
+    write_csv(folder / "scores.csv", scores)
     keep_results(model, network, inputs, data, settings, folder, mirrored=mirrored)
 
 

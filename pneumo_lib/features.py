@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from pneumo_lib.arrays import new_array
 from pneumo_lib.backbones import preprocess
-from pneumo_lib.paths import alone, project_path, written_aside
+from pneumo_lib.paths import atomic_write, file_lock, new_array, project_path
 
 _BATCHES_BETWEEN_FLUSHES = 32  # seconds of work to lose, and hardly any time to write
 
@@ -68,7 +67,7 @@ def cached_features(
     path = folder / f"{backbone}-{checksum(encoder, data, backbone)}{view}.npy"
     if not path.exists():
         images = data.images[:, :, ::-1] if flipped else data.images
-        with alone(path):
+        with file_lock(path):
             if not path.exists():  # another process may have made it meanwhile
                 _compute(encoder, images, backbone, path, batch_size=batch_size)
     return np.load(path, mmap_mode="r")
@@ -113,8 +112,8 @@ def _compute(encoder, images, backbone, path, *, batch_size):
             bar.update(len(batch))
             if rows.stop % (_BATCHES_BETWEEN_FLUSHES * batch_size) == 0:
                 features.flush()
-                with written_aside(count_file) as aside:
-                    aside.write_text(str(rows.stop))
+                with atomic_write(count_file) as unfinished:
+                    unfinished.write_text(str(rows.stop))
     features.flush()
     partial.rename(path)
     count_file.unlink(missing_ok=True)

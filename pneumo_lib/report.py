@@ -18,8 +18,14 @@ import yaml
 
 from pneumo_lib import pages
 from pneumo_lib.kernels import Step, execute, measured
-from pneumo_lib.paths import alone, figures_folder, project_path, report_folder, source_path
-from pneumo_lib.runs import write_json
+from pneumo_lib.paths import (
+    alone,
+    figures_folder,
+    project_path,
+    report_folder,
+    source_path,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 

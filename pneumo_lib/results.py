@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from pneumo_lib import distribution, fcn, metrics, runs
-from pneumo_lib.arrays import new_array
+from pneumo_lib import distribution, fcn, metrics
 from pneumo_lib.devices import device_name
 from pneumo_lib.features import predict_batches
 from pneumo_lib.operating_point import choose_operating_point
-from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib.paths import new_array, project_path, read_csv, write_json, written_aside
 
 
 def score_cases(network, inputs, data, settings, *, mirrored):
@@ -56,8 +55,8 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored, st
     validation = np.flatnonzero(data.cases["split"] == "validation")
     if validation.size:
         point = choose_operating_point(data.masks[validation], kept[validation])
-        runs.write_json(folder / "operating_point.json", point._asdict())
-    history = runs.read_csv(folder / "history.csv")
+        write_json(folder / "operating_point.json", point._asdict())
+    history = read_csv(folder / "history.csv")
     root = project_path()
     config = {
         "name": folder.name,
@@ -79,7 +78,7 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored, st
         "strategy": distribution.describe(strategy),
         "seconds": round(float(history["seconds"].sum()), 3),
     }
-    runs.write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     (folder / "state.npz").unlink(missing_ok=True)
 
 

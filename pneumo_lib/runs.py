@@ -10,9 +10,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib.paths import (
+    atomic_write,
+    begin_folder,
+    made_from,
+    project_path,
+    read_csv,
+    write_csv,
+)
 
 logger = logging.getLogger(__name__)
+_RECORD = "settings.json"
 ORDER = ("vgg16", "vgg19", "resnet50", "inceptionv3", "small")
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
@@ -158,25 +166,16 @@ def claim(name, settings):
         ValueError: if the folder holds something that is not a training run.
     """
     folder = project_path(Path("runs") / name)
-    identity = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
-    if folder.exists() and any(folder.iterdir()):
-        if not identity.exists():
-            raise ValueError(
-                f"A run needs a folder of its own. Received: {folder}, which holds something "
-                "else. Give the run another name"
-            )
-        if json.loads(identity.read_text()) == settings:
-            if is_finished(folder):  # and killed just before its state was removed
-                (folder / "state.npz").unlink(missing_ok=True)
-            return folder
+    if made_from(folder, record=_RECORD) not in (None, settings):
         number = 1
         while (aside := folder.with_name(f"{name}.old-{number}")).exists():
             number += 1
         folder.rename(aside)
         logger.warning("%s was trained with other settings; kept as %s", name, aside.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(identity, settings)
+    begin_folder(folder, settings, record=_RECORD, what="A training run")
+    if is_finished(folder):  # and killed just before its state was removed
+        (folder / "state.npz").unlink(missing_ok=True)
     return folder
 
 
@@ -199,7 +198,7 @@ def save_state(folder, variables, history, scores):
         table = pd.concat(scores, ignore_index=True)
         write_csv(folder / "scores.csv", table[["epoch", *table.columns.drop("epoch")]])
     # Last, for it decides how many rows of the tables above count.
-    with written_aside(folder / "state.npz") as aside:
+    with atomic_write(folder / "state.npz") as aside:
         np.savez(aside, *[np.asarray(v) for v in variables], epoch=len(history))
 
 
@@ -236,21 +235,3 @@ def code_checksum():
     for module in _DECIDES_RESULTS:
         digest.update((package / f"{module}.py").read_bytes())
     return digest.hexdigest()[:16]
-
-
-def write_json(path, content):
-    """Write `content` as indented JSON, aside and then renamed."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def write_csv(path, table):
-    """Write a `DataFrame` without its index, aside and then renamed."""
-    with written_aside(path) as aside:
-        table.to_csv(aside, index=False)
-
-
-def read_csv(path):
-    """Table written by `write_csv()`, every number to its last bit."""
-    # The C parser of pandas before 3.1 loses the last bit; the Python one never did.
-    return pd.read_csv(path, dtype={"image_id": str}, engine="python")

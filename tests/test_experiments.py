@@ -11,7 +11,7 @@ import papermill
 import pytest
 import yaml
 
-from pneumo_lib import experiments, metrics, runs, training
+from pneumo_lib import experiments, metrics, paths, runs, training
 from pneumo_lib.experiments import (
     read_experiments,
     run_experiments,
@@ -62,7 +62,7 @@ def trained(monkeypatch):
         folder = project_path("runs") / parameters["run_name"]
         folder.mkdir(parents=True, exist_ok=True)
         config = {"code": runs.code_checksum(), "data_checksum": DATA.checksum}
-        runs.write_json(folder / "config.json", config | {"loss": parameters.get("loss")})
+        paths.write_json(folder / "config.json", config | {"loss": parameters.get("loss")})
         for name in ("history.csv", "scores.csv"):
             (folder / name).write_text("epoch\n1\n")
         names.append(parameters["run_name"])
@@ -167,7 +167,7 @@ def test_scores_at_the_operating_point_are_those_of_the_masks_it_draws(data):
     probabilities = rng.integers(0, 256, data.masks.shape, dtype="uint8")
     np.save(data.folder / "probabilities.npy", probabilities)
     point = OperatingPoint(0.9, 0.1, 0.3)
-    runs.write_json(data.folder / "operating_point.json", point._asdict())
+    paths.write_json(data.folder / "operating_point.json", point._asdict())
     run = SimpleNamespace(folder=data.folder, config={"data": data.folder})
     scores = scores_at_operating_point(run)
     sure = (probabilities >= 230).mean(axis=(1, 2)) >= 0.1  # 0.9 of 255 is 229.5

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import CASES, SIZE, make_data
 
-from pneumo_lib import fcn, features, inference, metrics, runs, steps, training
+from pneumo_lib import fcn, features, inference, metrics, paths, runs, steps, training
 from pneumo_lib.operating_point import choose_operating_point, load_operating_point
 from pneumo_lib.optimisers import build_optimiser
 from pneumo_lib.training import train
@@ -152,7 +152,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_numbers(settings, finished, d
     died = subprocess.run(command, env=os.environ, check=False)
     assert died.returncode == -signal.SIGKILL
     assert not runs.is_finished(home / "runs" / "killed")
-    first_rows = runs.read_csv(home / "runs" / "killed" / "history.csv")
+    first_rows = paths.read_csv(home / "runs" / "killed" / "history.csv")
     assert len(first_rows) == 2
     resumed = train(data, run="killed", **globals()[settings])
     if settings != "SETTINGS":
@@ -442,9 +442,9 @@ def test_find_runs_on_data_leaves_out_runs_on_another_split_of_it(data, home):
         folder.mkdir()
         config = {"data_name": "squares", "size": SIZE, "backbone": "vgg19"}
         config["data_checksum"] = checksum
-        runs.write_json(folder / "config.json", config)
+        paths.write_json(folder / "config.json", config)
         for table in ("history.csv", "scores.csv"):
-            runs.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
+            paths.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
     found = {run.folder.name for run in runs.find_runs(data=data)}
     assert "kept" in found
     assert "other-split" not in found
