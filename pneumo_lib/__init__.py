@@ -8,8 +8,6 @@ start-up messages.
 
 from importlib import import_module as _import_module
 
-from pneumo_lib.quiet import quiet_start as _quiet_start
-
 __version__ = "0.1.0"
 
 _MODULE_OF = {
@@ -38,6 +36,7 @@ _MODULE_OF = {
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",
         "receptive_fields": "convolution_depth receptive_field",
         "related_work": "build_related_fcn",
+        "quiet": "keras",
         "rle": "rle_decode rle_encode",
         "submission": "write_submission",
         "verify": "verify_run",
@@ -63,18 +62,15 @@ _MODULES = (
     "metrics",
     "saturation",
 )
-__all__ = sorted([*_MODULE_OF, *_MODULES, "keras"])
+__all__ = sorted([*_MODULE_OF, *_MODULES])
 
 
 def __getattr__(name):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _quiet_start():
-        if name == "keras":
-            return _import_module("keras")
-        if name in _MODULES:
-            return _import_module(f"{__name__}.{name}")
-        return getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name in _MODULES:
+        return _import_module(f"{__name__}.{name}")
+    return getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__():

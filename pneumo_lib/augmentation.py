@@ -3,7 +3,8 @@
 import math
 from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from keras import ops
 

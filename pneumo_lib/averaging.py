@@ -2,7 +2,8 @@
 
 from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import pandas as pd
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from keras import applications, ops
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pneumo_lib as pl
 from pneumo_lib.cli_options import DISCLAIMER, parser
 from pneumo_lib.interrupts import ended_by_ctrl_c
-from pneumo_lib.quiet import log_levels
+from pneumo_lib.logs import log_levels
 
 _STOPPED = "\nStopped. What was finished is kept; the same command goes on."
 

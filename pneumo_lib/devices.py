@@ -5,7 +5,8 @@ import platform
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import keras
+from pneumo_lib.quiet import keras
+
 import tensorflow as tf
 
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from pneumo_lib import __version__
 from pneumo_lib.paths import project_path
-from pneumo_lib.quiet import quiet_start
 
 _EXTRAS = {
     "notebooks": "notebooks and the report",
@@ -73,10 +72,12 @@ def _version(name):
 
 
 def _devices():
-    with quiet_start():
-        import tensorflow as tf
+    import pneumo_lib.quiet  # noqa: F401  (before TensorFlow)
 
-        from pneumo_lib.devices import device_name
+    import tensorflow as tf
+
+    from pneumo_lib.devices import device_name
+
     yield Finding("ok", "device", device_name())
     if not tf.config.list_physical_devices("GPU"):
         remedy = "with an NVIDIA GPU on Linux: pip install -e '.[gpu]'"

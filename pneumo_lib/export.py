@@ -5,7 +5,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import tensorflow as tf
 

@@ -4,7 +4,8 @@ import itertools
 import math
 from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 import pandas as pd
 from keras import layers
 

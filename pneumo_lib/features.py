@@ -3,7 +3,8 @@
 import hashlib
 import json
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm

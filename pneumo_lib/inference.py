@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from pneumo_lib.quiet import keras
+
 import cv2
-import keras
 import numpy as np
 import tensorflow as tf
 

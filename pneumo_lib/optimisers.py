@@ -3,7 +3,7 @@
 import math
 from contextlib import contextmanager
 
-import keras
+from pneumo_lib.quiet import keras
 
 from pneumo_lib import fcn
 

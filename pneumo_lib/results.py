@@ -3,7 +3,8 @@
 import os
 import platform
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import pandas as pd
 import tensorflow as tf

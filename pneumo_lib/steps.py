@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import pneumo_lib.quiet  # noqa: F401  (before Keras)
+
 import numpy as np
 import tensorflow as tf
 from keras import ops

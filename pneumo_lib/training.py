@@ -5,7 +5,8 @@ import time
 from contextlib import nullcontext
 from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from tqdm.auto import tqdm
 
