@@ -173,7 +173,7 @@ def claim(name, settings):
             number += 1
         folder.rename(aside)
         logger.warning("%s was trained with other settings; kept as %s", name, aside.name)
-    begin_folder(folder, settings, record=_RECORD, what="A training run")
+    begin_folder(folder, settings, record=_RECORD, what="A run")
     if is_finished(folder):  # and killed just before its state was removed
         (folder / "state.npz").unlink(missing_ok=True)
     return folder
