@@ -106,6 +106,11 @@ def plan(notebooks, settings):
     declared = {path: notebook_parameters(path) for path in notebooks}
     settings = {"export": True} | settings
     backbones = settings.pop("backbones", list(BACKBONES))
+    if not isinstance(backbones, list) or not backbones:
+        raise ValueError(
+            "`backbones` must be a list of names, such as [vgg16, small]. "
+            f"Received: backbones={backbones!r}"
+        )
     if "backbone" in settings:
         raise ValueError("`backbone` is set for each training run. Give a list: `backbones`")
     if settings.get("run_name") and len(backbones) > 1:  # the second would replace the first
