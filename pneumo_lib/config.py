@@ -43,7 +43,7 @@ def parse_loss(loss):
     if not terms or not all(name in LOSSES and 0 < w < math.inf for w, name in terms):
         raise ValueError(
             f"`loss` must be one of {', '.join(LOSSES)}, or a sum such as '2*crossentropy+dice'. "
-            f"Received: loss={loss!r}.{did_you_mean(loss, LOSSES)}"
+            f"Received: loss={loss!r}{did_you_mean(loss, LOSSES)}"
         )
     return terms
 
@@ -238,8 +238,8 @@ class TrainingConfig:
         known = [one.name for one in fields(cls)]
         for name in settings:
             if name not in known:
-                hint = did_you_mean(name, known) or f" Known: {', '.join(known)}"
-                raise ValueError(f"A training has no setting of that name. Received: {name}.{hint}")
+                hint = did_you_mean(name, known) or f". Known: {', '.join(known)}"
+                raise ValueError(f"A training has no setting of that name. Received: {name}{hint}")
         return cls(**settings)
 
     def resolved(self, *, gpu=False):

@@ -29,14 +29,14 @@ def check_name(argument, value, known):
     if value not in tuple(known):
         raise ValueError(
             f"`{argument}` must be one of {', '.join(known)}. "
-            f"Received: {argument}={value!r}.{did_you_mean(value, known)}"
+            f"Received: {argument}={value!r}{did_you_mean(value, known)}"
         )
 
 
 def did_you_mean(value, known):
-    """ " Did you mean ...?" for the known name that looks like `value`, or an empty text."""
+    """End of a sentence that names the known name most like `value`; empty if none is."""
     close = difflib.get_close_matches(str(value), map(str, known), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 def check_size(size, backbone):

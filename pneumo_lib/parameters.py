@@ -49,8 +49,8 @@ def check_parameters(settings, defaults):
     """
     for name in settings:
         if name not in defaults and name not in ("data", "export"):
-            hint = did_you_mean(name, defaults) or f" Known: {', '.join(defaults)}"
-            raise ValueError(f"No notebook has a parameter `{name}`.{hint}")
+            hint = did_you_mean(name, defaults) or f". Known: {', '.join(defaults)}"
+            raise ValueError(f"No notebook has a parameter `{name}`{hint}")
     training = {name: settings[name] for name in _TRAINING if name in settings}
     data = {name: settings[name] for name in DATA if name in settings}
     checked = {n: v for n, v in asdict(TrainingConfig(**training)).items() if n in training}

@@ -1,5 +1,6 @@
 """What a training run leaves behind: scores, probabilities, operating point, configuration."""
 
+import logging
 import os
 import platform
 from typing import NamedTuple
@@ -13,8 +14,11 @@ from pneumo_lib import distribution, fcn, metrics, runs
 from pneumo_lib.arrays import new_array
 from pneumo_lib.devices import device_name
 from pneumo_lib.features import predict_batches
+from pneumo_lib.losses import get_loss
 from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.paths import project_path, written_aside
+
+logger = logging.getLogger(__name__)
 
 
 class TrainedPart(NamedTuple):
@@ -68,6 +72,13 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
         point = choose_operating_point(data.masks[validation], kept[validation])
         runs.write_json(folder / "operating_point.json", point._asdict())
     history = runs.read_csv(folder / "history.csv")
+    if diverged := _has_diverged(history, data, settings["loss"]):
+        logger.warning(
+            "%s diverged: its loss is worse than that of a network that knows nothing. Take a "
+            "learning_rate below %s.",
+            folder.name,
+            settings.get("learning_rate"),
+        )
     root = project_path()
     config = {
         "name": folder.name,
@@ -85,12 +96,25 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
             "keras": keras.__version__,
             "numpy": np.__version__,
         },
+        "diverged": diverged,
         "device": device_name(),
         "strategy": distribution.describe(strategy),
         "seconds": round(float(history["seconds"].sum()), 3),
     }
     runs.write_json(folder / "config.json", config)
     (folder / "state.npz").unlink(missing_ok=True)
+
+
+def _has_diverged(history, data, loss):
+    """Whether the last loss is twice that of calling each pixel either class with one half.
+
+    Untrained networks are about there, and steps of a sensible length only lead away from it. (A
+    loss with an upper bound, such as Dice, hardly exceeds it.)
+    """
+    last = history.iloc[-1]
+    masks = data.masks[np.flatnonzero(data.cases["split"] == "train")[:64]]
+    knows_nothing = get_loss(loss)(masks, np.full((*masks.shape, 2), 0.5, "float32"))
+    return bool(last.get("val_loss", last["loss"]) > 2 * np.mean(knows_nothing))
 
 
 def _predictions(part, test_time_flip):

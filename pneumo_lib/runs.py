@@ -112,12 +112,14 @@ def caveats(runs):
     """
     config = runs[0].config
     random = [r.config["backbone"] for r in runs if r.config["weights"] == "random features"]
+    diverged = [r.config["backbone"] for r in runs if r.config.get("diverged")]
     leaked = config["leaked_patients"]
     notes = [
         "synthetic radiographs" if config["synthetic"] else "",
         f"random features: {', '.join(random)}" if random else "",
         f"split: {config['split_scheme']}",
         f"{leaked} patients on two sides of it" if leaked else "",
+        f"training diverged: {', '.join(diverged)}" if diverged else "",
     ]
     return " · ".join(note for note in notes if note)
 

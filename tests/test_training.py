@@ -1,10 +1,12 @@
 """Training: equal seeds, equal numbers; whatever happens in between."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +17,15 @@ import pandas as pd
 import pytest
 from conftest import CASES, SIZE, make_data
 
+import pneumo_lib as pl
 from pneumo_lib import fcn, features, inference, metrics, runs, steps, training
+from pneumo_lib.config import TrainingConfig
+from pneumo_lib.experiments import read_experiments, run_experiments
 from pneumo_lib.operating_point import choose_operating_point, load_operating_point
 from pneumo_lib.optimisers import build_optimizer
 from pneumo_lib.training import train
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
 
 
@@ -372,6 +378,54 @@ def test_bfloat16_features_train_to_nearly_the_same_scores(finished, data):
         for name, tolerance in {"loss": 1e-3, "accuracy": 2e-3, "dice": 5e-3}.items():
             near, exact = (r.history[prefix + name] for r in (run, finished))
             np.testing.assert_allclose(near, exact, atol=tolerance)
+
+
+def test_weights_that_are_no_numbers_end_a_training_and_leave_what_was_finished(data, home):
+    settings = SETTINGS | {"backbone": "vgg16", "learning_rate": 1e9}
+    with pytest.raises(ValueError, match=r"loss .* must stay finite. Received: .*'too-fast'. Take"):
+        train(data, run="too-fast", **settings)
+    assert (home / "runs" / "too-fast" / "settings.json").exists()
+    assert not runs.is_finished(home / "runs" / "too-fast")
+
+
+def test_a_training_that_diverged_says_so(finished, data, caplog):
+    run = train(data, backbone="small", epochs=2, batch_size=7, learning_rate=1e9, dropout=0.3)
+    assert run.config["diverged"]
+    assert "squares-small-32 diverged" in caplog.text
+    assert "dropout=0.3 changes nothing in this training: the small FCN" in caplog.text
+    assert runs.caveats([run]).endswith("training diverged: small")
+    assert not finished.config["diverged"]
+
+
+def test_an_unknown_setting_is_refused(data):
+    with pytest.raises(ValueError, match="no setting of that name. Received: epoch"):
+        train(data, epoch=1)
+
+
+def test_runs_that_follow_each_other_are_no_retracing_to_tensorflow(data, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    config = TrainingConfig(backbone="small", epochs=1, batch_size=10)
+    for seed in range(6):
+        train(data, config, run=f"traced-{seed}", seed=seed)
+    assert "retracing" not in caplog.text
+
+
+def test_a_file_gives_the_same_training_in_the_notebook_and_in_this_process(home):
+    """The notebook's own cells are run here: parameters, papermill's after them, settings."""
+    path = home / "same.yaml"
+    path.write_text("base: {backbone: small, phantom_count: 40, size: 32}\nexperiments: {}\n")
+    [experiment] = read_experiments(path)
+    [run] = run_experiments(path, in_kernels=False)
+    settings = json.loads((run.folder / "settings.json").read_text())
+    cells = json.loads((ROOT / "notebooks/05_train_fcn.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {"pl": pl}
+    exec(sources[0], names)
+    names |= experiment.parameters
+    exec(next(s for s in sources if "TrainingConfig(" in s).partition("\nrun = ")[0], names)
+    expected = json.loads(json.dumps(asdict(names["config"].resolved())))
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["epochs"] == 20
 
 
 def test_training_needs_training_cases(data):
