@@ -398,7 +398,7 @@ def test_a_training_that_diverged_says_so(finished, data, caplog):
 
 
 def test_an_unknown_setting_is_refused(data):
-    with pytest.raises(ValueError, match="no setting of that name. Received: epoch"):
+    with pytest.raises(ValueError, match=r"no setting of that name\. Received: epoch"):
         train(data, epoch=1)
 
 
