@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from pneumo_lib.names import BACKBONES
 from pneumo_lib.paths import (
     atomic_write,
     begin_folder,
@@ -21,7 +22,7 @@ from pneumo_lib.paths import (
 
 logger = logging.getLogger(__name__)
 _RECORD = "settings.json"
-ORDER = ("vgg16", "vgg19", "resnet50", "inceptionv3", "small")
+ORDER = tuple(BACKBONES)
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
     ("accuracy", "accuracy", 1),
@@ -119,12 +120,14 @@ def caveats(runs):
     """
     config = runs[0].config
     random = [r.config["backbone"] for r in runs if r.config["weights"] == "random features"]
+    diverged = [r.config["backbone"] for r in runs if r.config.get("diverged")]
     leaked = config["leaked_patients"]
     notes = [
         "synthetic radiographs" if config["synthetic"] else "",
         f"random features: {', '.join(random)}" if random else "",
         f"split: {config['split_scheme']}",
         f"{leaked} patients on two sides of it" if leaked else "",
+        f"training diverged: {', '.join(diverged)}" if diverged else "",
     ]
     return " · ".join(note for note in notes if note)
 

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from papermill.cli import papermill
 
 from pneumo_lib.cli_options import parser
-from pneumo_lib.report import check_parameters, notebook_parameters
+from pneumo_lib.parameters import check_parameters
+from pneumo_lib.report import notebook_parameters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
