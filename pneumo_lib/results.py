@@ -1,12 +1,9 @@
 """What a training run leaves behind: scores, probabilities, operating point, configuration."""
 
 import os
-import platform
 
-import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from pneumo_lib import distribution, fcn, metrics, runs
 from pneumo_lib.arrays import new_array
@@ -69,12 +66,7 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored, st
         **settings,
         "weights": getattr(model, "weights_used", "from scratch"),
         "parameters": fcn.parameters(model),
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": runs.package_versions(),
         "device": device_name(),
         "strategy": distribution.describe(strategy),
         "seconds": round(float(history["seconds"].sum()), 3),

@@ -1,6 +1,5 @@
 """Training: frozen features, compiled epochs, and a state that survives a kill."""
 
-import hashlib
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -127,7 +126,7 @@ def train(
         "precision": choose_precision(precision),
         "feature_precision": feature_precision,
         "seed": seed,
-        "code": runs.code_checksum(),
+        "results_version": runs.RESULTS_VERSION,
     }
     settings |= _automatic(settings)
     get_loss(loss)  # refused now, not after the features
@@ -157,8 +156,7 @@ def _identity(initial):
     if initial is None:
         return None
     folder = runs.load_run(initial).folder
-    learnt = hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
-    return {"run": folder.name, "checksum": learnt}
+    return {"run": folder.name, "checksum": runs.weights_checksum(folder)}
 
 
 def _automatic(settings):
