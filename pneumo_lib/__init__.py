@@ -42,7 +42,7 @@ _MODULE_OF = {
         "submission": "write_submission",
         "verify": "verify_run",
         "splits": "leaked_patients split_cases",
-        "runs": "Run caveats find_runs load_run log_line",
+        "runs": "Run caveats find_runs load_run log_line runs_to_compare",
         "sweep": "run_sweep",
         "sweep_results": "sweep_chart",
         "tables": "format_table score_table with_groups",
@@ -62,6 +62,7 @@ _MODULES = (
     "metric_figures",
     "metrics",
     "saturation",
+    "tables",
 )
 __all__ = sorted([*_MODULE_OF, *_MODULES])
 

@@ -54,7 +54,8 @@ def average_runs(members, *, run, data=None):
             f"{data.folder}, which has changed since. Prepare the data again with prepare_data()"
         )
     settings = {name: first[name] for name in (*_SHARED, *_KEPT) if name in first}
-    settings |= {"mean_of": [run_id(m) for m in members], "code": runs.code_checksum()}
+    settings["mean_of"] = [run_id(m) for m in members]
+    settings["results_version"] = runs.RESULTS_VERSION
     folder = project_path("runs") / run
     with alone(folder):
         runs.claim(run, settings)

@@ -2,16 +2,14 @@
 
 import logging
 import os
-import platform
 from typing import NamedTuple
 
 from pneumo_lib.quiet import keras
 
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
-from pneumo_lib import distribution, fcn, metrics
+from pneumo_lib import distribution, fcn, metrics, runs
 from pneumo_lib.devices import device_name
 from pneumo_lib.features import predict_batches
 from pneumo_lib.losses import get_loss
@@ -90,12 +88,7 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
         **settings,
         "weights": getattr(model, "weights_used", "from scratch"),
         "parameters": fcn.parameters(model),
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": runs.package_versions(),
         "diverged": diverged,
         "device": device_name(),
         "strategy": distribution.describe(strategy),

@@ -1,9 +1,17 @@
-"""The run folder: one training run, under way or whole, under `runs/<name>/`."""
+"""The run folder: one training run, under way or finished, under `runs/<name>/`.
+
+`settings.json`, written first, is the run's identity: all that decides its numbers. After each
+epoch follow the tables `history.csv` and `scores.csv`, and `state.npz` to go on from. The network
+and its predictions come at the end, and `config.json` last: a run is finished when it is there.
+"""
 
 import hashlib
 import json
 import logging
 import math
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +37,14 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("mean_io_u", "logged_mean_iou", 1),
     ("dice", "logged_dice", -1),
 )
-_DECIDES_RESULTS = ("augmentation", "backbones", "batches", "decoders", "dropout", "fcn")
-_DECIDES_RESULTS += ("features", "layers", "losses", "metrics", "normalisation")
-_DECIDES_RESULTS += ("operating_point", "optimisers", "results", "steps", "taps", "training")
+# Raise by one when equal settings give other numbers than before: another network, training step,
+# preprocessing, draw of random numbers, score or operating point. Finished runs are then trained
+# again. Leave it for comments, names, messages, figures and what only makes training faster.
+RESULTS_VERSION = 1
+_DECIDE_NUMBERS = (
+    *("tensorflow", "keras", "numpy", "pandas", "scipy", "scikit-learn"),
+    *("opencv-python-headless", "pillow", "pydicom", "pneumo"),
+)
 
 
 class Run(NamedTuple):
@@ -66,8 +79,13 @@ def load_run(folder):
             "A run folder must hold a finished training run. "
             f"Received: {folder}. Train it with train() or notebooks/05_train_fcn.ipynb"
         )
-    config = json.loads((folder / "config.json").read_text())
-    return Run(folder, config, read_csv(folder / "history.csv"), read_csv(folder / "scores.csv"))
+    tables = (read_csv(folder / f"{name}.csv") for name in ("history", "scores"))
+    return Run(folder, read_config(folder), *tables)
+
+
+def read_config(folder):
+    """`config.json` of the finished run in `folder`, as a dict."""
+    return json.loads((folder / "config.json").read_text())
 
 
 def default_name(data_name, backbone, decoder, size):
@@ -77,7 +95,9 @@ def default_name(data_name, backbone, decoder, size):
 
 
 def find_runs(data_name=None, size=None, *, data=None):
-    """Finished runs, in the order of `ORDER`.
+    """Finished runs, in the order of `ORDER`, then by name.
+
+    Only tables of runs that fit are read. A run that cannot be read is left out with a warning.
 
     Args:
         data_name: only runs on this data ("phantoms", or the name of the folder).
@@ -90,23 +110,77 @@ def find_runs(data_name=None, size=None, *, data=None):
     Raises:
         FileNotFoundError: if there is none.
     """
-    folders = sorted(p.parent for p in project_path("runs").glob("*/config.json"))
-    found = [load_run(folder) for folder in folders if ".old-" not in folder.name]
     wanted = {"data_name": data_name, "size": size}
     if data is not None:
         wanted = {"data_name": data.meta["source"], "size": data.meta["size"]}
         wanted |= {"data_checksum": data_checksum(data)}
-    found = [
-        run
-        for run in found
-        if all(value in (None, run.config.get(key)) for key, value in wanted.items())
-    ]
+    found = []
+    for path in sorted(project_path("runs").glob("*/config.json")):
+        if ".old-" in path.parent.name:
+            continue
+        try:
+            config = read_config(path.parent)
+            if all(value in (None, config.get(key)) for key, value in wanted.items()):
+                found.append(load_run(path.parent))
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be read and is left out: %s", path.parent, error)
     if not found:
         raise FileNotFoundError(
             f"There is no finished run in {project_path('runs')} for {wanted}. "
             "Train one: papermill notebooks/05_train_fcn.ipynb out.ipynb -p backbone vgg19"
         )
-    return sorted(found, key=lambda run: ORDER.index(run.config["backbone"]))
+    return _in_order(found)
+
+
+def _in_order(found):
+    places = {backbone: place for place, backbone in enumerate(ORDER)}
+    return sorted(found, key=lambda run: places.get(run.config.get("backbone"), len(ORDER)))
+
+
+def runs_to_compare(data, names=None):
+    """One finished run of each backbone on exactly these data, in the order of `ORDER`.
+
+    Args:
+        data: `Prepared`: the images, masks and splits that the runs were trained on.
+        names: of the run folders. None: the runs that took their name from their settings, which
+            leaves experiments out; of several decoders the report's, "deconvolution", comes first.
+
+    Returns:
+        List of `Run`.
+
+    Raises:
+        FileNotFoundError: if a named run, or any run, is missing.
+        ValueError: if a named run was trained on other data, or two have the same backbone.
+    """
+    if names is None:
+        found = [run for run in find_runs(data=data) if _named_by_settings(run.config)]
+        found.sort(key=lambda run: run.config["decoder"] == "deconvolution")
+        found = list({run.config["backbone"]: run for run in found}.values())
+        names = [run.folder.name for run in found]
+        if not found:
+            raise FileNotFoundError(
+                "Runs to compare must have their name from notebook 05 or be named. "
+                "Received: neither. Set `run_names` to the names of run folders"
+            )
+    else:
+        found = [load_run(name) for name in names]
+    checksum, backbones = data_checksum(data), [run.config["backbone"] for run in found]
+    if any(run.config["data_checksum"] != checksum for run in found):
+        raise ValueError(
+            "Runs to compare must be trained on exactly these images, masks and splits. "
+            f"Received: {', '.join(names)}. Set data, size, split and seed as they were then"
+        )
+    if len(set(backbones)) < len(backbones):
+        raise ValueError(
+            "Runs to compare must have different backbones. "
+            f"Received: {', '.join(names)} with {', '.join(backbones)}"
+        )
+    return _in_order(found)
+
+
+def _named_by_settings(config):
+    settings = (config.get(key) for key in ("data_name", "backbone", "decoder", "size"))
+    return config["name"] == default_name(*settings)
 
 
 def caveats(runs):
@@ -170,12 +244,22 @@ def claim(name, settings):
     """
     folder = project_path(Path("runs") / name)
     settings = json.loads(json.dumps(settings))
-    if made_from(folder, record=_RECORD) not in (None, settings):
-        number = 1
-        while (aside := folder.with_name(f"{name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        logger.warning("%s was trained with other settings; kept as %s", name, aside.name)
+    former = made_from(folder, record=_RECORD)
+    if former is not None:
+        kept = former | {"results_version": results_version(former)}
+        kept.pop("code", None)  # what older runs held in its place
+        changed = sorted(k for k in kept.keys() | settings if kept.get(k) != settings.get(k))
+        if changed:
+            number = 1
+            while (aside := folder.with_name(f"{name}.old-{number}")).exists():
+                number += 1
+            folder.rename(aside)
+            logger.warning(
+                "%s was trained with other settings (%s); kept as %s",
+                *(name, ", ".join(changed), aside.name),
+            )
+        else:
+            settings = former
     begin_folder(folder, settings, record=_RECORD, what="A run")
     if is_finished(folder):  # and killed just before its state was removed
         (folder / "state.npz").unlink(missing_ok=True)
@@ -231,10 +315,24 @@ def data_checksum(data):
     return hashlib.sha256(f"{data.meta['checksum']}\n{table}".encode()).hexdigest()[:16]
 
 
-def code_checksum():
-    """Checksum of the modules that decide a run's results: other code is another run."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for module in _DECIDES_RESULTS:
-        digest.update((package / f"{module}.py").read_bytes())
-    return digest.hexdigest()[:16]
+def weights_checksum(folder):
+    """Checksum of what the finished run in `folder` learnt."""
+    return hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
+
+
+def results_version(settings):
+    """`RESULTS_VERSION` that a run was made with, 1 for runs from before there was such a number.
+
+    Args:
+        settings: dict, of settings.json or config.json.
+    """
+    return settings.get("results_version", 1)
+
+
+def package_versions():
+    """Versions of Python and the packages that decide a run's numbers, as a dict."""
+    versions = {"python": platform.python_version()}
+    for name in _DECIDE_NUMBERS:
+        with suppress(PackageNotFoundError):  # some may be installed under another name
+            versions[name] = version(name)
+    return versions

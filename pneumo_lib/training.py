@@ -1,6 +1,5 @@
 """Training: frozen features, compiled epochs, and a state that survives a kill."""
 
-import hashlib
 import logging
 import math
 import time
@@ -70,7 +69,7 @@ def train(data, config=None, *, run=None, strategy=None, **changes):
         "size": data.meta["size"],
         **asdict(config),
         "initial": _identity(config.initial),
-        "code": runs.code_checksum(),
+        "results_version": runs.RESULTS_VERSION,
     }
     if not (data.cases["split"] == "train").any():
         raise ValueError("Training needs cases in the split 'train'. Received: none")
@@ -98,8 +97,7 @@ def _identity(initial):
     if initial is None:
         return None
     folder = runs.load_run(initial).folder
-    learnt = hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
-    return {"run": folder.name, "checksum": learnt}
+    return {"run": folder.name, "checksum": runs.weights_checksum(folder)}
 
 
 def _build(data, config, strategy):

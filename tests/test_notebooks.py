@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import yaml
 
+import pneumo_lib as pl
 from pneumo_lib import report
 from pneumo_lib.config import TrainingConfig, describe
 from pneumo_lib.parameters import read_params
@@ -20,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXPERIMENTS = ("better", "siim_better", "trial", "sweep", "folds")
 PARAMS = sorted(p for p in (ROOT / "params").glob("*.yaml") if p.stem not in EXPERIMENTS)
 LONGEST_CELL = 25
-SET_BY_THE_REPORT = {"backbone", "export"}
+SET_BY_THE_REPORT = {"backbone", "run_names", "export"}
 OF_ONE_RUN = {"run_name", "fold", "experiments", "train_here"}  # not of a whole report
 # A path from the root of a file system; `a/tmp`, `https://tmp/` and `</tmp/` are none.
 ABSOLUTE = re.compile(r"(?<![\w.~:/<>)])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|content)/\S*")
@@ -142,6 +143,21 @@ def test_neither_cells_nor_outputs_hold_an_absolute_path(path):
         texts += [output.get("text", ""), *(data.get(k, "") for k in ("text/plain", "text/html"))]
     assert [m[0] for text in texts for m in ABSOLUTE.finditer(text)] == []
     assert not any(str(ROOT) in text for text in texts)
+
+
+def test_every_name_of_the_library_that_notebooks_and_readme_use_is_public():
+    texts = [cell.source for path in NOTEBOOKS for cell in read(path).cells]
+    texts.append((ROOT / "README.md").read_text())
+    used = {name for text in texts for name in re.findall(r"\bpl\.(\w+)(?:\.(\w+))?", text)}
+    assert len(used) > 50
+    for name, attribute in used:
+        assert name in pl.__all__
+        module = getattr(pl, name)
+        if attribute and module.__name__.startswith("pneumo_lib."):
+            source = ast.parse(Path(module.__file__).read_text()).body
+            made = {t.id for n in source if isinstance(n, ast.Assign) for t in n.targets}
+            made |= {n.name for n in source if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+            assert attribute in made.union(getattr(module, "__all__", ())), f"pl.{name}.{attribute}"
 
 
 # -- parameters

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -15,31 +16,41 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from pneumo_lib import pages, parameters, paths, report
+from pneumo_lib import paths, report
 from pneumo_lib.kernels import NotebookError
-from pneumo_lib.pages import _finished_runs as finished_runs  # before a fixture replaces it
+from pneumo_lib.parameters import check_parameters
+from pneumo_lib.paths import write_csv, write_json
 from pneumo_lib.report import notebook_parameters, run_report
-from pneumo_lib.runs import Run
+
+ROOT = Path(__file__).parents[1]
+TRAINING = """data = "phantoms"
+size = 64
+backbone = "vgg19"
+decoder = "deconvolution"
+initial = None
+epochs = 1
+run_name = None"""
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty project: notebooks/ and data/, nothing of the real one is read or written."""
-    for module in (paths, parameters, report):
-        monkeypatch.setattr(module, "project_path", lambda path=".": tmp_path / path)
-    monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [])
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
     return tmp_path
 
 
 @pytest.fixture
-def executed(monkeypatch):
+def executed(project, monkeypatch):
     """Names of the notebooks that were run, where a copy stands for running them."""
     names = []
 
     def execute(step, output, desc):
         names.append(step.notebook.stem)
         output.write_bytes(step.notebook.read_bytes())
+        if name := step.parameters.get("run_name"):
+            learnt = str(len(names)).encode()  # no training ends twice with the same bytes
+            write_run(project, name, backbone=step.parameters["backbone"], learnt=learnt)
 
     monkeypatch.setattr(report, "execute", execute)
     return names
@@ -57,6 +68,20 @@ def write_notebook(project, name, parameters, *sources, title="A question?"):
         "language": "python",
     }
     nbformat.write(nb, project / "notebooks" / f"{name}.ipynb")
+
+
+def write_run(project, name, *, backbone, learnt=b"weights"):
+    """A finished run that found nothing after its first epoch, and all after its second."""
+    folder = project / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.keras").write_bytes(learnt)
+    cases = {"image_id": ["a", "b"] * 2, "split": ["test", "train"] * 2, "has_pneumothorax": True}
+    counts = {"tp": [0, 0, 2, 2], "fp": 0, "fn": [2, 2, 0, 0], "tn": 2}
+    write_csv(folder / "scores.csv", pd.DataFrame({"epoch": [1, 1, 2, 2]} | cases | counts))
+    write_csv(folder / "history.csv", pd.DataFrame({"epoch": [1, 2]}))
+    config = {"backbone": backbone, "weights": "random <features>", "split_scheme": "patient"}
+    config |= {"leaked_patients": 3, "device": "CPU", "data_name": "phantoms", "size": 64}
+    write_json(folder / "config.json", config)
 
 
 def records(index):
@@ -136,36 +161,56 @@ def test_an_unchanged_notebook_is_not_run_again(project, executed, caplog):
     assert "unchanged" in caplog.text
 
 
-@pytest.mark.parametrize("change", ["parameter", "source", "library", "data"])
+@pytest.mark.parametrize(
+    "change", ["parameter", "source", "results", "package", "data", "experiments"]
+)
 def test_a_notebook_is_run_again_when_its_inputs_change(project, executed, change, monkeypatch):
     data = project / "xrays"
     data.mkdir()
     (data / "a.png").write_bytes(b"1")
-    write_notebook(project, "01_first", "seed = 1")
-    run_report(data=data, overrides={"seed": 1})
-    seed = 2 if change == "parameter" else 1
+    (project / "mine.yaml").write_text("epochs: 1")
+    parameters = "size = 1\nexperiments = 'mine.yaml'"
+    write_notebook(project, "01_first", parameters)
+    run_report(data=data, overrides={"size": 1})
+    size = 2 if change == "parameter" else 1
     if change == "source":
-        write_notebook(project, "01_first", "seed = 1", "'more'")
-    if change == "library":
-        (project / "package").mkdir()
-        (project / "package" / "new.py").write_text("")
-        monkeypatch.setattr(report, "_PACKAGE", project / "package")
+        write_notebook(project, "01_first", parameters, "'more'")
+    if change == "results":
+        monkeypatch.setattr(report, "RESULTS_VERSION", report.RESULTS_VERSION + 1)
+    if change == "package":
+        (project / "numpy-9.9.dist-info").mkdir()
+        (project / "numpy-9.9.dist-info/METADATA").write_text("Name: numpy\nVersion: 9.9\n")
+        monkeypatch.syspath_prepend(project)
     if change == "data":
         (data / "a.png").write_bytes(b"12")
-    run_report(data=data, overrides={"seed": seed})
+    if change == "experiments":
+        (project / "mine.yaml").write_text("epochs: 2")
+    run_report(data=data, overrides={"size": size})
     assert executed == ["01_first", "01_first"]
 
 
+@pytest.mark.parametrize("change", ["parameter", "initial run", "run deleted", "run replaced"])
 def test_results_are_run_again_when_training_changed_but_earlier_notebooks_are_not(
-    project, executed
+    project, executed, change
 ):
-    write_notebook(project, "01_first", "seed = 1")
-    write_notebook(project, "05_train_fcn", "backbone = 'small'\nepochs = 1")
-    write_notebook(project, "06_results", "seed = 1")
-    run_report(overrides={"backbones": ["small"]})
-    run_report(overrides={"backbones": ["small"], "epochs": 2})
+    write_notebook(project, "01_first", "size = 1")
+    write_notebook(project, "05_train_fcn", TRAINING)
+    write_notebook(project, "06_results", "size = 1")
+    write_run(project, "first", backbone="vgg16")
+    settings = {"backbones": ["vgg16"], "initial": "first"}
+    run_report(overrides=settings)
+    if change == "parameter":
+        settings["epochs"] = 2
+    if change == "initial run":
+        write_run(project, "first", backbone="vgg16", learnt=b"more")
+    if change == "run deleted":
+        shutil.rmtree(project / "runs/phantoms-vgg16-64")
+    if change == "run replaced":
+        write_run(project, "phantoms-vgg16-64", backbone="vgg16", learnt=b"of other settings")
+    index = run_report(overrides=settings)
     ran = ["01_first", "05_train_fcn", "06_results"]
     assert executed == [*ran, "05_train_fcn", "06_results"]
+    assert "<td>vgg16</td>" in index.read_text()
 
 
 # -- failures
@@ -205,14 +250,12 @@ def test_run_report_finds_the_notebooks_when_runs_and_data_are_elsewhere(
 ):
     write_notebook(project, "01_first", "seed = 1")
     monkeypatch.setattr(paths, "__file__", str(project / "pneumo_lib" / "paths.py"))
-    for module in (paths, parameters, report):
-        monkeypatch.setattr(module, "project_path", lambda path=".": project / "elsewhere" / path)
+    monkeypatch.setenv("PNEUMO_HOME", str(project / "elsewhere"))
     assert run_report() == project / "elsewhere/runs/report/index.html"
     assert executed == ["01_first"]
 
 
-def test_run_report_refuses_a_folder_without_notebooks(project, monkeypatch):
-    monkeypatch.setattr(paths, "__file__", str(project / "pneumo_lib" / "paths.py"))
+def test_run_report_refuses_a_folder_without_notebooks(project):
     with pytest.raises(FileNotFoundError, match="No numbered notebook"):
         run_report()
 
@@ -248,14 +291,20 @@ def test_a_misspelt_parameter_is_refused_with_the_name_that_was_meant(project, e
     assert executed == []
 
 
-def test_backbone_in_a_report_is_refused_because_the_report_sets_it(project):
-    write_notebook(project, "05_train_fcn", "backbone = 'vgg19'")
-    with pytest.raises(ValueError, match="`backbone` is set for each training run"):
-        run_report(overrides={"backbone": "vgg16"})
+def test_an_unknown_parameter_that_resembles_none_lists_them():
+    with pytest.raises(ValueError, match=r"`zebra`\. Known: size, seed"):
+        check_parameters({"zebra": 1}, {"size": 1, "seed": 0})
+
+
+@pytest.mark.parametrize("name", ["backbone", "run_names"])
+def test_a_parameter_that_the_report_sets_is_refused(project, name):
+    write_notebook(project, "05_train_fcn", TRAINING)
+    with pytest.raises(ValueError, match=f"`{name}` is set by the report.*Give `backbones`"):
+        run_report(overrides={name: "vgg16"})
 
 
 def test_one_run_name_for_several_networks_is_refused(project):
-    write_notebook(project, "05_train_fcn", "backbone = 'vgg19'\nrun_name = None")
+    write_notebook(project, "05_train_fcn", TRAINING)
     notebooks = list((project / "notebooks").glob("05_*.ipynb"))
     with pytest.raises(ValueError, match=r"`run_name` names one network.*backbones=vgg16, small"):
         report.plan(notebooks, {"backbones": ["vgg16", "small"], "run_name": "mine"})
@@ -355,57 +404,54 @@ def test_progress_widgets_are_left_out_of_the_pages(project):
     assert "widget-view" not in page
 
 
-def test_the_results_of_each_split_start_with_the_all_background_row(
-    project, executed, monkeypatch
-):
-    scores = pd.DataFrame(
-        {
-            "epoch": [1, 1, 2, 2],
-            "image_id": ["a", "b", "a", "b"],
-            "split": ["test", "train", "test", "train"],
-            "has_pneumothorax": True,
-            "tp": [0, 0, 2, 2],
-            "fp": 0,
-            "fn": [2, 2, 0, 0],
-            "tn": 2,
-        }
-    )
-    config = {"backbone": "<vgg19>", "weights": "random features", "split_scheme": "patient"}
-    config |= {"leaked_patients": 3, "device": "CPU"}
-    run = type("Run", (), {"scores": scores, "config": config})
-    monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [run])
-    write_notebook(project, "01_first", "seed = 1")
-    text = run_report().read_text()
+def test_the_results_of_each_split_start_with_the_all_background_row(project, executed):
+    write_notebook(project, "05_train_fcn", TRAINING)
+    text = run_report(overrides={"backbones": ["vgg19"]}).read_text()
     rows = re.findall(r"<h3>([^<]+)</h3>|<tr>\s*<td>([^<]+)</td>\s*<td>([^<]+)</td>", text)
     assert rows == [
         ("Test: 1 images, 1 of them with pneumothorax", "", ""),
         ("", "all background", "–"),
-        ("", "&lt;vgg19&gt;", "random features"),
+        ("", "vgg19", "random &lt;features&gt;"),
         ("Train: 1 images, 1 of them with pneumothorax", "", ""),
         ("", "all background", "–"),
-        ("", "&lt;vgg19&gt;", "random features"),
+        ("", "vgg19", "random &lt;features&gt;"),
     ]
     assert (
         "<td>1.00<br><small>[1.00, 1.00]</small></td>" in text
     )  # of the last epoch: the first found nothing
-    assert "Random features" in text
     assert "3 patients" in text
 
 
-def test_the_index_leaves_out_runs_under_other_names(monkeypatch):
-    configs = {
-        "xrays-vgg19-128": {"backbone": "vgg19", "decoder": "deconvolution"},
-        "xrays-vgg19-fcn8s-128": {"backbone": "vgg19", "decoder": "fcn8s"},
-        "xrays-vgg19-128-fast": {"backbone": "vgg19", "decoder": "deconvolution"},
-        "mine": {"backbone": "vgg19", "decoder": "deconvolution"},
-        "xrays-small-128": {"backbone": "small", "decoder": "deconvolution"},
-    }
-    found = [
-        Run(Path(name), config | {"data_name": "xrays", "size": 128}, None, None)
-        for name, config in configs.items()
-    ]
-    monkeypatch.setattr(pages, "find_runs", lambda **wanted: found)
-    trained = [{"backbone": "vgg19"}, {"backbone": "vgg19", "run_name": "mine"}]
-    records = [{"parameters": parameters} for parameters in [{"size": 128}, *trained]]
-    chosen = finished_runs({"data": "/data/xrays"}, records)
-    assert [run.folder.name for run in chosen] == ["xrays-vgg19-128", "mine"]
+# -- the runs of this report
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ({"backbones": ["vgg16", "small"]}, ["phantoms-vgg16-64", "phantoms-small-64"]),
+        ({"backbones": ["vgg16"], "decoder": "skips"}, ["phantoms-vgg16-skips-64"]),
+        ({"backbones": ["vgg16"], "run_name": "mine"}, ["mine"]),
+    ],
+)
+def test_results_and_first_page_are_about_the_runs_that_this_report_trained(
+    project, executed, overrides, names
+):
+    for other in ("phantoms-resnet50-64", "phantoms-vgg16-fcn8s-64", "phantoms-vgg16-64-fast"):
+        write_run(project, other, backbone="resnet50")
+    write_notebook(project, "05_train_fcn", TRAINING)
+    write_notebook(project, "06_results", "run_names = None")
+    index = run_report(overrides=overrides)
+    assert records(index)[-1]["parameters"] == {"run_names": names}
+    results = re.findall(r"<td>(vgg16|resnet50|small)</td>\s*<td>random", index.read_text())
+    assert results == 2 * overrides["backbones"]  # on test and on train
+
+
+@pytest.mark.parametrize("settings", [{"decoder": "skips"}, {"run_name": "mine"}])
+def test_notebook_06_shows_the_runs_of_another_decoder_or_name(tmp_path, monkeypatch, settings):
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    for name in ("05_train_fcn", "06_results"):
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
+    small = {"phantom_count": 40, "size": 32, "epochs": 1, "milestones": [1], "export": False}
+    index = run_report(overrides=small | settings | {"backbones": ["small"]})
+    assert "surely above it at the end" in outputs(index.with_name("06_results.ipynb"))

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -307,17 +308,30 @@ def test_training_on_cached_features_equals_training_through_the_frozen_backbone
     assert histories[0]["loss"].iloc[0] > histories[0]["loss"].iloc[2]
 
 
-def test_finished_run_is_returned_without_building_a_network(finished, data, monkeypatch):
+@pytest.mark.parametrize("layout", ["of today", "with a checksum of the source files"])
+def test_finished_run_is_returned_without_building_a_network(finished, data, monkeypatch, layout):
+    shutil.copytree(finished.folder, finished.folder.with_name(layout))
+    if layout != "of today":
+        for name in ("settings.json", "config.json"):
+            path = finished.folder.with_name(layout) / name
+            kept = json.loads(path.read_text())
+            assert kept.pop("results_version") == runs.RESULTS_VERSION
+            runs.write_json(path, kept | {"code": "0123456789abcdef"})
     monkeypatch.setattr(training, "_build", None)
-    again = train(data, run="finished", **SETTINGS)
+    again = train(data, run=layout, **SETTINGS)
     pd.testing.assert_frame_equal(again.history, finished.history)
+    assert layout in {run.folder.name for run in runs.find_runs(data=data)}
+    cv2.imwrite(str(data.folder / "a.png"), data.images[0])
+    (prediction,) = inference.predict(data.folder / "a.png", layout)
+    assert prediction.mask.shape == (SIZE, SIZE)
 
 
-def test_run_with_other_settings_is_moved_aside_not_overwritten(data, home):
+def test_run_with_other_settings_is_moved_aside_not_overwritten(data, home, caplog):
     train(data, run="changed", **SETTINGS | {"epochs": 1})
     train(data, run="changed", **SETTINGS | {"epochs": 2})
     assert len(runs.load_run("changed").history) == 2
     assert len(runs.load_run("changed.old-1").history) == 1
+    assert "trained with other settings (epochs, milestones); kept as changed.old-1" in caplog.text
 
 
 def test_small_fcn_learns_the_square_from_scratch(data):
@@ -434,52 +448,6 @@ def test_training_needs_training_cases(data):
         train(nothing, **SETTINGS)
 
 
-def test_run_refuses_a_folder_that_holds_something_else(data, home):
-    (home / "runs" / "report").mkdir(parents=True)
-    (home / "runs" / "report" / "index.html").write_text("")
-    with pytest.raises(ValueError, match="A run needs a folder of its own"):
-        train(data, run="report", **SETTINGS)
-
-
-def test_unfinished_run_is_not_loaded(home):
-    (home / "runs" / "begun").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="must hold a finished training run"):
-        runs.load_run("begun")
-
-
-def test_find_runs_filters_and_orders_by_backbone(finished, home):
-    for number, backbone in enumerate(["small", "resnet50", "vgg16"]):
-        folder = home / "runs" / f"found-{number}"
-        folder.mkdir()
-        config = finished.config | {"backbone": backbone, "data_name": "found"}
-        (folder / "config.json").write_text(json.dumps(config))
-        for name in ("history.csv", "scores.csv"):
-            (folder / name).write_bytes((finished.folder / name).read_bytes())
-    found = runs.find_runs(data_name="found", size=SIZE)
-    assert [run.config["backbone"] for run in found] == ["vgg16", "resnet50", "small"]
-
-
-def test_find_runs_on_data_leaves_out_runs_on_another_split_of_it(data, home):
-    checksums = {"kept": runs.data_checksum(data), "other-split": "another"}
-    for name, checksum in checksums.items():
-        folder = home / "runs" / name
-        folder.mkdir()
-        config = {"data_name": "squares", "size": SIZE, "backbone": "vgg19"}
-        config["data_checksum"] = checksum
-        paths.write_json(folder / "config.json", config)
-        for table in ("history.csv", "scores.csv"):
-            paths.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
-    found = {run.folder.name for run in runs.find_runs(data=data)}
-    assert "kept" in found
-    assert "other-split" not in found
-
-
-def test_checksum_of_data_depends_on_the_split(data):
-    cases = data.cases.assign(split=data.cases["split"][::-1].to_list())
-    other = SimpleNamespace(cases=cases, meta=data.meta)
-    assert runs.data_checksum(other) != runs.data_checksum(data)
-
-
 def test_caveats_name_what_limits_the_numbers(finished):
     other = finished.config | {"synthetic": False, "weights": "imagenet", "leaked_patients": 2}
     other = finished._replace(config=other)
@@ -497,8 +465,3 @@ def test_log_line_reads_like_the_log_of_the_report(finished):
         "4/4 - 2s 500ms/step - loss: 0.0444 - accuracy: 0.9840 - mean_io_u: 0.2523 - "
         "dice: -0.9764 - val_loss: 0.0160"
     )
-
-
-def test_find_runs_says_how_to_train_when_there_is_none(home):
-    with pytest.raises(FileNotFoundError, match="Train one: papermill"):
-        runs.find_runs(data_name="nowhere")
