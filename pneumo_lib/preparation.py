@@ -252,7 +252,10 @@ def prepare_data(
         cases = split_cases(cases, scheme=split, fold=fold, seed=seed)
         source = "phantoms" if data == "phantoms" else folder.name
         meta = prepare(cases, prepared, size=size, workers=workers, source=source).meta
-        _write_meta(prepared, meta | {"request": request})
+        call = {"data": data if data == "phantoms" else str(folder), "size": size, "split": split}
+        call |= {"fold": fold, "seed": seed}
+        call |= {"phantom_count": phantom_count} if data == "phantoms" else {}
+        _write_meta(prepared, meta | {"request": request, "prepared_by": call})
     return load_prepared(prepared)
 
 

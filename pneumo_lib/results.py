@@ -5,7 +5,6 @@ import platform
 
 import keras
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 
 from pneumo_lib import distribution, fcn, metrics, runs
@@ -14,6 +13,7 @@ from pneumo_lib.devices import device_name
 from pneumo_lib.features import predict_batches
 from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib.tables import count_cases
 
 
 def score_cases(network, inputs, data, settings, *, mirrored):
@@ -26,13 +26,8 @@ def score_cases(network, inputs, data, settings, *, mirrored):
         settings: of the run, as `train()` puts them together.
         mirrored: like `inputs`, of the mirrored images; needed for `test_time_flip`.
     """
-    tables = []
-    for rows, softmax in _predictions(network, inputs, data, settings, mirrored=mirrored):
-        y_true = data.masks[rows]
-        counts = metrics.confusion_counts(y_true, softmax[..., 1])
-        tables.append(pd.DataFrame(counts | metrics.saturation_counts(y_true, softmax)))
-    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
-    return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
+    predictions = _predictions(network, inputs, data, settings, mirrored=mirrored)
+    return count_cases(data, predictions, count=_counts)
 
 
 def keep_results(model, network, inputs, data, settings, folder, *, mirrored, strategy=None):
@@ -66,6 +61,7 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored, st
         "synthetic": data.meta["synthetic"],
         "split_scheme": data.meta["split_scheme"],
         "leaked_patients": data.meta["leaked_patients"],
+        "prepared_by": data.meta.get("prepared_by"),
         **settings,
         "weights": getattr(model, "weights_used", "from scratch"),
         "parameters": fcn.parameters(model),
@@ -83,8 +79,13 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored, st
     (folder / "state.npz").unlink(missing_ok=True)
 
 
+def _counts(y_true, softmax):
+    counts = metrics.confusion_counts(y_true, softmax[..., 1])
+    return counts | metrics.saturation_counts(y_true, softmax)
+
+
 def _predictions(network, inputs, data, settings, *, mirrored):
     """`(rows, softmax)` of all cases, batch by batch."""
     backbone = settings["backbone"] if inputs is data.images else None
     flipped = mirrored if settings["test_time_flip"] else None
-    return predict_batches(network, inputs, backbone, flipped=flipped)
+    return predict_batches(network, inputs, backbone, flipped=flipped, desc="scoring")

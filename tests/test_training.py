@@ -16,8 +16,9 @@ import pytest
 from conftest import CASES, SIZE, make_data
 
 from pneumo_lib import fcn, features, inference, metrics, runs, steps, training
-from pneumo_lib.operating_point import choose_operating_point, load_operating_point
+from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.optimisers import build_optimiser
+from pneumo_lib.runs import load_operating_point
 from pneumo_lib.training import train
 
 SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}

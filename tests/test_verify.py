@@ -57,10 +57,10 @@ def test_changed_score_is_noticed_and_its_image_named(run, data):
 
 def test_other_data_than_those_scored_are_refused(run, data):
     other = pl.Prepared(data.images, data.masks, data.cases, {**data.meta, "checksum": "x"}, "here")
-    with pytest.raises(ValueError, match=r"it was scored on. Received: here, which has changed"):
+    with pytest.raises(ValueError, match=r"it was scored on. Received: here, which changed"):
         verify_run(run, data=other)
 
 
 def test_data_that_are_not_prepared_here_are_named_with_the_remedy(run):
-    with pytest.raises(FileNotFoundError, match=r"make them with prepare_data\('squares', size=32"):
+    with pytest.raises(FileNotFoundError, match=r"prepare_data\(\) on 'squares' with size=32"):
         verify_run(run)
