@@ -77,8 +77,9 @@ def order_cases(opened, order, *, split="all", seed=0):
     elif order == "false positive":
         rows = healthy[healthy["fp"] > 0].sort_values("fp", ascending=False).index
     elif order == "image-level score":
-        each = [_image_level_score(_probability(opened, row)) for row in cases.index]
-        rows = cases.index[np.argsort(-np.array(each), kind="stable")]
+        each = (opened.probabilities[[row]] / np.float32(255) for row in cases.index)
+        scores = np.array([metrics.image_evidence(y_pred)[0] for y_pred in each])
+        rows = cases.index[np.argsort(-scores, kind="stable")]
     elif order == "random":
         rows = np.random.default_rng(seed).permutation(cases.index)
     elif order == "by id":
@@ -104,15 +105,7 @@ def read_case(opened, row):
         image = read_image(opened.cases["image_path"][row])
     except (OSError, ValueError):
         image = np.asarray(opened.data.images[row])
-    return image, np.asarray(opened.data.masks[row]), _probability(opened, row)
-
-
-def _probability(opened, row):
-    return opened.probabilities[row] / np.float32(255)
-
-
-def _image_level_score(probability):
-    return metrics.image_evidence(probability[None])[0]
+    return image, np.asarray(opened.data.masks[row]), opened.probabilities[row] / np.float32(255)
 
 
 def case_scores(prediction, probability, mask=None):
@@ -139,7 +132,7 @@ def case_scores(prediction, probability, mask=None):
         scores["True area"] = f"{100 * mask.mean():.2f} %"
     return scores | {
         "Predicted area": f"{100 * prediction.mean():.2f} %",
-        "Image-level score": f"{_image_level_score(probability):.2f}",
+        "Image-level score": f"{metrics.image_evidence(probability[None])[0]:.2f}",
     }
 
 

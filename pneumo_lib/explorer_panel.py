@@ -7,15 +7,15 @@ from pathlib import Path
 import anywidget
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 import traitlets
 
 import pneumo_lib as pl
 from pneumo_lib import explorer
 from pneumo_lib.operating_point import apply_operating_point
-from pneumo_lib.pixels import read_image, resize_image
+from pneumo_lib.pixels import SUFFIXES, read_image, resize_image
 from pneumo_lib.runs import caveats, load_operating_point, open_run
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of inference.py, whose import takes seconds
 _LARGEST_UPLOAD = 64 * 2**20  # bytes; an X-ray of 4000 x 4000 pixels at 16 bits is half of it
 _TOO_LARGE = f"An X-ray file may hold {_LARGEST_UPLOAD >> 20} MiB. Received: a larger one."
 _HINT = (
@@ -198,7 +198,8 @@ class Panel:
             self.viewer.position = f"{self.position.value if self.rows else 0} / {len(self.rows)}"
         self.threshold.disabled = self.tuned.value
         self.legend.value = explorer.legend(layers)
-        self.scores.value = _score_table([content[0] for content in self.contents], scores)
+        names = [opened.run.folder.name for opened, *_ in self.contents]
+        self.scores.value = pd.DataFrame(scores, names).to_html(border=0) if names else ""
 
     def _background(self, opened, image):
         kind, size = self.background.value, opened.run.config["size"]
@@ -282,15 +283,3 @@ class Panel:
         self.title.value = escape(f"own file · {name}")
         self._say("")
         self._paint()
-
-
-def _score_table(runs, scores):
-    """One line a run, as HTML."""
-    if not runs:
-        return ""
-    heads = "".join(f"<th>{escape(name)}</th>" for name in scores[0])
-    lines = [f"<tr><th></th>{heads}</tr>"]
-    for opened, texts in zip(runs, scores, strict=True):
-        cells = "".join(f"<td>{escape(text)}</td>" for text in texts.values())
-        lines.append(f"<tr><th>{escape(opened.run.folder.name)}</th>{cells}</tr>")
-    return f"<table>{''.join(lines)}</table>"

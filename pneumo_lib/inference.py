@@ -19,11 +19,10 @@ from pneumo_lib.dicom import XRay
 from pneumo_lib.features import compiled
 from pneumo_lib.metrics import image_evidence
 from pneumo_lib.operating_point import apply_operating_point
-from pneumo_lib.pixels import decode_xray, inside_frame, is_dicom, resize_image
+from pneumo_lib.pixels import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 _WORTH_COMPILING = 1000  # files: XLA takes 0.8 s for a head, and then 1 ms less for an image
 
 

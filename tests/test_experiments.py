@@ -21,7 +21,7 @@ from pneumo_lib.experiments import (
 )
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import project_path
-from pneumo_lib.preparation import prepare
+from pneumo_lib.preparation import load_prepared, prepare
 
 ROOT = Path(__file__).parents[1]
 DATA = SimpleNamespace(checksum="of the data")
@@ -168,7 +168,7 @@ def finished(tmp_path, monkeypatch):
 
 
 def test_scores_at_the_operating_point_are_those_of_the_masks_it_draws(finished):
-    masks, cases = runs.open_run(finished)[1][1:3]
+    _, masks, cases, *_ = load_prepared(project_path(finished.config["data"]))
     probabilities = np.random.default_rng(0).integers(0, 256, masks.shape, dtype="uint8")
     np.save(finished.folder / "probabilities.npy", probabilities)
     point = OperatingPoint(0.9, 0.1, 0.3)
@@ -190,7 +190,7 @@ def notebook_08(run):
 
 @pytest.mark.parametrize("pair", [scores_at_operating_point, notebook_08])
 def test_predictions_are_not_scored_on_data_that_changed_after_the_training(finished, pair):
-    data = runs.open_run(finished).data
+    data = load_prepared(project_path(finished.config["data"]))
     cases = data.cases.assign(split=["validation"] + ["test"] * (len(data.cases) - 1))
     prepare(cases, data.folder, size=32)
     with pytest.raises(ValueError, match=r"changed after phantoms-small was trained. Train the"):

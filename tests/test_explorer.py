@@ -523,9 +523,3 @@ def test_a_file_beyond_the_limit_is_dropped_while_it_comes(panel, monkeypatch):
     assert "may hold 64 MiB" in panel.status.value
     panel._hear({"kind": "too large", "name": "large.png"}, [])
     assert "may hold 64 MiB" in panel.status.value
-
-
-def test_the_panel_takes_the_files_that_predict_takes():
-    from pneumo_lib import inference
-
-    assert explorer_panel.SUFFIXES == inference.SUFFIXES
