@@ -30,8 +30,7 @@ _MODULE_OF = {
         "inference": "predict",
         "prediction_files": "predict_files",
         "metrics": "as_logged_dice as_logged_mean_iou confusion_counts image_evidence",
-        "operating_point": "OperatingPoint apply_operating_point choose_operating_point"
-        " load_operating_point",
+        "operating_point": "OperatingPoint apply_operating_point choose_operating_point",
         "paths": "figures_folder project_path",
         "phantom": "draw_phantom make_phantoms",
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",
@@ -42,7 +41,8 @@ _MODULE_OF = {
         "submission": "write_submission",
         "verify": "verify_run",
         "splits": "leaked_patients split_cases",
-        "runs": "Run caveats find_runs load_run log_line runs_to_compare",
+        "runs": "Run caveats find_runs load_operating_point load_run log_line open_run"
+        " runs_to_compare",
         "sweep": "run_sweep",
         "sweep_results": "sweep_chart",
         "tables": "format_table score_table with_groups",

@@ -14,9 +14,8 @@ from tqdm.auto import tqdm
 from pneumo_lib.archive_files import is_local, list_files, locate, partitions, save
 from pneumo_lib.archive_tasks import predict_partition
 from pneumo_lib.cluster import as_finished, connected
-from pneumo_lib.operating_point import load_operating_point
-from pneumo_lib.prediction_files import NOTE, run_id
-from pneumo_lib.runs import load_run
+from pneumo_lib.prediction_files import NOTE
+from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 logger = logging.getLogger(__name__)
 _SHOWN = 100  # failures that are kept to be told; all are in the rows

@@ -9,14 +9,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
+from tqdm.auto import tqdm
 
 from pneumo_lib import runs
-from pneumo_lib.metrics import confusion_counts
-from pneumo_lib.operating_point import apply_operating_point, load_operating_point
+from pneumo_lib.operating_point import apply_operating_point
 from pneumo_lib.paths import project_path, source_path
-from pneumo_lib.preparation import load_prepared, prepare_data
+from pneumo_lib.preparation import prepare_data
+from pneumo_lib.tables import count_cases
 
 logger = logging.getLogger(__name__)
 # parameters that choose the cases
@@ -114,17 +113,15 @@ def scores_at_operating_point(run):
 
     Returns:
         DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `runs.open_run()`.
     """
-    data = load_prepared(project_path(run.config["data"]))
-    probabilities = np.load(run.folder / "probabilities.npy", mmap_mode="r")
-    point = load_operating_point(run)
-    tables = []
-    for first in range(0, len(data.masks), 256):  # 256 images at a time, however many there are
-        rows = slice(first, first + 256)
-        masks = apply_operating_point(probabilities[rows], point)
-        tables.append(pd.DataFrame(confusion_counts(data.masks[rows], masks)))
-    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
-    return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
+    opened, point = runs.open_run(run), runs.load_operating_point(run)
+    numbers = tqdm(range(len(opened.cases)), desc="scoring", unit="image", delay=1, leave=False)
+    each = (slice(number, number + 1) for number in numbers)  # flat memory
+    predictions = ((row, apply_operating_point(opened.probabilities[row], point)) for row in each)
+    return count_cases(opened.data, predictions)
 
 
 def _train(experiment):

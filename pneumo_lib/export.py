@@ -12,13 +12,11 @@ import tensorflow as tf
 
 from pneumo_lib import __version__
 from pneumo_lib.backbones import preprocess
-from pneumo_lib.inference import load_network
-from pneumo_lib.operating_point import load_operating_point
 from pneumo_lib.paths import atomic_write
 from pneumo_lib.phantom import draw_phantom
 from pneumo_lib.pixels import resize_image
-from pneumo_lib.prediction_files import NOTE, run_id
-from pneumo_lib.runs import Run, load_run
+from pneumo_lib.prediction_files import NOTE
+from pneumo_lib.runs import load_network, load_operating_point, load_run, run_id
 
 SUFFIXES = {"onnx": ".onnx", "savedmodel": "", "litert": ".tflite"}
 _KERAS_NAMES = {"onnx": "onnx", "savedmodel": "tf_saved_model", "litert": "litert"}
@@ -46,7 +44,7 @@ def export_network(run, to, *, format="onnx"):
         ValueError: if `format` is unknown or its packages are missing, `to` exists, or the
             probabilities differ by more than 1e-4.
     """
-    run = run if isinstance(run, Run) else load_run(run)
+    run = load_run(run)
     to = _check(Path(to).expanduser(), format)
     size, backbone = run.config["size"], run.config["backbone"]
     whole = _with_preprocessing(load_network(run), size, backbone)

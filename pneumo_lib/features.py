@@ -106,22 +106,21 @@ def _compute(encoder, images, backbone, path, *, batch_size):
         count_file.unlink(missing_ok=True)  # of other rows, if there is one
         dtype = "float16" if encoder.output.dtype == "bfloat16" else "float32"
         features = new_array(unfinished, (len(images), *encoder.output_shape[1:]), dtype)
-    with tqdm(total=len(images), initial=done, desc=f"{backbone} features", unit="image") as bar:
-        for rows, batch in predict_batches(
-            encoder, images, backbone, batch_size=batch_size, start=done
-        ):
-            features[rows] = batch
-            bar.update(len(batch))
-            if rows.stop % (_BATCHES_BETWEEN_FLUSHES * batch_size) == 0:
-                features.flush()
-                with atomic_write(count_file) as unfinished:
-                    unfinished.write_text(str(rows.stop))
+    options = {"batch_size": batch_size, "start": done, "desc": f"{backbone} features"}
+    for rows, batch in predict_batches(encoder, images, backbone, **options):
+        features[rows] = batch
+        if rows.stop % (_BATCHES_BETWEEN_FLUSHES * batch_size) == 0:
+            features.flush()
+            with atomic_write(count_file) as unfinished_count:
+                unfinished_count.write_text(str(rows.stop))
     features.flush()
     unfinished.rename(path)
     count_file.unlink(missing_ok=True)
 
 
-def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0, flipped=None):
+def predict_batches(
+    network, inputs, backbone=None, *, batch_size=32, start=0, flipped=None, desc=None
+):
     """Outputs of `network` for `inputs` from row `start` on, a batch at a time.
 
     Args:
@@ -132,18 +131,22 @@ def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0, f
         start: first row.
         flipped: like `inputs`, of the mirrored images: outputs are then `(n, h, w, ...)`, each the
             mean of the image's and of its mirror's, mirrored back.
+        desc: of the progress bar, which appears where it takes more than a second.
 
     Yields:
         `(slice of the rows, NumPy array of their outputs)`.
     """
     predict = compiled(network, inputs.shape[1:], inputs.dtype, backbone)
-    for first in range(start, len(inputs), batch_size):
-        rows = slice(first, min(first + batch_size, len(inputs)))
-        output = predict(tf.constant(inputs[rows])).numpy()
-        if flipped is not None:
-            mirrored = predict(tf.constant(flipped[rows])).numpy()[:, :, ::-1]
-            output = (output + mirrored) / 2
-        yield rows, output
+    bar = tqdm(total=len(inputs), initial=start, desc=desc, unit="image", delay=1, leave=False)
+    with bar:
+        for first in range(start, len(inputs), batch_size):
+            rows = slice(first, min(first + batch_size, len(inputs)))
+            output = predict(tf.constant(inputs[rows])).numpy()
+            if flipped is not None:
+                mirrored = predict(tf.constant(flipped[rows])).numpy()[:, :, ::-1]
+                output = (output + mirrored) / 2
+            yield rows, output
+            bar.update(len(output))
 
 
 def compiled(network, shape, dtype, backbone=None):

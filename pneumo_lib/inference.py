@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from pneumo_lib.quiet import keras
-
 import cv2
 import numpy as np
 
@@ -19,12 +17,11 @@ from pneumo_lib import fcn
 from pneumo_lib.dicom import XRay
 from pneumo_lib.features import as_graph, compiled
 from pneumo_lib.metrics import image_evidence
-from pneumo_lib.operating_point import apply_operating_point, load_operating_point
-from pneumo_lib.pixels import decode_xray, inside_frame, is_dicom, resize_image
-from pneumo_lib.runs import Run, load_run
+from pneumo_lib.operating_point import apply_operating_point
+from pneumo_lib.pixels import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
+from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 _WORTH_COMPILING = 1000  # files: XLA takes 0.8 s for a head, and then 1 ms less for an image
 
 
@@ -82,7 +79,7 @@ def predict(
         ValueError: if the saved network is damaged or holds code.
     """
     paths = find_images(files)
-    run = run if isinstance(run, Run) else load_run(run)
+    run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
     foreground = load_foreground(run, batch_size=batch_size, xla=len(paths) >= _WORTH_COMPILING)
     read = partial(read_file, size=run.config["size"], keep=keep, skip=skip)
@@ -106,30 +103,6 @@ def load_foreground(run, *, batch_size, xla):
     """
     foreground = _foreground(load_network(run), run.config, batch_size, xla=xla)
     return partial(_both_sides, foreground) if run.config.get("test_time_flip") else foreground
-
-
-def load_network(run):
-    """The network of a finished run. One that holds code (a lambda layer, a pickle) is refused.
-
-    Args:
-        run: `Run`.
-
-    Returns:
-        `keras.Model`.
-
-    Raises:
-        ValueError: if it cannot be loaded safely.
-    """
-    path = run.folder / "model.keras"
-    try:
-        # `safe_mode` by name: a process may have turned it off for all
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises whatever its parts raise
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise ValueError(
-            "A saved network must be whole and hold no code of its own. "
-            f"Received: {path} ({reason}). Train the run again, or get it from whom you trust"
-        ) from error
 
 
 def find_images(files):

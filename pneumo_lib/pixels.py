@@ -8,6 +8,7 @@ import numpy as np
 from .dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
 from .rle import rle_decode
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of X-ray files
 # Shapes of mask files without a pixel set, by their bytes. Three quarters of the masks are empty,
 # and mostly the same few files: decoding each would cost a third of the time of a preparation.
 _EMPTY_MASKS = {}

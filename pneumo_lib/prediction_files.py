@@ -15,10 +15,9 @@ from tqdm.auto import tqdm
 
 from pneumo_lib.dicom_seg import segment_studies
 from pneumo_lib.inference import ahead, find_images, predict
-from pneumo_lib.operating_point import load_operating_point
 from pneumo_lib.overlay import draw_overlay, write_png
 from pneumo_lib.paths import alone, write_json, written_aside
-from pneumo_lib.runs import load_run
+from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 NOTE = "research and teaching, not a medical device"
 KINDS = ("probabilities", "masks", "overlays")
@@ -103,12 +102,6 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
             segment_studies(out, rows, settings["run"]) if dicom_seg else ([], [])
         )
     return Outcome(rows, failed + without, predicted, segmentations)
-
-
-def run_id(run):
-    """Name of a run and the first digits of its network's checksum."""
-    digest = hashlib.sha256((run.folder / "model.keras").read_bytes()).hexdigest()
-    return f"{run.folder.name}@{digest[:12]}"
 
 
 def read_table(out):

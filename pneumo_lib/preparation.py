@@ -30,7 +30,17 @@ class Prepared(NamedTuple):
     folder: Path
 
 
-def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=None, request=None):
+def prepare(
+    cases,
+    folder,
+    *,
+    size=128,
+    workers=None,
+    skip_broken=False,
+    source=None,
+    request=None,
+    prepared_by=None,
+):
     """Every image and mask of a case table as uint8 arrays of one size.
 
     The arrays grow in `<folder>.partial`, which becomes `folder` when it is complete, so a folder
@@ -47,6 +57,7 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=
         source: name of the data in tables and figures; `None` takes the data folder's name.
         request: text that stands for all that decides the arrays and the table; a folder made
             from the same one is opened as it is. `None` is a checksum of table and files.
+        prepared_by: dict, the arguments of `prepare_data()` if that is what calls.
 
     Returns:
         `Prepared`, with the arrays memory-mapped: memory does not grow with the images.
@@ -77,6 +88,7 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=
             arrays.drop_rows(aside, keep)
         meta = _describe(cases[keep], size=size, source=source)
         meta |= {"left_out": cases["image_id"][~keep].tolist(), "request": request}
+        meta |= {"prepared_by": prepared_by}
         _write_cases(cases[keep], aside / "cases.csv")
         write_json(aside / _RECORD, meta | {"checksum": arrays.checksum(aside)})
         put_in_place(aside, folder)
@@ -249,7 +261,11 @@ def prepare_data(
         return load_prepared(prepared)
     cases = split_cases(cases, scheme=split, fold=fold, seed=seed)
     source = "phantoms" if data == "phantoms" else folder.name
-    return prepare(cases, prepared, size=size, workers=workers, source=source, request=request)
+    call = {"data": data if data == "phantoms" else str(folder), "size": size, "split": split}
+    call |= {"fold": fold, "seed": seed}
+    call |= {"phantom_count": phantom_count} if data == "phantoms" else {}
+    options = {"size": size, "workers": workers, "source": source}
+    return prepare(cases, prepared, **options, request=request, prepared_by=call)
 
 
 def check_data_settings(**settings):

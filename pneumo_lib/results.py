@@ -7,7 +7,6 @@ from typing import NamedTuple
 from pneumo_lib.quiet import keras
 
 import numpy as np
-import pandas as pd
 
 from pneumo_lib import distribution, fcn, metrics, runs
 from pneumo_lib.devices import device_name
@@ -15,6 +14,7 @@ from pneumo_lib.features import predict_batches
 from pneumo_lib.losses import get_loss
 from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.paths import new_array, project_path, read_csv, write_json, written_aside
+from pneumo_lib.tables import count_cases
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,7 @@ def score_cases(part, data, *, test_time_flip):
         data: `Prepared`.
         test_time_flip: whether predictions are means over an image and its mirror image.
     """
-    tables = []
-    for rows, softmax in _predictions(part, test_time_flip):
-        y_true = data.masks[rows]
-        counts = metrics.confusion_counts(y_true, softmax[..., 1])
-        tables.append(pd.DataFrame(counts | metrics.saturation_counts(y_true, softmax)))
-    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
-    return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
+    return count_cases(data, _predictions(part, test_time_flip), count=_counts)
 
 
 def keep_results(model, part, data, settings, folder, *, strategy=None):
@@ -85,6 +79,7 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
         "synthetic": data.meta["synthetic"],
         "split_scheme": data.meta["split_scheme"],
         "leaked_patients": data.meta["leaked_patients"],
+        "prepared_by": data.meta.get("prepared_by"),
         **settings,
         "weights": getattr(model, "weights_used", "from scratch"),
         "parameters": fcn.parameters(model),
@@ -96,6 +91,11 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
     }
     write_json(folder / "config.json", config)
     (folder / "state.npz").unlink(missing_ok=True)
+
+
+def _counts(y_true, softmax):
+    counts = metrics.confusion_counts(y_true, softmax[..., 1])
+    return counts | metrics.saturation_counts(y_true, softmax)
 
 
 def _has_diverged(history, data, loss):
@@ -113,4 +113,6 @@ def _has_diverged(history, data, loss):
 def _predictions(part, test_time_flip):
     """`(rows, softmax)` of all cases, batch by batch."""
     flipped = part.mirrored if test_time_flip else None
-    return predict_batches(part.network, part.inputs, part.backbone, flipped=flipped)
+    return predict_batches(
+        part.network, part.inputs, part.backbone, flipped=flipped, desc="scoring"
+    )

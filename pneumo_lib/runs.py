@@ -18,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from pneumo_lib import metrics
 from pneumo_lib.names import BACKBONES
+from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import (
     atomic_write,
     begin_folder,
@@ -27,6 +29,7 @@ from pneumo_lib.paths import (
     read_csv,
     write_csv,
 )
+from pneumo_lib.preparation import Prepared, load_prepared
 
 logger = logging.getLogger(__name__)
 _RECORD = "settings.json"
@@ -56,11 +59,20 @@ class Run(NamedTuple):
     scores: pd.DataFrame
 
 
+class OpenRun(NamedTuple):
+    """A finished run with its data and predictions, see `open_run()`."""
+
+    run: Run
+    data: Prepared
+    probabilities: np.ndarray  # (n, size, size) uint8, 255 times the probability, memory-mapped
+    cases: pd.DataFrame  # n rows: image_id, split, has_pneumothorax, image_path, tp ... tn, dice
+
+
 def load_run(folder):
     """What a finished run left behind.
 
     Args:
-        folder: the run folder, or its name below `runs/`.
+        folder: the run folder, or its name below `runs/`; a `Run` is given back.
 
     Returns:
         `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions,
@@ -73,6 +85,8 @@ def load_run(folder):
     Raises:
         FileNotFoundError: if the folder holds no finished run.
     """
+    if isinstance(folder, Run):
+        return folder
     folder = project_path(Path("runs") / folder)
     if not is_finished(folder):
         raise FileNotFoundError(
@@ -225,6 +239,117 @@ def log_line(run, epoch):
     ]
     start = f"{steps}/{steps} - {seconds:.0f}s {1000 * seconds / steps:.0f}ms/step"
     return " - ".join([start, *values])
+
+
+def open_run(run):
+    """A finished run with its prepared data and its probabilities, arrays memory-mapped.
+
+    Args:
+        run: `Run`, or what `load_run()` takes.
+
+    Returns:
+        `OpenRun`. Counts and Dice of its cases are those of the last epoch at threshold 0.5.
+
+    Raises:
+        FileNotFoundError: if there is no finished run, or its data are not prepared here.
+        ValueError: if the prepared data changed after the training.
+    """
+    run = load_run(run)
+    data = load_run_data(run)
+    scores = run.scores[run.scores["epoch"] == run.scores["epoch"].max()].set_index("image_id")
+    cases = data.cases.join(scores[list(metrics.COUNTS)], on="image_id").reset_index(drop=True)
+    # A lesion that vanished at this size counts as missed, as in the tables.
+    dice = pd.Series(metrics.dice(cases, empty_score=np.nan))
+    cases["dice"] = dice.fillna((~cases["has_pneumothorax"]).astype(float))
+    probabilities = np.load(run.folder / "probabilities.npy", mmap_mode="r")
+    return OpenRun(run, data, probabilities, cases)
+
+
+def load_run_data(run, *, data=None):
+    """The images, masks and split that a run was trained and scored on.
+
+    Args:
+        run: `Run`.
+        data: `Prepared` that must be those; `None` opens the folder that the run names.
+
+    Returns:
+        `Prepared`.
+
+    Raises:
+        FileNotFoundError: if they are not prepared here.
+        ValueError: if they changed after the training.
+    """
+    rule = "A run belongs to the images, masks and split it was scored on. Received: "
+    try:
+        data = load_prepared(project_path(run.config["data"])) if data is None else data
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{rule}{run.folder.name}, without {project_path(run.config['data'])}. "
+            f"Prepare them again: {_preparation(run)}"
+        ) from None
+    if data_checksum(data) != run.config["data_checksum"]:
+        raise ValueError(
+            f"{rule}{data.folder}, which changed after {run.folder.name} was trained. Train the "
+            f"run again, or restore the data set and prepare it again: {_preparation(run)}"
+        )
+    return data
+
+
+def _preparation(run):
+    """The call that prepared a run's data; runs made before it was kept name only their data."""
+    config = run.config
+    if not config.get("prepared_by"):
+        return (
+            f"pl.prepare_data() on {config['data_name']!r} with size={config['size']} and the "
+            "split and seed of the training"
+        )
+    arguments = (f"{name}={value!r}" for name, value in config["prepared_by"].items())
+    return f"pl.prepare_data({', '.join(arguments)})"
+
+
+def load_operating_point(run):
+    """Operating point that a run chose on its validation cases; the plain one if it has none.
+
+    Args:
+        run: `Run`, or its folder, or its name below `runs/`.
+    """
+    folder = getattr(run, "folder", None) or project_path(Path("runs") / run)
+    path = folder / "operating_point.json"
+    return OperatingPoint(**json.loads(path.read_text())) if path.is_file() else OperatingPoint()
+
+
+def load_network(run):
+    """The network of a finished run. One that holds code (a lambda layer, a pickle) is refused.
+
+    Args:
+        run: `Run`.
+
+    Returns:
+        `keras.Model`.
+
+    Raises:
+        ValueError: if it cannot be loaded safely.
+    """
+    import keras  # starts TensorFlow, which nothing else that reads a run needs
+
+    import pneumo_lib.fcn  # noqa: F401  (Keras must know the layers that a network may hold)
+
+    path = run.folder / "model.keras"
+    try:
+        # `safe_mode` by name: a process may have turned it off for all
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever its parts raise
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise ValueError(
+            "A saved network must be whole and hold no code of its own. "
+            f"Received: {path} ({reason}). Train the run again, or get it from whom you trust"
+        ) from error
+
+
+def run_id(run):
+    """Name of a run and the first digits of its network's checksum."""
+    digest = hashlib.sha256((run.folder / "model.keras").read_bytes()).hexdigest()
+    return f"{run.folder.name}@{digest[:12]}"
 
 
 def claim(name, settings):

@@ -18,7 +18,7 @@ from test_prediction_files import SIZE, xrays  # noqa: F401  (a fixture)
 from test_prediction_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
-from pneumo_lib import archive, archive_tasks, cluster
+from pneumo_lib import archive, archive_tasks, cluster, runs
 from pneumo_lib.archive_files import Partition, list_files, partitions
 from pneumo_lib.cli import main
 from pneumo_lib.cluster import LostCluster, as_finished, connected
@@ -319,7 +319,7 @@ def test_folders_of_files_and_of_archives_are_not_mixed(run, predict, xrays, tmp
 @pytest.fixture
 def settings(run):
     archive_tasks._network.cache_clear()
-    return {"run": archive.run_id(run), "operating_point": [0.5, 0, 0.5]}
+    return {"run": runs.run_id(run), "operating_point": [0.5, 0, 0.5]}
 
 
 def test_worker_that_does_not_see_the_results_says_so(settings, xrays, tmp_path):  # noqa: F811

@@ -1,7 +1,7 @@
 """Experiments: names and parameters from a file, each trained once."""
 
-import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -10,7 +10,9 @@ import pandas as pd
 import papermill
 import pytest
 import yaml
+from test_explorer import make_run
 
+import pneumo_lib as pl
 from pneumo_lib import experiments, metrics, paths, runs, training
 from pneumo_lib.experiments import (
     read_experiments,
@@ -19,7 +21,9 @@ from pneumo_lib.experiments import (
 )
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import project_path
+from pneumo_lib.preparation import load_prepared, prepare
 
+ROOT = Path(__file__).parents[1]
 DATA = SimpleNamespace(checksum="of the data")
 
 
@@ -156,22 +160,38 @@ def test_experiments_in_this_process_are_trained_on_their_own_data(project, monk
     ]
 
 
-def test_scores_at_the_operating_point_are_those_of_the_masks_it_draws(data):
-    data.folder.mkdir(parents=True)
-    for name in ("images", "masks"):
-        np.save(data.folder / f"{name}.npy", getattr(data, name))
-    data.cases.to_csv(data.folder / "cases.csv", index=False)
-    columns = {"columns": dict.fromkeys(data.cases, "str")}
-    (data.folder / "meta.json").write_text(json.dumps(data.meta | columns))
-    rng = np.random.default_rng(0)
-    probabilities = rng.integers(0, 256, data.masks.shape, dtype="uint8")
-    np.save(data.folder / "probabilities.npy", probabilities)
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A finished run with its prepared data, see `make_run()`."""
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    return runs.load_run(make_run(tmp_path))
+
+
+def test_scores_at_the_operating_point_are_those_of_the_masks_it_draws(finished):
+    _, masks, cases, *_ = load_prepared(project_path(finished.config["data"]))
+    probabilities = np.random.default_rng(0).integers(0, 256, masks.shape, dtype="uint8")
+    np.save(finished.folder / "probabilities.npy", probabilities)
     point = OperatingPoint(0.9, 0.1, 0.3)
-    paths.write_json(data.folder / "operating_point.json", point._asdict())
-    run = SimpleNamespace(folder=data.folder, config={"data": data.folder})
-    scores = scores_at_operating_point(run)
+    paths.write_json(finished.folder / "operating_point.json", point._asdict())
+    scores = scores_at_operating_point(finished)
     sure = (probabilities >= 230).mean(axis=(1, 2)) >= 0.1  # 0.9 of 255 is 229.5
-    masks = (probabilities >= 77) & sure[:, None, None]  # 0.3 of 255 is 76.5
-    expected = pd.DataFrame(metrics.confusion_counts(data.masks, masks))
+    drawn = (probabilities >= 77) & sure[:, None, None]  # 0.3 of 255 is 76.5
+    expected = pd.DataFrame(metrics.confusion_counts(masks, drawn))
     pd.testing.assert_frame_equal(scores[list(expected)], expected)
-    assert list(scores["image_id"]) == list(data.cases["image_id"])
+    assert list(scores["image_id"]) == list(cases["image_id"])
+
+
+def notebook_08(run):
+    """The cell of notebook 08 that shows the operating point of a run."""
+    nb = nbformat.read(ROOT / "notebooks" / "08_better_fcn.ipynb", as_version=4)
+    (cell,) = (cell for cell in nb.cells if "operating_point_chart" in cell.source)
+    exec(cell.source, {"pl": pl, "np": np, "runs": [run], "figures": {}, "note": ""})
+
+
+@pytest.mark.parametrize("pair", [scores_at_operating_point, notebook_08])
+def test_predictions_are_not_scored_on_data_that_changed_after_the_training(finished, pair):
+    data = load_prepared(project_path(finished.config["data"]))
+    cases = data.cases.assign(split=["validation"] + ["test"] * (len(data.cases) - 1))
+    prepare(cases, data.folder, size=32)
+    with pytest.raises(ValueError, match=r"changed after phantoms-small was trained. Train the"):
+        pair(finished)

@@ -18,7 +18,7 @@ import pytest
 from conftest import CASES, SIZE
 
 import pneumo_lib as pl
-from pneumo_lib import inference
+from pneumo_lib import inference, runs
 from pneumo_lib.dicom import XRay
 from pneumo_lib.inference import Prediction, find_images, predict
 from pneumo_lib.operating_point import OperatingPoint
@@ -172,7 +172,7 @@ def test_network_with_code_inside_is_refused(run, tmp_path):
     outputs = keras.layers.Lambda(lambda x: x[..., :2])(inputs)
     keras.Model(inputs, outputs).save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match=r"hold no code of its own.*model\.keras"):
-        inference.load_network(run._replace(folder=tmp_path))
+        runs.load_network(run._replace(folder=tmp_path))
 
 
 def test_network_that_is_a_pickle_is_refused_unopened(run, tmp_path):
@@ -182,7 +182,7 @@ def test_network_that_is_a_pickle_is_refused_unopened(run, tmp_path):
 
     (tmp_path / "model.keras").write_bytes(pickle.dumps(Planted()))
     with pytest.raises(ValueError, match="hold no code of its own"):
-        inference.load_network(run._replace(folder=tmp_path))
+        runs.load_network(run._replace(folder=tmp_path))
     assert not (tmp_path / "ran").exists()
 
 

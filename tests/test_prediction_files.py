@@ -12,7 +12,7 @@ import pytest
 from test_dicom import RAMP, dicom_bytes
 
 import pneumo_lib as pl
-from pneumo_lib import prediction_files
+from pneumo_lib import prediction_files, runs
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.overlay import draw_overlay
 from pneumo_lib.prediction_files import COLUMNS, KINDS, NOTE, predict_files, read_table, side_of
@@ -66,7 +66,7 @@ def test_each_file_gets_a_map_a_mask_an_overlay_and_a_row(run, xrays, tmp_path):
     assert [row["side"] for row in (dark, half, white)] == ["", "right", "both"]
     assert [float(row["probability"]) for row in (dark, half, white)] == [0, 1, 1]
     assert {row["note"] for row in (dark, half, white)} == {NOTE}
-    assert {row["run"] for row in (dark, half, white)} == {prediction_files.run_id(run)}
+    assert {row["run"] for row in (dark, half, white)} == {runs.run_id(run)}
     assert [half[name] for name in ("top_threshold", "min_area", "bottom_threshold")] == [
         "0.5", "0.0", "0.5"
     ]  # fmt: skip

@@ -22,8 +22,9 @@ import pneumo_lib as pl
 from pneumo_lib import fcn, features, inference, metrics, paths, runs, steps, training
 from pneumo_lib.config import TrainingConfig
 from pneumo_lib.experiments import read_experiments, run_experiments
-from pneumo_lib.operating_point import choose_operating_point, load_operating_point
+from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.optimisers import build_optimizer
+from pneumo_lib.runs import load_operating_point
 from pneumo_lib.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -316,7 +317,7 @@ def test_finished_run_is_returned_without_building_a_network(finished, data, mon
             path = finished.folder.with_name(layout) / name
             kept = json.loads(path.read_text())
             assert kept.pop("results_version") == runs.RESULTS_VERSION
-            runs.write_json(path, kept | {"code": "0123456789abcdef"})
+            paths.write_json(path, kept | {"code": "0123456789abcdef"})
     monkeypatch.setattr(training, "_build", None)
     again = train(data, run=layout, **SETTINGS)
     pd.testing.assert_frame_equal(again.history, finished.history)
