@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import json
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import yaml
 from pneumo_lib import pages
 from pneumo_lib.kernels import Step, execute, measured
 from pneumo_lib.paths import alone, figures_folder, project_path, report_folder, source_path
-from pneumo_lib.runs import write_json
+from pneumo_lib.runs import caveats, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,8 @@ def run_report(
         beyond: whether to run also the notebooks after `LAST`, which ask further questions.
 
     Returns:
-        `Path` of `index.html`; `report.json` beside it holds times and peak memory.
+        `Path` of `index.html`; `report.json` beside it holds times, peak memory and the caveats
+        that every slide about this report carries.
 
     Raises:
         ValueError: if a parameter is unknown or of another type than its default.
@@ -66,20 +66,17 @@ def run_report(
     folder = project_path(folder or report_folder(settings["data"]))
     with alone(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        links = {path.name: os.path.relpath(path, folder) for path in paths}  # of those not run
-        links |= {step.notebook.name: f"{step.name}.html" for step in reversed(steps)}
-
         inputs = _fingerprint(settings)
         trained, records = [], []
         for number, step in enumerate(steps, start=1):
             key = _key(step, inputs, trained)
             records.append(_run(step, key, folder, progress=f"{number}/{len(steps)}"))
-            pages.write_notebook_page(folder / f"{step.name}.ipynb", links)
             if step.notebook.stem == TRAINING:
                 trained.append(key)  # what comes after reads the runs, so it depends on them
+        runs = pages.finished_runs(settings, records)
         summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
-        write_json(folder / "report.json", summary)
-        return pages.write_index(folder, records, settings)
+        write_json(folder / "report.json", summary | {"caveats": caveats(runs) if runs else None})
+        return pages.write_report(folder, records, settings, runs=runs, notebooks=paths)
 
 
 def read_params(path):

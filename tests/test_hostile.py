@@ -476,19 +476,18 @@ def test_no_cell_of_the_written_tables_begins_like_a_formula(png_release, tmp_pa
     assert not [cell for cell in cells if cell.startswith(dangerous)]
 
 
-def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path, monkeypatch):
+def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path):
     pages = pytest.importorskip("pneumo_lib.pages", reason="the extra `notebooks` is missing")
     from nbformat import v4, write
 
     evil = "<img src=x onerror=alert(1)>\"'&"
     heading = v4.new_markdown_cell("# What is `<b>`?")
     write(v4.new_notebook(cells=[heading]), tmp_path / "01_a.ipynb")
-    monkeypatch.setattr(pages, "_finished_runs", lambda settings, records: [])
     record = {"name": "01_a", "key": "", "parameters": {"data": evil}, "seconds": 1, "peak_gb": 1}
-    page = pages.write_index(tmp_path, [record], {"data": f"/data/{evil}", "weights": evil})
-    text = page.read_text()
+    settings = {"data": f"/data/{evil}", "weights": f"a\n\n{evil}\n\n# H"}
+    text = pages.write_report(tmp_path, [record], settings, runs=[]).read_text()
     assert "<img src=x" not in text
-    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    assert "<td>a &lt;img src=x onerror=alert(1)&gt;" in text  # no empty line ends the table
 
 
 def test_network_file_with_a_lambda_layer_is_refused(tmp_path):
