@@ -95,9 +95,8 @@ def plan_slides(folder):
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     if not report.get("caveats"):
         raise ValueError(
-            "Every slide carries the caveats of the runs that the report trained. Received: "
-            f"{folder / 'report.json'}, which names none. Make the report with a training: "
-            "make report"
+            "Every slide carries the caveats of the report's training runs. Received: "
+            f"{folder / 'report.json'}, which names none. Make the report again: make report"
         )
     read, slides = {}, []
     for entry in yaml.safe_load(_ORDER.read_text(encoding="utf-8")):

@@ -1,5 +1,6 @@
 """The runner, on tiny stand-in notebooks: what it runs, refuses, repeats and writes."""
 
+import io
 import json
 import os
 import re
@@ -366,15 +367,8 @@ def test_the_first_page_never_calls_phantoms_real(
     assert f"{data} ({origin})" in text
     assert ("Synthetic data." in text) == (origin == "synthetic")
     caveats = json.loads(index.with_name("report.json").read_text())["caveats"]
-    assert (
-        caveats
-        == {
-            None: None,
-            True: "synthetic radiographs · random features: <vgg19> · split: patient · 3 patients on "
-            "two sides of it",
-            False: "random features: <vgg19> · split: patient · 3 patients on two sides of it",
-        }[synthetic]
-    )
+    assert (caveats is None) == (synthetic is None)
+    assert ("synthetic radiographs" in (caveats or "")) == bool(synthetic)
 
 
 def test_the_index_shows_the_exported_figures_of_its_notebooks(project):
@@ -386,7 +380,8 @@ def test_the_index_shows_the_exported_figures_of_its_notebooks(project):
     index = run_report()
     images = soup(index).select("figure img")
     assert [image["alt"] for image in images] == ["Rare target", "Balance"]  # as in the notebook
-    assert [Image.open(index.parent / i["src"]).size for i in images] == [(1600, 900)] * 2
+    files = [io.BytesIO((index.parent / image["src"]).read_bytes()) for image in images]
+    assert [Image.open(file).size for file in files] == [(1600, 900)] * 2
     captions = [tag.get_text() for tag in soup(index).select("figcaption .caption-text")]
     assert captions == ["Rare target", "Balance"]
 
