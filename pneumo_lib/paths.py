@@ -58,14 +58,14 @@ def source_path(path):
 
 
 def report_folder(data):
-    """`runs/report` for phantoms; real data get a folder of their own."""
+    """`runs/report` for the phantoms drawn by default; every folder of data gets one of its own."""
     return project_path(
         "runs/report" if data == "phantoms" else f"runs/report-{Path(str(data)).name}"
     )
 
 
 def figures_folder(data):
-    """Where notebooks export figures: those of real X-rays stay out of the repository."""
+    """Where notebooks export figures: only those of the default phantoms go into the repository."""
     return project_path("figures") if data == "phantoms" else report_folder(data) / "figures"
 
 

@@ -9,7 +9,6 @@ import ast
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 import nbformat
@@ -27,6 +26,7 @@ from pneumo_lib.paths import (
 )
 from pneumo_lib.runs import (
     RESULTS_VERSION,
+    caveats,
     default_name,
     is_finished,
     load_run,
@@ -60,7 +60,8 @@ def run_report(
         beyond: whether to run also the notebooks after `LAST`, which ask further questions.
 
     Returns:
-        `Path` of `index.html`; `report.json` beside it holds times and peak memory.
+        `Path` of `index.html`; `report.json` beside it holds times, peak memory and the caveats
+        that every slide about this report carries.
 
     Raises:
         ValueError: if a parameter is unknown or of another type than its default.
@@ -77,21 +78,18 @@ def run_report(
     folder = project_path(folder or report_folder(settings["data"]))
     with alone(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        links = {path.name: os.path.relpath(path, folder) for path in paths}  # of those not run
-        links |= {step.notebook.name: f"{step.name}.html" for step in reversed(steps)}
-
         inputs = _fingerprint(settings)
         trained, records = [], []
         for number, step in enumerate(steps, start=1):
             key = _key(step, inputs, trained)
             record = _run(step, key, folder, progress=f"{number}/{len(steps)}")
             records.append(record)
-            pages.write_notebook_page(folder / f"{step.name}.ipynb", links)
             if step.notebook.stem == TRAINING:  # what comes after depends on what it learnt
                 trained.append([key, record["learnt"]])
+        runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
         summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
-        write_json(folder / "report.json", summary)
-        return pages.write_index(folder, records, settings)
+        write_json(folder / "report.json", summary | {"caveats": caveats(runs) if runs else None})
+        return pages.write_report(folder, records, settings, runs=runs, notebooks=paths)
 
 
 def notebook_parameters(notebook):

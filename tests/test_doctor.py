@@ -8,6 +8,7 @@ import pytest
 
 from pneumo_lib import doctor
 from pneumo_lib.doctor import examine
+from pneumo_lib.phantom import make_phantoms
 
 
 @pytest.fixture
@@ -46,11 +47,14 @@ def test_what_is_in_place_is_found(home, png_release):
     assert findings["device"].state == "ok"
 
 
-def test_a_folder_of_something_else_is_no_data_set(tmp_path, monkeypatch):
+def test_phantoms_and_a_folder_of_something_else_are_no_real_xrays(tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
     (tmp_path / "data" / "notes").mkdir(parents=True)
     (tmp_path / "data" / "notes.txt").touch()
-    assert [finding.state for finding in doctor._data()] == ["missing"]
+    make_phantoms(tmp_path / "data" / "drawn", count=1, size=64)
+    drawn, real = doctor._data()
+    assert (drawn.state, real.state) == ("ok", "missing")
+    assert real.value == "no real X-rays in data/"
 
 
 def test_missing_packages_are_told_apart_by_need(home, monkeypatch):

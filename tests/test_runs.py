@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import SIZE
 
-from pneumo_lib import runs
+from pneumo_lib import paths, runs
 
 
 @pytest.fixture
