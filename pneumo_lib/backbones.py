@@ -205,7 +205,7 @@ def _set_weights(model, name, *, weights, seed):
     if weights is None:
         _randomise(model, seed=seed, input_deviation=_BACKBONES[name].input_deviation)
         return "random features"
-    path = _imagenet_file(name) if weights == "imagenet" else project_path(weights)
+    path = _download(name) if weights == "imagenet" else project_path(weights)
     if not path.is_file():
         raise FileNotFoundError(
             '`weights` must be "imagenet", "auto", None or an existing file. '
@@ -221,18 +221,24 @@ def _set_weights(model, name, *, weights, seed):
     return "imagenet" if weights == "imagenet" else path.name
 
 
-def _imagenet_file(name):
-    """Path of the file Keras publishes, downloaded unless it lies in Keras' folder."""
-    url, file = _BACKBONES[name].url, Path(_BACKBONES[name].url).name
+def imagenet_file(name):
+    """`(path, url)` of ImageNet weights: where Keras keeps the file, and where it comes from."""
+    url = _BACKBONES[name].url
     folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+    return folder / url.rpartition("/")[2], url
+
+
+def _download(name):
+    """Path of the file Keras publishes, downloaded unless it lies in Keras' folder."""
+    file, url = imagenet_file(name)
     try:
-        if not (folder / file).is_file() and not _answers(url):
+        if not file.is_file() and not _answers(url):
             raise TimeoutError("its host does not answer")
         return Path(
             keras.utils.get_file(
-                file,
+                file.name,
                 url,
-                cache_dir=str(folder.parent),
+                cache_dir=str(file.parents[1]),
                 cache_subdir="models",
                 file_hash=_BACKBONES[name].md5,
             )
@@ -240,7 +246,7 @@ def _imagenet_file(name):
     except Exception as error:  # get_file() raises plain `Exception` when a download fails
         raise FileNotFoundError(
             f"The ImageNet weights of {name} could not be downloaded ({error}). "
-            f"Fetch {url} and put it into {folder} by hand."
+            f"Fetch {url} and put it into {file.parent} by hand."
         ) from error
 
 
