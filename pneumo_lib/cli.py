@@ -4,7 +4,6 @@ The only module that prints. Everything heavy is imported inside the command tha
 that `pneumo --help` answers at once.
 """
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -51,7 +50,9 @@ def command(example):
 
 def _print_version(wanted: bool):
     if wanted:
-        typer.echo(f"pneumo {importlib.metadata.version('pneumo')}")
+        from importlib.metadata import version
+
+        typer.echo(f"pneumo {version('pneumo')}")
         raise typer.Exit
 
 

@@ -53,8 +53,8 @@ class Command(TyperCommand):
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__  # always one line
             if isinstance(error, ModuleNotFoundError):
-                reason = f"needs the package {error.name}: `make env` installs everything; "
-                reason += "with pip: pip install -e '.[notebooks,cluster]'"
+                remedy = "pip install -e '.[notebooks,cluster]', or `make env` for everything"
+                reason = f"needs the package {error.name}: {remedy}"
             typer.secho(f"pneumo {self.name}: {reason}", fg="red", err=True)
             status = 1
         ctx.exit(status)
