@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from pneumo_lib.archive_files import FileName, load, locate, save
 from pneumo_lib.inference import load_foreground, predictions, read_file
+from pneumo_lib.logs import log_levels
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.prediction_files import describe, text_of
-from pneumo_lib.quiet import log_levels
 from pneumo_lib.rle import rle_encode
 from pneumo_lib.runs import Run
 

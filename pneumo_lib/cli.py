@@ -15,7 +15,6 @@ import typer
 from typer import Argument, Option
 
 from pneumo_lib import cli_options as shared
-from pneumo_lib.quiet import quiet_start
 
 _DISCLAIMER = "For research and teaching, not a medical device."
 _COLOURS = {"ok": "green", "missing": "yellow", "wrong": "red"}
@@ -196,8 +195,8 @@ def predict(
             "URLs, @lists and --workers belong to the prediction of an archive: "
             f"add --scheduler local. Received: {' '.join(files)}"
         )
-    with quiet_start():
-        from pneumo_lib.prediction_files import predict_files
+    from pneumo_lib.prediction_files import predict_files
+
     outcome = predict_files(files, run, out, operating_point=point, dicom_seg=dicom_seg)
     there = len(outcome.rows) - outcome.predicted - len(outcome.failed)
     _show("Predicted", f"{outcome.predicted} files" + (f"; {there} were there" if there else ""))
@@ -209,8 +208,8 @@ def predict(
 
 def _predict_archive(archive, run, out, point, scheduler, workers):
     """Predicts an archive on Dask's processes; 1 if any file failed."""
-    with quiet_start():
-        from pneumo_lib.archive import predict_archive
+    from pneumo_lib.archive import predict_archive
+
     options = dict(operating_point=point, scheduler=scheduler, workers=workers)
     outcome = predict_archive(archive, run, out, **options)
     without, there = len(outcome.without_row), outcome.rows - outcome.predicted
@@ -237,8 +236,8 @@ def submit(
     ImageId,EncodedPixels with masks of 1024 x 1024 pixels, -1 where nothing was found or where an
     image could not be read.
     """
-    with quiet_start():
-        from pneumo_lib.submission import write_submission
+    from pneumo_lib.submission import write_submission
+
     point = _operating_point(threshold)
     count, failed = write_submission(images, run, to, part=part, rows=rows, operating_point=point)
     _show("Submission", Path(to).resolve(), f"{count} images. {_DISCLAIMER}")
@@ -251,8 +250,8 @@ def average(runs: shared.Runs, to: Annotated[str, Option(metavar="NAME", help="o
 
     Networks of one kind, trained on the same data from different seeds.
     """
-    with quiet_start():
-        from pneumo_lib.averaging import average_runs
+    from pneumo_lib.averaging import average_runs
+
     _show("Run", average_runs(runs, run=to).folder, f"the mean of {len(runs)}")
 
 
@@ -267,8 +266,8 @@ def export(
     The network takes grey images and includes their preprocessing. It is compared with Keras on
     synthetic X-rays before it gets its name.
     """
-    with quiet_start():
-        from pneumo_lib.export import export_network
+    from pneumo_lib.export import export_network
+
     path, difference = export_network(run, to, format=format)
     _show("Network", path.resolve(), f"how to use it in {path.name}.txt")
     _show("Checked", f"probabilities differ from Keras' by {difference:.1e} at most")
@@ -277,8 +276,8 @@ def export(
 @command("pneumo verify phantoms-small-128")
 def verify(run: shared.OneRun):
     """Score a trained network again and compare with its scores.csv."""
-    with quiet_start():
-        from pneumo_lib.verify import verify_run
+    from pneumo_lib.verify import verify_run
+
     found = verify_run(run)
     recorded, computed = found.siim_dice
     _show("Images", f"{found.images}, {found.images_that_differ} with other counts of pixels")

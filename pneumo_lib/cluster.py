@@ -10,7 +10,7 @@ import dask
 from distributed import CancelledError, Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
-from pneumo_lib.quiet import log_levels, quiet_start
+from pneumo_lib.logs import log_levels
 
 logger = logging.getLogger(__name__)
 _DEATHS = 10  # of workers under one task, after which the task is held to be the cause
@@ -145,7 +145,5 @@ def as_finished(client, do, items, *, window=2000, **options):
 
 
 def _call(module, name, item, options):
-    """By name, because a function that came as itself would load TensorFlow before, and loudly."""
-    with quiet_start():
-        do = getattr(import_module(module), name)
-    return do(item, **options)
+    """By name, because a function that came as itself would load TensorFlow before."""
+    return getattr(import_module(module), name)(item, **options)

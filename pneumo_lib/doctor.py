@@ -9,7 +9,6 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from pneumo_lib.paths import project_path
-from pneumo_lib.quiet import quiet_start
 
 _EXTRAS = {
     "": "everything",
@@ -45,7 +44,7 @@ def _packages():
         versions = {name: _version(name) for name in _asked_for(extra)}
         missing = ", ".join(name for name in versions if versions[name] is None)
         if not missing:
-            shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+            shown = ", ".join(f"{name} {number}" for name, number in versions.items())
             yield Finding("ok", f"extra {extra}" if extra else "packages", shown)
         elif extra:
             remedy = f"pip install -e '.[{extra}]'"
@@ -70,10 +69,12 @@ def _version(name):
 
 
 def _devices():
-    with quiet_start():
-        import tensorflow as tf
+    import pneumo_lib.quiet  # noqa: F401  (before TensorFlow)
 
-        from pneumo_lib.devices import device_name
+    import tensorflow as tf
+
+    from pneumo_lib.devices import device_name
+
     yield Finding("ok", "device", device_name())
     if not tf.config.list_physical_devices("GPU"):
         remedy = "with an NVIDIA GPU on Linux: pip install -e '.[gpu]'"
@@ -82,10 +83,10 @@ def _devices():
 
 def _weights():
     """Files of ImageNet weights, where Keras keeps them."""
-    from pneumo_lib.backbones import BACKBONES, imagenet_file
+    from pneumo_lib.backbones import BACKBONES, published_weights
 
     for name in BACKBONES:
-        file, url = imagenet_file(name)
+        file, url = published_weights(name)
         if file.is_file():
             yield Finding("ok", f"ImageNet {name}", str(file))
         else:

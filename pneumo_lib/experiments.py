@@ -184,9 +184,10 @@ def is_finished(parameters, executed, *, data=None):
     kept = nbformat.read(executed, as_version=4).metadata.papermill.parameters
     if dict(kept) != parameters:
         return False
-    config = runs.load_run(folder).config
+    config = runs.read_config(folder)
     checksum = runs.data_checksum(data or prepare_for(parameters))
-    return config["code"] == runs.code_checksum() and config["data_checksum"] == checksum
+    same_code = runs.results_version(config) == runs.RESULTS_VERSION
+    return same_code and config["data_checksum"] == checksum
 
 
 def training_notebook():

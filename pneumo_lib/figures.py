@@ -29,6 +29,7 @@ from pneumo_lib.style import (
 from pneumo_lib.tables import HEADINGS
 
 __all__ = [
+    "BACKBONES",
     "class_balance",
     "export",
     "gallery",

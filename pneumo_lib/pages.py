@@ -18,7 +18,7 @@ from nbconvert import HTMLExporter
 from PIL import Image, ImageChops
 
 from pneumo_lib.paths import figures_folder
-from pneumo_lib.runs import default_name, find_runs
+from pneumo_lib.runs import load_run
 from pneumo_lib.tables import format_table, score_table
 
 _PAGE_PIXELS = (1600, 1600)
@@ -94,10 +94,11 @@ def write_index(folder, records, settings):
 
     Args:
         folder: of the report; the executed notebooks and their pages lie in it.
-        records: list of dicts with `name`, `seconds`, `peak_gb` and `parameters`.
+        records: list of dicts with `name`, `seconds`, `peak_gb`, `parameters` and `learnt`, None
+            unless the notebook trained the run that its parameter `run_name` names.
         settings: dict of parameters, with `data`.
     """
-    runs = _finished_runs(settings, records)
+    runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
     figures = figures_folder(settings["data"])
     notebooks = [r | {"title": _title(folder / f"{r['name']}.ipynb")} for r in records]
     # figures are named after the notebook, which may have run several times ("05_train_fcn-vgg19")
@@ -124,23 +125,6 @@ def write_index(folder, records, settings):
     )
     page.write_text(text, encoding="utf-8")
     return page
-
-
-def _finished_runs(settings, records):
-    """The runs that this report trained; experiments under other names stay out."""
-    data_name, size = Path(settings["data"]).name, settings.get("size", 128)
-    trained = [r["parameters"] for r in records if "backbone" in r["parameters"]]
-    names = {
-        parameters.get("run_name")
-        or default_name(
-            data_name, parameters["backbone"], parameters.get("decoder", "deconvolution"), size
-        )
-        for parameters in trained
-    }
-    if not names:
-        return []
-    runs = find_runs(data_name=data_name, size=size)
-    return [run for run in runs if run.folder.name in names]
 
 
 def _results_tables(runs):

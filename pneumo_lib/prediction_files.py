@@ -17,8 +17,8 @@ from pneumo_lib.dicom_seg import segment_studies
 from pneumo_lib.inference import ahead, find_images, predict
 from pneumo_lib.operating_point import load_operating_point
 from pneumo_lib.overlay import draw_overlay, write_png
-from pneumo_lib.paths import alone, written_aside
-from pneumo_lib.runs import load_run, write_json
+from pneumo_lib.paths import alone, write_json, written_aside
+from pneumo_lib.runs import load_run
 
 NOTE = "research and teaching, not a medical device"
 KINDS = ("probabilities", "masks", "overlays")

@@ -1,35 +1,46 @@
 """The whole study: runs the numbered notebooks in order and gathers what they made on one page.
 
 Every notebook runs in a kernel of its own, the training notebook once per backbone. One whose
-inputs did not change since it last finished is not run again.
+inputs did not change since it last finished is not run again; to run it all the same, after a
+change of the library that leaves numbers as they are, delete its `.key.json`.
 """
 
 import ast
-import difflib
 import hashlib
 import json
 import logging
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import nbformat
-import yaml
 
-from pneumo_lib import pages
+from pneumo_lib import names, pages
 from pneumo_lib.kernels import Step, execute, measured
-from pneumo_lib.paths import alone, figures_folder, project_path, report_folder, source_path
-from pneumo_lib.runs import write_json
+from pneumo_lib.parameters import absolute_paths, check_parameters, read_params
+from pneumo_lib.paths import (
+    alone,
+    figures_folder,
+    project_path,
+    report_folder,
+    source_path,
+    write_json,
+)
+from pneumo_lib.runs import (
+    RESULTS_VERSION,
+    default_name,
+    is_finished,
+    load_run,
+    package_versions,
+    weights_checksum,
+)
 
 logger = logging.getLogger(__name__)
 
 TRAINING = "05_train_fcn"
 LAST = "06_results"  # with it the report is told
-BACKBONES = ("vgg19", "resnet50", "inceptionv3", "small")  # "small" is the from-scratch control
-_PACKAGE = Path(__file__).parent
-# cannot change what a notebook does
-_RUNNERS = ("__main__.py", "cli.py", "interrupts.py", "kernels.py", "pages.py", "report.py")
-_RUNNERS += ("sweep.py",)
+BACKBONES = tuple(name for name in names.BACKBONES if name != "vgg16")  # those of the report
+# parameters that the report sets itself: the network of a training, the runs to compare
+_SET_HERE = {"backbone": "`backbones`", "run_names": "`backbones` and the settings of the training"}
 
 
 def run_report(
@@ -73,26 +84,14 @@ def run_report(
         trained, records = [], []
         for number, step in enumerate(steps, start=1):
             key = _key(step, inputs, trained)
-            records.append(_run(step, key, folder, progress=f"{number}/{len(steps)}"))
+            record = _run(step, key, folder, progress=f"{number}/{len(steps)}")
+            records.append(record)
             pages.write_notebook_page(folder / f"{step.name}.ipynb", links)
-            if step.notebook.stem == TRAINING:
-                trained.append(key)  # what comes after reads the runs, so it depends on them
+            if step.notebook.stem == TRAINING:  # what comes after depends on what it learnt
+                trained.append([key, record["learnt"]])
         summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
         write_json(folder / "report.json", summary)
         return pages.write_index(folder, records, settings)
-
-
-def read_params(path):
-    """Parameters of a YAML file as a dict; `{}` for `None`."""
-    if path is None:
-        return {}
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No parameter file {path}. The project's own are in params/")
-    params = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(params, dict):
-        raise ValueError(f"{path} must hold lines of `name: value`. Received: {params!r}")
-    return params
 
 
 def notebook_parameters(notebook):
@@ -121,79 +120,55 @@ def plan(notebooks, settings):
     declared = {path: notebook_parameters(path) for path in notebooks}
     settings = {"export": True} | settings
     backbones = settings.pop("backbones", list(BACKBONES))
-    if "backbone" in settings:
-        raise ValueError("`backbone` is set for each training run. Give a list: `backbones`")
+    if not isinstance(backbones, list) or not backbones:
+        raise ValueError(
+            "`backbones` must be a list of names, such as [vgg16, small]. "
+            f"Received: backbones={backbones!r}"
+        )
+    if wrong := _SET_HERE.keys() & settings.keys():
+        name = wrong.pop()
+        raise ValueError(
+            f"`{name}` is set by the report. Received: {name}={settings[name]!r}. "
+            f"Give {_SET_HERE[name]} instead"
+        )
     if settings.get("run_name") and len(backbones) > 1:  # the second would replace the first
         raise ValueError(
             "`run_name` names one network: give one of `backbones` with it, or leave it out. "
             f"Received: run_name={settings['run_name']!r}, backbones={', '.join(backbones)}"
         )
-    settings = check_parameters(settings, {k: v for d in declared.values() for k, v in d.items()})
-    steps = []
+    known = {"backbone": None} | {k: v for d in declared.values() for k, v in d.items()}
+    for backbone in backbones:
+        checked = check_parameters(settings | {"backbone": backbone}, known)
+    settings = {name: checked[name] for name in settings}
+    steps, run_names = [], []
     for path, defaults in declared.items():
         own = {name: value for name, value in settings.items() if name in defaults}
         if path.stem == TRAINING:
             for backbone in backbones:
-                steps.append(Step(f"{path.stem}-{backbone}", path, own | {"backbone": backbone}))
+                network = own | {"backbone": backbone}
+                if "run_name" in defaults:  # the name is given, so that it is known here
+                    network["run_name"] = _run_name(defaults | network)
+                    run_names.append(network["run_name"])
+                steps.append(Step(f"{path.stem}-{backbone}", path, network))
         else:
+            own |= {"run_names": run_names} if "run_names" in defaults else {}
             steps.append(Step(path.stem, path, own))
     return steps
 
 
-def check_parameters(settings, defaults):
-    """`settings` with numbers of the type of their default; refuses what papermill lets pass.
-
-    Papermill only warns of a misspelt parameter and runs with the default instead.
-    """
-    checked = {}
-    for name, value in settings.items():
-        if name not in defaults and name not in ("data", "export"):
-            close = difflib.get_close_matches(name, defaults, n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(defaults)}"
-            raise ValueError(f"No notebook has a parameter `{name}`. {hint}")
-        default = defaults.get(name, value)
-        if (type(default) is float and type(value) is int) or (
-            type(default) in (float, type(None)) and type(value) is str
-        ):
-            with suppress(ValueError):
-                value = float(value)  # YAML reads 1e-3 as text
-        # None is a value of text parameters (`weights`) and replaces a default of None
-        free = default is None or (value is None and isinstance(default, str))
-        if type(value) is not type(default) and not free:
-            kind = type(default).__name__
-            raise ValueError(
-                f"`{name}` must be {kind}, as its default {default!r}. Received: {name}={value!r}"
-            )
-        checked[name] = value
-    return checked
-
-
-def absolute_paths(settings):
-    """`data` and `weights` as absolute paths: a kernel works in the notebooks' folder."""
-    settings = dict(settings)
-    if settings["data"] != "phantoms":
-        settings["data"] = str(project_path(settings["data"]))
-        if not Path(settings["data"]).is_dir():
-            raise FileNotFoundError(
-                f"`data` must be 'phantoms' or a folder. Received: {settings['data']}. "
-                "The SIIM-ACR data set is downloaded by: pneumo fetch siim --to data/siim"
-            )
-    weights = settings.get("weights")
-    if weights and project_path(weights).is_file():
-        settings["weights"] = str(project_path(weights))
-    return settings
+def _run_name(parameters):
+    """Name of the run folder that the training notebook makes with all its `parameters`."""
+    names = ("backbone", "decoder", "size")
+    chosen = default_name(Path(parameters["data"]).name, *(parameters[name] for name in names))
+    return parameters["run_name"] or chosen
 
 
 # -- what has to be run again ------------------------------------------------------------------
 
 
 def _fingerprint(settings):
-    """Of the library and of every data file (name, size, time of change), as text."""
-    lines = [
-        f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        for path in sorted(_PACKAGE.glob("*.py"))
-        if path.name not in _RUNNERS
-    ]
+    """Of the packages (versions) and of every data file (name, size, time of change), as text."""
+    lines = [f"results {RESULTS_VERSION}", *map(" ".join, package_versions().items())]
     roots = [Path(settings["data"]), Path(settings.get("weights") or "")]
     files = [f for root in roots if root.is_absolute() for f in (root, *root.rglob("*"))]
     for path in sorted(f for f in files if f.is_file()):
@@ -205,26 +180,39 @@ def _fingerprint(settings):
 def _key(step, inputs, trained):
     """SHA-256 of all that decides the outputs of a step; stored outputs do not."""
     cells = [(c.cell_type, c.source) for c in nbformat.read(step.notebook, as_version=4).cells]
-    decisive = json.dumps([cells, step.parameters, inputs, trained], sort_keys=True)
-    return hashlib.sha256(decisive.encode()).hexdigest()
+    parameters = notebook_parameters(step.notebook) | step.parameters
+    named = [source_path(v) for v in parameters.values() if str(v).endswith((".yaml", ".yml"))]
+    contents = [path.read_text() for path in named if path.is_file()]
+    if parameters.get("initial"):
+        contents.append(weights_checksum(load_run(parameters["initial"]).folder))
+    decisive = [cells, step.parameters, contents, inputs, trained]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _learnt(step):
+    """Checksum of what the run of a training step learnt; None if there is no such run."""
+    name = step.parameters.get("run_name")
+    folder = project_path("runs") / str(name)
+    return weights_checksum(folder) if name and is_finished(folder) else None
 
 
 # -- one notebook ------------------------------------------------------------------------------
 
 
 def _run(step, key, folder, *, progress):
-    """Runs a step unless it is there already; returns its record for report.json."""
+    """Runs a step unless it is there already, with the run it trained; its record."""
     executed, record_path = folder / f"{step.name}.ipynb", folder / f"{step.name}.key.json"
     if executed.is_file() and record_path.is_file():
         record = json.loads(record_path.read_text())
-        if record["key"] == key:
+        if (record["key"], record.get("learnt")) == (key, _learnt(step)):
             logger.info("%s %s: unchanged, not run again", progress, step.name)
             return record
     unfinished = folder / f"{step.name}.unfinished.ipynb"  # stays, to look at, if a cell fails
     with measured() as used:
         execute(step, unfinished, desc=f"{progress} {step.name}")
     unfinished.replace(executed)
-    record = {"name": step.name, "key": key, "parameters": step.parameters, **used}
+    record = {"name": step.name, "key": key, "parameters": step.parameters}
+    record |= {"learnt": _learnt(step), **used}
     write_json(record_path, record)
     logger.info("%s %s: %.0f s, %.1f GB", progress, step.name, used["seconds"], used["peak_gb"])
     return record

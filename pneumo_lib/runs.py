@@ -1,28 +1,50 @@
-"""The run folder: one training run, under way or whole, under `runs/<name>/`."""
+"""The run folder: one training run, under way or finished, under `runs/<name>/`.
+
+`settings.json`, written first, is the run's identity: all that decides its numbers. After each
+epoch follow the tables `history.csv` and `scores.csv`, and `state.npz` to go on from. The network
+and its predictions come at the end, and `config.json` last: a run is finished when it is there.
+"""
 
 import hashlib
 import json
 import logging
 import math
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib.names import BACKBONES
+from pneumo_lib.paths import (
+    atomic_write,
+    begin_folder,
+    made_from,
+    project_path,
+    read_csv,
+    write_csv,
+)
 
 logger = logging.getLogger(__name__)
-ORDER = ("vgg16", "vgg19", "resnet50", "inceptionv3", "small")
+_RECORD = "settings.json"
+ORDER = tuple(BACKBONES)
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
     ("accuracy", "accuracy", 1),
     ("mean_io_u", "logged_mean_iou", 1),
     ("dice", "logged_dice", -1),
 )
-_DECIDES_RESULTS = ("augmentation", "backbones", "batches", "decoders", "dropout", "fcn")
-_DECIDES_RESULTS += ("features", "layers", "losses", "metrics", "normalisation")
-_DECIDES_RESULTS += ("operating_point", "optimisers", "results", "steps", "taps", "training")
+# Raise by one when equal settings give other numbers than before: another network, training step,
+# preprocessing, draw of random numbers, score or operating point. Finished runs are then trained
+# again. Leave it for comments, names, messages, figures and what only makes training faster.
+RESULTS_VERSION = 1
+_DECIDE_NUMBERS = (
+    *("tensorflow", "keras", "numpy", "pandas", "scipy", "scikit-learn"),
+    *("opencv-python-headless", "pillow", "pydicom", "pneumo"),
+)
 
 
 class Run(NamedTuple):
@@ -57,8 +79,13 @@ def load_run(folder):
             "A run folder must hold a finished training run. "
             f"Received: {folder}. Train it with train() or notebooks/05_train_fcn.ipynb"
         )
-    config = json.loads((folder / "config.json").read_text())
-    return Run(folder, config, read_csv(folder / "history.csv"), read_csv(folder / "scores.csv"))
+    tables = (read_csv(folder / f"{name}.csv") for name in ("history", "scores"))
+    return Run(folder, read_config(folder), *tables)
+
+
+def read_config(folder):
+    """`config.json` of the finished run in `folder`, as a dict."""
+    return json.loads((folder / "config.json").read_text())
 
 
 def default_name(data_name, backbone, decoder, size):
@@ -68,7 +95,9 @@ def default_name(data_name, backbone, decoder, size):
 
 
 def find_runs(data_name=None, size=None, *, data=None):
-    """Finished runs, in the order of `ORDER`.
+    """Finished runs, in the order of `ORDER`, then by name.
+
+    Only tables of runs that fit are read. A run that cannot be read is left out with a warning.
 
     Args:
         data_name: only runs on this data ("phantoms", or the name of the folder).
@@ -81,23 +110,77 @@ def find_runs(data_name=None, size=None, *, data=None):
     Raises:
         FileNotFoundError: if there is none.
     """
-    folders = sorted(p.parent for p in project_path("runs").glob("*/config.json"))
-    found = [load_run(folder) for folder in folders if ".old-" not in folder.name]
     wanted = {"data_name": data_name, "size": size}
     if data is not None:
         wanted = {"data_name": data.meta["source"], "size": data.meta["size"]}
         wanted |= {"data_checksum": data_checksum(data)}
-    found = [
-        run
-        for run in found
-        if all(value in (None, run.config.get(key)) for key, value in wanted.items())
-    ]
+    found = []
+    for path in sorted(project_path("runs").glob("*/config.json")):
+        if ".old-" in path.parent.name:
+            continue
+        try:
+            config = read_config(path.parent)
+            if all(value in (None, config.get(key)) for key, value in wanted.items()):
+                found.append(load_run(path.parent))
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be read and is left out: %s", path.parent, error)
     if not found:
         raise FileNotFoundError(
             f"There is no finished run in {project_path('runs')} for {wanted}. "
             "Train one: papermill notebooks/05_train_fcn.ipynb out.ipynb -p backbone vgg19"
         )
-    return sorted(found, key=lambda run: ORDER.index(run.config["backbone"]))
+    return _in_order(found)
+
+
+def _in_order(found):
+    places = {backbone: place for place, backbone in enumerate(ORDER)}
+    return sorted(found, key=lambda run: places.get(run.config.get("backbone"), len(ORDER)))
+
+
+def runs_to_compare(data, names=None):
+    """One finished run of each backbone on exactly these data, in the order of `ORDER`.
+
+    Args:
+        data: `Prepared`: the images, masks and splits that the runs were trained on.
+        names: of the run folders. None: the runs that took their name from their settings, which
+            leaves experiments out; of several decoders the report's, "deconvolution", comes first.
+
+    Returns:
+        List of `Run`.
+
+    Raises:
+        FileNotFoundError: if a named run, or any run, is missing.
+        ValueError: if a named run was trained on other data, or two have the same backbone.
+    """
+    if names is None:
+        found = [run for run in find_runs(data=data) if _named_by_settings(run.config)]
+        found.sort(key=lambda run: run.config["decoder"] == "deconvolution")
+        found = list({run.config["backbone"]: run for run in found}.values())
+        names = [run.folder.name for run in found]
+        if not found:
+            raise FileNotFoundError(
+                "Runs to compare must have their name from notebook 05 or be named. "
+                "Received: neither. Set `run_names` to the names of run folders"
+            )
+    else:
+        found = [load_run(name) for name in names]
+    checksum, backbones = data_checksum(data), [run.config["backbone"] for run in found]
+    if any(run.config["data_checksum"] != checksum for run in found):
+        raise ValueError(
+            "Runs to compare must be trained on exactly these images, masks and splits. "
+            f"Received: {', '.join(names)}. Set data, size, split and seed as they were then"
+        )
+    if len(set(backbones)) < len(backbones):
+        raise ValueError(
+            "Runs to compare must have different backbones. "
+            f"Received: {', '.join(names)} with {', '.join(backbones)}"
+        )
+    return _in_order(found)
+
+
+def _named_by_settings(config):
+    settings = (config.get(key) for key in ("data_name", "backbone", "decoder", "size"))
+    return config["name"] == default_name(*settings)
 
 
 def caveats(runs):
@@ -111,12 +194,14 @@ def caveats(runs):
     """
     config = runs[0].config
     random = [r.config["backbone"] for r in runs if r.config["weights"] == "random features"]
+    diverged = [r.config["backbone"] for r in runs if r.config.get("diverged")]
     leaked = config["leaked_patients"]
     notes = [
         "synthetic radiographs" if config["synthetic"] else "",
         f"random features: {', '.join(random)}" if random else "",
         f"split: {config['split_scheme']}",
         f"{leaked} patients on two sides of it" if leaked else "",
+        f"training diverged: {', '.join(diverged)}" if diverged else "",
     ]
     return " · ".join(note for note in notes if note)
 
@@ -158,25 +243,26 @@ def claim(name, settings):
         ValueError: if the folder holds something that is not a training run.
     """
     folder = project_path(Path("runs") / name)
-    identity = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
-    if folder.exists() and any(folder.iterdir()):
-        if not identity.exists():
-            raise ValueError(
-                f"A run needs a folder of its own. Received: {folder}, which holds something "
-                "else. Give the run another name"
+    former = made_from(folder, record=_RECORD)
+    if former is not None:
+        kept = former | {"results_version": results_version(former)}
+        kept.pop("code", None)  # what older runs held in its place
+        changed = sorted(k for k in kept.keys() | settings if kept.get(k) != settings.get(k))
+        if changed:
+            number = 1
+            while (aside := folder.with_name(f"{name}.old-{number}")).exists():
+                number += 1
+            folder.rename(aside)
+            logger.warning(
+                "%s was trained with other settings (%s); kept as %s",
+                *(name, ", ".join(changed), aside.name),
             )
-        if json.loads(identity.read_text()) == settings:
-            if is_finished(folder):  # and killed just before its state was removed
-                (folder / "state.npz").unlink(missing_ok=True)
-            return folder
-        number = 1
-        while (aside := folder.with_name(f"{name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        logger.warning("%s was trained with other settings; kept as %s", name, aside.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(identity, settings)
+        else:
+            settings = former
+    begin_folder(folder, settings, record=_RECORD, what="A run")
+    if is_finished(folder):  # and killed just before its state was removed
+        (folder / "state.npz").unlink(missing_ok=True)
     return folder
 
 
@@ -199,7 +285,7 @@ def save_state(folder, variables, history, scores):
         table = pd.concat(scores, ignore_index=True)
         write_csv(folder / "scores.csv", table[["epoch", *table.columns.drop("epoch")]])
     # Last, for it decides how many rows of the tables above count.
-    with written_aside(folder / "state.npz") as aside:
+    with atomic_write(folder / "state.npz") as aside:
         np.savez(aside, *[np.asarray(v) for v in variables], epoch=len(history))
 
 
@@ -229,28 +315,24 @@ def data_checksum(data):
     return hashlib.sha256(f"{data.meta['checksum']}\n{table}".encode()).hexdigest()[:16]
 
 
-def code_checksum():
-    """Checksum of the modules that decide a run's results: other code is another run."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for module in _DECIDES_RESULTS:
-        digest.update((package / f"{module}.py").read_bytes())
-    return digest.hexdigest()[:16]
+def weights_checksum(folder):
+    """Checksum of what the finished run in `folder` learnt."""
+    return hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
 
 
-def write_json(path, content):
-    """Write `content` as indented JSON, aside and then renamed."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def results_version(settings):
+    """`RESULTS_VERSION` that a run was made with, 1 for runs from before there was such a number.
+
+    Args:
+        settings: dict, of settings.json or config.json.
+    """
+    return settings.get("results_version", 1)
 
 
-def write_csv(path, table):
-    """Write a `DataFrame` without its index, aside and then renamed."""
-    with written_aside(path) as aside:
-        table.to_csv(aside, index=False)
-
-
-def read_csv(path):
-    """Table written by `write_csv()`, every number to its last bit."""
-    # The C parser of pandas before 3.1 loses the last bit; the Python one never did.
-    return pd.read_csv(path, dtype={"image_id": str}, engine="python")
+def package_versions():
+    """Versions of Python and the packages that decide a run's numbers, as a dict."""
+    versions = {"python": platform.python_version()}
+    for name in _DECIDE_NUMBERS:
+        with suppress(PackageNotFoundError):  # some may be installed under another name
+            versions[name] = version(name)
+    return versions

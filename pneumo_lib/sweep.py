@@ -181,7 +181,7 @@ def _unfinished(wanted, folder):
 
 def _train_all(client, unmade, folder, *, limit, resources, retries):
     """Trains runs on a cluster; those that failed, with the reason."""
-    home, code = str(project_path()), runs.code_checksum()
+    home, version = str(project_path()), runs.RESULTS_VERSION
     _warn_of_missing(client, resources)
     futures, failed, under_way = {}, {}, set()
     with tqdm(total=len(unmade), desc=folder.name, unit="run") as bar:
@@ -200,7 +200,7 @@ def _train_all(client, unmade, folder, *, limit, resources, retries):
                 parameters,
                 str(folder / f"{name}.ipynb"),
                 home=home,
-                code=code,
+                version=version,
                 memory=limit,
                 key=(folder.name, name, uuid.uuid4().hex),
                 resources=resources,

@@ -12,14 +12,14 @@ STARTED = "pneumo-run-started"  # topic of Dask's events
 _ENDING = (Status.closing, Status.closed, Status.failed)
 
 
-def train_on_worker(parameters, executed, *, home, code, memory=None):
+def train_on_worker(parameters, executed, *, home, version, memory=None):
     """One run, in a worker process; `(seconds, peak memory in GB)`.
 
     Args:
         parameters: of notebook 05.
         executed: path of its executed copy.
         home: the client's `PNEUMO_HOME`.
-        code: the client's `code_checksum()`.
+        version: the client's `RESULTS_VERSION`.
         memory: bytes that this process and its kernel may take.
 
     Raises:
@@ -36,7 +36,7 @@ def train_on_worker(parameters, executed, *, home, code, memory=None):
             f"Received: {home}, which is not on {worker.address}"
         )
     os.environ["PNEUMO_HOME"] = home
-    if runs.code_checksum() != code:
+    if version != runs.RESULTS_VERSION:
         raise RuntimeError(
             "Client and workers must have the same pneumo_lib. "
             f"Received: another one on {worker.address}"

@@ -11,7 +11,7 @@ import papermill
 import pytest
 import yaml
 
-from pneumo_lib import experiments, metrics, runs, training
+from pneumo_lib import experiments, metrics, paths, runs, training
 from pneumo_lib.experiments import (
     read_experiments,
     run_experiments,
@@ -61,8 +61,8 @@ def trained(monkeypatch):
         nbformat.write(nb, output)
         folder = project_path("runs") / parameters["run_name"]
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"code": runs.code_checksum(), "data_checksum": DATA.checksum}
-        runs.write_json(folder / "config.json", config | {"loss": parameters.get("loss")})
+        config = {"results_version": runs.RESULTS_VERSION, "data_checksum": DATA.checksum}
+        paths.write_json(folder / "config.json", config | {"loss": parameters.get("loss")})
         for name in ("history.csv", "scores.csv"):
             (folder / name).write_text("epoch\n1\n")
         names.append(parameters["run_name"])
@@ -105,7 +105,7 @@ def test_a_finished_experiment_is_not_repeated(project, trained):
     assert [run.config["loss"] for run in again] == [None, "dice", None]
 
 
-@pytest.mark.parametrize("change", ["parameter", "data", "code", "run"])
+@pytest.mark.parametrize("change", ["parameter", "data", "version", "run"])
 def test_an_experiment_is_repeated_when_what_it_was_made_from_changed(
     change, project, trained, monkeypatch
 ):
@@ -114,15 +114,15 @@ def test_an_experiment_is_repeated_when_what_it_was_made_from_changed(
         write(project, {"base": {"size": 32}, "experiments": {"loss": {"dice": {"loss": "focal"}}}})
     elif change == "data":
         monkeypatch.setattr(DATA, "checksum", "of other data")
-    elif change == "code":
-        monkeypatch.setattr(runs, "code_checksum", lambda: "changed")
+    elif change == "version":
+        monkeypatch.setattr(runs, "RESULTS_VERSION", runs.RESULTS_VERSION + 1)
     else:
         (project / "runs" / "small-loss-dice" / "config.json").unlink()
     del trained[:]
     run_experiments("small.yaml")
     one = ["small-loss-dice"]
     every = ["small-base", "small-loss-dice", "small-rate-0.1"]
-    assert trained == {"parameter": one, "run": one, "data": every, "code": every}[change]
+    assert trained == {"parameter": one, "run": one, "data": every, "version": every}[change]
 
 
 def test_a_parameter_that_the_notebook_does_not_know_is_refused(project):
@@ -167,7 +167,7 @@ def test_scores_at_the_operating_point_are_those_of_the_masks_it_draws(data):
     probabilities = rng.integers(0, 256, data.masks.shape, dtype="uint8")
     np.save(data.folder / "probabilities.npy", probabilities)
     point = OperatingPoint(0.9, 0.1, 0.3)
-    runs.write_json(data.folder / "operating_point.json", point._asdict())
+    paths.write_json(data.folder / "operating_point.json", point._asdict())
     run = SimpleNamespace(folder=data.folder, config={"data": data.folder})
     scores = scores_at_operating_point(run)
     sure = (probabilities >= 230).mean(axis=(1, 2)) >= 0.1  # 0.9 of 255 is 229.5

@@ -3,13 +3,17 @@
 import ast
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
+import pneumo_lib as pl
 from pneumo_lib import report
+from pneumo_lib.config import TrainingConfig, describe
+from pneumo_lib.parameters import read_params
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -17,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXPERIMENTS = ("better", "siim_better", "trial", "sweep", "folds")
 PARAMS = sorted(p for p in (ROOT / "params").glob("*.yaml") if p.stem not in EXPERIMENTS)
 LONGEST_CELL = 25
-SET_BY_THE_REPORT = {"backbone", "export"}
+SET_BY_THE_REPORT = {"backbone", "run_names", "export"}
 OF_ONE_RUN = {"run_name", "fold", "experiments", "train_here"}  # not of a whole report
 # A path from the root of a file system; `a/tmp`, `https://tmp/` and `</tmp/` are none.
 ABSOLUTE = re.compile(r"(?<![\w.~:/<>)])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|content)/\S*")
@@ -109,7 +113,8 @@ def test_links_to_notebooks_open_and_the_next_one_is_linked(path):
 def test_code_is_plain_python_of_at_most_25_lines_a_cell(path):
     for cell in code_cells(path):
         ast.parse(cell.source)  # no `!command` (papermill passes `!false`) and no magic
-        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
+        if "parameters" not in cell.metadata.get("tags", []):  # one parameter a line
+            assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
 
 
 @each_notebook
@@ -140,6 +145,21 @@ def test_neither_cells_nor_outputs_hold_an_absolute_path(path):
     assert not any(str(ROOT) in text for text in texts)
 
 
+def test_every_name_of_the_library_that_notebooks_and_readme_use_is_public():
+    texts = [cell.source for path in NOTEBOOKS for cell in read(path).cells]
+    texts.append((ROOT / "README.md").read_text())
+    used = {name for text in texts for name in re.findall(r"\bpl\.(\w+)(?:\.(\w+))?", text)}
+    assert len(used) > 50
+    for name, attribute in used:
+        assert name in pl.__all__
+        module = getattr(pl, name)
+        if attribute and module.__name__.startswith("pneumo_lib."):
+            source = ast.parse(Path(module.__file__).read_text()).body
+            made = {t.id for n in source if isinstance(n, ast.Assign) for t in n.targets}
+            made |= {n.name for n in source if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+            assert attribute in made.union(getattr(module, "__all__", ())), f"pl.{name}.{attribute}"
+
+
 # -- parameters
 
 
@@ -161,18 +181,33 @@ def test_a_parameter_has_the_same_default_in_every_notebook():
             assert defaults.setdefault(name, value) == value, f"{name} in {path.stem}"
 
 
-def test_the_embedded_defaults_are_those_of_the_demo_file():
+def test_the_training_notebook_has_every_setting_with_its_default_and_help():
+    path = ROOT / "notebooks/05_train_fcn.ipynb"
+    of_data = {"data", "phantom_count", "size", "split", "fold"}
+    settings = report.notebook_parameters(path)
+    settings = {n: v for n, v in settings.items() if n not in of_data | {"run_name", "export"}}
+    assert settings == asdict(TrainingConfig())
+    [cell] = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    lines = cell.source.splitlines()
+    for name, text in describe().items():
+        assert any(re.fullmatch(f"{name} = .*  # {re.escape(text)}", line) for line in lines)
+
+
+def test_the_demo_file_lists_every_default_of_a_report_with_its_help():
+    text = (ROOT / "params/demo.yaml").read_text()
+    assert yaml.safe_load(text) is None  # only what differs from the defaults counts
+    listed = yaml.safe_load(re.sub(r"^# (\w+: )", r"\1", text, flags=re.M))
     embedded = {}
     for path in NOTEBOOKS:
         embedded |= report.notebook_parameters(path)
-    demo = yaml.safe_load((ROOT / "params/demo.yaml").read_text())
-    assert tuple(demo.pop("backbones")) == report.BACKBONES
-    assert {k: v for k, v in embedded.items() if k not in SET_BY_THE_REPORT | OF_ONE_RUN} == demo
+    assert tuple(listed.pop("backbones")) == report.BACKBONES
+    assert {k: v for k, v in embedded.items() if k not in SET_BY_THE_REPORT | OF_ONE_RUN} == listed
+    assert all(f"# {help}\n" in text for name, help in describe().items() if name in listed)
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.stem)
 def test_a_parameter_file_holds_only_what_notebooks_declare(path):
-    settings = yaml.safe_load(path.read_text())
+    settings = read_params(path)
     steps = report.plan(NOTEBOOKS, settings)  # refuses unknown names and other types
     assert {"backbones"} | {n for s in steps for n in s.parameters} >= settings.keys()
 

@@ -94,8 +94,13 @@ def project(tmp_path, monkeypatch):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nb = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(nb, tmp_path / "notebooks" / "05_train_fcn.ipynb")
-    config = {"code": runs.code_checksum(), "data_checksum": "of the data", "leaked_patients": 0}
-    config |= {"weights": "from scratch", "synthetic": True, "split_scheme": "patient"}
+    config = {"results_version": runs.RESULTS_VERSION, "data_checksum": "of the data"}
+    config |= {
+        "leaked_patients": 0,
+        "weights": "from scratch",
+        "synthetic": True,
+        "split_scheme": "patient",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "scores.csv").write_text(SCORES)
     monkeypatch.setattr(sweep, "prepare_for", lambda parameters: SimpleNamespace())
@@ -292,12 +297,12 @@ def test_the_death_of_the_scheduler_is_one_error_and_the_same_call_goes_on(proje
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"code": "older"}, "must have the same pneumo_lib. Received: another one on tcp:"),
+        ({"version": 0}, "must have the same pneumo_lib. Received: another one on tcp:"),
         ({"executed": "/nowhere/a.ipynb"}, "must share the folder PNEUMO_HOME"),
     ],
 )
 def test_a_worker_refuses_what_it_would_do_in_vain(project, cluster, changes, message):
-    given = {"executed": str(project / "a.ipynb"), "code": runs.code_checksum()} | changes
+    given = {"executed": str(project / "a.ipynb"), "version": runs.RESULTS_VERSION} | changes
     future = cluster.submit(
         sweep_worker.train_on_worker, {"run_name": "a"}, home=str(project), pure=False, **given
     )
