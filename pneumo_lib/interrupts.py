@@ -73,11 +73,6 @@ def _end(children):
 
 def _children():
     """Processes of a pool, kernels of notebooks, and theirs."""
-    try:
-        import psutil
+    import psutil
 
-        return psutil.Process().children(recursive=True)
-    except ImportError:  # without the notebooks there are no kernels
-        import multiprocessing
-
-        return multiprocessing.active_children()
+    return psutil.Process().children(recursive=True)

@@ -1,6 +1,7 @@
 """`pneumo doctor`: what is there is found, what is missing comes with what to do."""
 
 import importlib.metadata
+import os
 import shutil
 from collections import namedtuple
 
@@ -65,7 +66,7 @@ def test_missing_packages_are_told_apart_by_need(home, monkeypatch):
             raise importlib.metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", look)
+    monkeypatch.setattr(doctor, "version", look)
     [extra], [needed] = found("extra dicom"), found("packages")
     assert (extra.state, extra.remedy) == ("missing", "pip install -e '.[dicom]'")
     assert "highdicom" in extra.value
@@ -77,3 +78,14 @@ def test_disk_that_fills_up_is_told(home, monkeypatch, free, state):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1e12, 0, free))
     assert doctor._disk().state == state
+
+
+def test_a_home_that_cannot_be_written_is_not_mended_by_free_space(home, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)  # root may write anywhere
+    assert doctor._disk().state == "wrong"
+    assert doctor._disk().remedy == "allow writing there, or set PNEUMO_HOME to another folder"
+
+
+def test_a_home_that_is_not_there_yet_has_the_disk_of_its_parent(home, monkeypatch):
+    monkeypatch.setenv("PNEUMO_HOME", str(home / "new" / "home"))
+    assert doctor._disk().value.endswith(f"free in {home}")
