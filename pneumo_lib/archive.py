@@ -16,6 +16,7 @@ from pneumo_lib.archive_tasks import predict_partition
 from pneumo_lib.cluster import as_finished, connected
 from pneumo_lib.operating_point import load_operating_point
 from pneumo_lib.prediction_files import NOTE, run_id
+from pneumo_lib.prediction_rows import IDENTITY, create_results_folder
 from pneumo_lib.runs import load_run
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def predict_archive(
     settings = {"made_by": "pneumo predict --scheduler", "source": _absolute(str(source))}
     settings |= {"partition_files": partition_files}
     settings |= {"run": run_id(run), "operating_point": list(point)}
-    _claim(store, folder, settings, run)
+    _create(store, folder, settings, run)
     planned = partitions(
         list_files(settings["source"], without=(store, folder)),
         size=partition_files,
@@ -109,27 +110,19 @@ def _absolute(source):
     return mark + (path if is_local(store) else store.unstrip_protocol(path))
 
 
-def _claim(store, folder, settings, run):
-    identity = f"{folder}/prediction.json"
-    if store.exists(identity):
-        found = json.loads(store.cat_file(identity))
-        if differs := [name for name, value in settings.items() if found.get(name) != value]:
-            raise ValueError(
-                "An archive's results need a folder of their own: give another --out. Received: "
-                f"{folder}, which was made with other settings ({', '.join(differs)})"
-            )
-    elif store.exists(folder) and store.ls(folder):
-        raise ValueError(
-            "An archive's results need a folder of their own: give another --out. "
-            f"Received: {folder}, which holds other files"
-        )
-    for name in ("parts", "network"):
-        store.makedirs(f"{folder}/{name}", exist_ok=True)
-    save(_README.encode(), store, f"{folder}/README.txt")
-    save(json.dumps(settings, indent=2).encode(), store, identity)
-    save(json.dumps(run.config).encode(), store, f"{folder}/network/config.json")
-    if not store.exists(network := f"{folder}/network/model.keras"):
-        save((run.folder / "model.keras").read_bytes(), store, network)
+def _create(store, folder, settings, run):
+    """Folder with the network in it, see `create_results_folder()`."""
+
+    def write(name, data):
+        save(data, store, f"{folder}/{name}")
+
+    entries = store.ls(folder, detail=False) if store.exists(folder) else []
+    names = [entry.rpartition("/")[2] for entry in entries if entry.rstrip("/") != folder]
+    identity = store.cat_file(f"{folder}/{IDENTITY}") if IDENTITY in names else None
+    create_results_folder(folder, settings, _README, names=names, identity=identity, write=write)
+    write("network/config.json", json.dumps(run.config).encode())
+    if not store.exists(f"{folder}/network/model.keras"):
+        write("network/model.keras", (run.folder / "model.keras").read_bytes())
 
 
 def _counted(planned, bar):
@@ -165,7 +158,8 @@ def _reconcile(store, folder, done, outcome):
     A partition that is not planned any more (a file was added to it, or removed) goes: its files
     are in another one, or in none.
     """
-    parts = {e["name"]: e["size"] for e in store.ls(f"{folder}/parts", detail=True)}
+    parts = store.find(f"{folder}/parts", detail=True)
+    parts = {name: entry["size"] for name, entry in parts.items()}
     planned = {f"{folder}/parts/{name}": size for name, (size, _) in done.items()}
     lost = [path for path, size in planned.items() if parts.get(path) != size]
     if lost or outcome.rows + len(outcome.without_row) != outcome.listed:

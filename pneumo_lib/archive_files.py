@@ -54,8 +54,9 @@ def load(name):
 
 
 def save(data, store, path):
-    """Write a file at once: whole or not at all, whoever else writes the same one."""
+    """Write a file at once, and its folder: whole or not at all, whoever else writes it."""
     if is_local(store):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_bytes(data)
     else:

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,7 +17,8 @@ from pneumo_lib.inference import ahead, find_images, predict
 from pneumo_lib.operating_point import load_operating_point
 from pneumo_lib.overlay import draw_overlay, write_png
 from pneumo_lib.paths import alone, written_aside
-from pneumo_lib.runs import load_run, write_json
+from pneumo_lib.prediction_rows import IDENTITY, create_results_folder
+from pneumo_lib.runs import load_run
 
 NOTE = "research and teaching, not a medical device"
 KINDS = ("probabilities", "masks", "overlays")
@@ -81,7 +81,7 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
     paths = list(dict.fromkeys(p for p in find_images(files) if out not in p.resolve().parents))
     settings = {"made_by": "pneumo predict", "run": run_id(run), "operating_point": list(point)}
     with alone(out):
-        _claim(out, settings)
+        _create(out, settings)
         kept = {row["file"]: row for row in read_table(out) if _is_whole(out, row)}
         _write_table(out, kept.values())
         done = {(p, kept[text_of(p)]["sha256"]) for p in paths if text_of(p) in kept}
@@ -135,20 +135,19 @@ def side_of(mask, patients_left):
     return "both" if 0.25 <= share <= 0.75 else "left" if share > 0.5 else "right"
 
 
-def _claim(out, settings):
-    identity = out / "prediction.json"
-    if out.exists() and any(out.iterdir()):
-        found = json.loads(identity.read_text()) if identity.is_file() else None
-        if found != settings:
-            what = "predictions of another network or operating point" if found else "other files"
-            raise ValueError(
-                "Predictions need a folder of their own: give another --out. "
-                f"Received: {out}, which holds {what}"
-            )
+def _create(out, settings):
+    """Folder with its subfolders, see `create_results_folder()`."""
+
+    def write(name, data):
+        with written_aside(out / name) as aside:
+            aside.write_bytes(data)
+
+    out.mkdir(parents=True, exist_ok=True)
+    names = [path.name for path in out.iterdir()]
+    identity = (out / IDENTITY).read_bytes() if IDENTITY in names else None
+    create_results_folder(out, settings, _README, names=names, identity=identity, write=write)
     for kind in KINDS:
-        (out / kind).mkdir(parents=True, exist_ok=True)
-    (out / "README.txt").write_text(_README, encoding="utf-8")
-    write_json(identity, settings)
+        (out / kind).mkdir(exist_ok=True)
 
 
 def _is_whole(out, row):

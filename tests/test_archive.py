@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -291,6 +292,69 @@ def test_folder_with_something_else_is_refused_untouched(predict, xrays, tmp_pat
     assert not (tmp_path / "parts").exists()
 
 
+KILLED_AT_EACH_WRITE = """
+import os, signal, sys
+from pathlib import Path
+import pneumo_lib as pl
+
+def call(kind, out):
+    run = pl.Run(Path(sys.argv[2]), {"size": 32, "backbone": "small"}, None, None)
+    if kind == "files":
+        pl.predict_files(sys.argv[1], run, out)
+    else:
+        pl.predict_archive(sys.argv[1], run, out, scheduler="tcp://127.0.0.1:9", partition_files=2)
+
+def kill_at(number, out):
+    def hook(event, arguments):
+        nonlocal number
+        writes = event in ("os.mkdir", "os.rename") or event == "open" and arguments[2] & os.O_WRONLY
+        if writes and str(out) in str(arguments[0]):
+            number -= 1
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+pl.predict_files, pl.predict_archive  # imported before the processes part
+for kind in ("files", "archive"):
+    for number in range(1, 9):
+        out = Path(sys.argv[3]) / f"{kind}-{number}"
+        if (child := os.fork()) == 0:
+            kill_at(number, out)
+            call(kind, out)
+        if os.waitpid(child, 0)[1] != signal.SIGKILL:
+            sys.exit(f"{out} was not killed")
+"""
+
+
+def test_kill_at_any_of_the_first_writes_leaves_a_folder_that_goes_on(
+    run,
+    predict,
+    xrays,  # noqa: F811
+    tmp_path,
+):
+    command = [sys.executable, "-c", KILLED_AT_EACH_WRITE, xrays, run.folder, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for number in range(1, 9):
+        assert predict_files(xrays, run, tmp_path / f"files-{number}").predicted == 3
+        assert predict(xrays, tmp_path / f"archive-{number}").predicted == 3
+
+
+@pytest.mark.parametrize("name", [".0123456789ab-prediction.json", ".out.lock"])
+def test_what_a_killed_writer_left_does_not_make_a_folder_another_ones(
+    run,
+    predict,
+    xrays,  # noqa: F811
+    tmp_path,
+    name,
+):
+    for out in (tmp_path / "files", tmp_path / "archive"):
+        out.mkdir()
+        (out / name).touch()
+    assert predict_files(xrays, run, tmp_path / "files").predicted == 3
+    assert predict(xrays, tmp_path / "archive").predicted == 3
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -303,7 +367,7 @@ def test_folder_of_other_settings_is_refused(predict, xrays, tmp_path, change, t
     more(xrays, 2)
     predict(xrays, tmp_path / "out")
     source = xrays / change.pop("source", "")
-    with pytest.raises(ValueError, match=rf"made with other settings \({told}\)"):
+    with pytest.raises(ValueError, match=rf"of other settings \({told}\)"):
         predict(source, tmp_path / "out", **change)
 
 

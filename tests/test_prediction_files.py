@@ -169,7 +169,9 @@ def test_folder_with_something_else_is_refused_untouched(run, xrays, tmp_path):
 
 def test_folder_of_another_operating_point_is_refused(run, xrays, tmp_path):
     predict_files(xrays, run, tmp_path / "out")
-    with pytest.raises(ValueError, match="another network or operating point"):
+    with pytest.raises(
+        ValueError, match=r"holds predictions of other settings \(operating_point\)"
+    ):
         predict_files(xrays, run, tmp_path / "out", operating_point=OperatingPoint(0.9, 0, 0.9))
 
 
