@@ -21,15 +21,6 @@ from pneumo_lib.pixels import is_dicom
 _STAMPS = ("ETag", "etag", "mtime", "LastModified")  # what says that a file was replaced
 
 
-class FileName(str):
-    """Path or URL of a file, with the `suffix` that a decoder looks at."""
-
-    @property
-    def suffix(self):
-        """As of a `Path`."""
-        return PurePosixPath(self).suffix
-
-
 class Partition(NamedTuple):
     """Files that are predicted together; the name is decided by them and by what predicts them."""
 
@@ -42,20 +33,24 @@ def locate(url):
     return url_to_fs(os.fspath(url), use_listings_cache=False)
 
 
-def is_local(store):
-    """Whether an fsspec file system is that of this machine."""
+def full_name(store, path):
+    """Path or URL that every process understands, from whatever folder."""
+    return path if _is_local(store) else store.unstrip_protocol(path)
+
+
+def _is_local(store):
     return "file" in store.protocol
 
 
 def load(name):
     """The bytes of a file."""
     store, path = locate(name)
-    return Path(path).read_bytes() if is_local(store) else store.cat_file(path)
+    return store.cat_file(path)
 
 
 def save(data, store, path):
     """Write a file at once, and its folder: whole or not at all, whoever else writes it."""
-    if is_local(store):
+    if _is_local(store):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_bytes(data)
@@ -129,9 +124,8 @@ def _from_folder(url, without):
         named = [(name, entry) for name, entry in named if entry["name"].rstrip("/") != folder]
         folders += [e["name"].rstrip("/") for _, e in reversed(named) if _is_folder(e)]
         for entry in _xrays(store, named):
-            name = entry["name"] if is_local(store) else store.unstrip_protocol(entry["name"])
             changes = [entry[key] for key in _STAMPS if entry.get(key)][:1]
-            yield name, f"{entry['size']} {changes}"
+            yield full_name(store, entry["name"]), f"{entry['size']} {changes}"
 
 
 def _is_folder(entry):
@@ -145,7 +139,7 @@ def _xrays(store, named):
         for name, entry in named
         if entry["type"] == "file" and name[0] != "." and name != "DICOMDIR"
     ]
-    unknown = [e["name"] for name, e in files if FileName(name).suffix.lower() not in SUFFIXES]
+    unknown = [e["name"] for name, e in files if not name.lower().endswith(SUFFIXES)]
     heads = store.cat_ranges(unknown, 0, [132] * len(unknown)) if unknown else []
     dicom = {n for n, head in zip(unknown, heads, strict=True) if is_dicom(_or_empty(head))}
     unknown = set(unknown) - dicom

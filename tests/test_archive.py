@@ -25,7 +25,8 @@ from pneumo_lib.cli import main
 from pneumo_lib.cluster import LostCluster, as_finished, connected
 from pneumo_lib.inference import find_images
 from pneumo_lib.operating_point import OperatingPoint
-from pneumo_lib.prediction_files import COLUMNS, predict_files, read_table
+from pneumo_lib.prediction_files import predict_files, read_table
+from pneumo_lib.prediction_rows import FILE_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_rows_say_what_predict_files_says(run, predict, xrays, tmp_path):  # noq
     rows = rows_of(tmp_path / "archive")
     assert set(rows.index) == set(expected)
     for name, row in rows.iterrows():
-        for column in set(COLUMNS) - {"file", "output"}:
+        for column in set(FILE_COLUMNS) - {"file", "output"}:
             said = "" if pd.isna(row[column]) else row[column]
             wanted = expected[name][column]
             assert said == (float(wanted) if wanted and not isinstance(said, str) else wanted)
@@ -307,7 +308,8 @@ def call(kind, out):
 def kill_at(number, out):
     def hook(event, arguments):
         nonlocal number
-        writes = event in ("os.mkdir", "os.rename") or event == "open" and arguments[2] & os.O_WRONLY
+        writes = event in ("os.mkdir", "os.rename")
+        writes = writes or event == "open" and arguments[2] & os.O_WRONLY
         if writes and str(out) in str(arguments[0]):
             number -= 1
             if number == 0:
@@ -403,13 +405,11 @@ def test_results_with_another_network_are_refused(predict, settings, xrays, tmp_
 
 
 def test_part_that_vanished_is_told(predict, xrays, tmp_path, monkeypatch):  # noqa: F811
-    def losing(finished, bar):
-        found = collect(finished, bar)
+    def losing(*arguments, **options):
+        yield from as_finished(*arguments, **options)
         parts_of(tmp_path / "out")[0].unlink()
-        return found
 
-    collect = archive._collect
-    monkeypatch.setattr(archive, "_collect", losing)
+    monkeypatch.setattr(archive, "as_finished", losing)
     with pytest.raises(RuntimeError, match="1 parts that are gone or changed"):
         predict(xrays, tmp_path / "out")
 
