@@ -20,7 +20,7 @@ from pneumo_lib.prediction_rows import ARCHIVE_COLUMNS, IDENTITY, create_results
 from pneumo_lib.runs import load_run
 
 logger = logging.getLogger(__name__)
-_SHOWN = 100  # failures that are kept to be told; all are in the rows
+_SHOWN = 100  # failures in the outcome; all are in the rows
 _FOLDERS = """network/           the network itself, from which every worker reads it
 SHA256SUMS         of the parts, once all are there: sha256sum --check SHA256SUMS
 """
@@ -54,7 +54,7 @@ def predict_archive(
         partition_files: files in a partition, about.
 
     Returns:
-        `ArchiveOutcome`. In the folder: what its `README.txt` says.
+        `ArchiveOutcome`. In the folder: what its `README.txt` lists.
 
     Raises:
         FileNotFoundError: if there is no file, or no finished run.

@@ -18,7 +18,7 @@ from pneumo_lib.inference import SUFFIXES
 from pneumo_lib.paths import written_aside
 from pneumo_lib.pixels import is_dicom
 
-_STAMPS = ("ETag", "etag", "mtime", "LastModified")  # what says that a file was replaced
+_STAMPS = ("ETag", "etag", "mtime", "LastModified")  # one of which changes when a file is replaced
 
 
 class Partition(NamedTuple):
@@ -77,15 +77,13 @@ def list_files(source, *, without=()):
         ValueError: if a list names a file twice.
     """
     found = _from_list(source[1:]) if source.startswith("@") else _from_folder(source, without)
-    empty = True
-    for item in found:
-        empty = False
-        yield item
-    if empty:
+    if (first := next(found, None)) is None:
         raise FileNotFoundError(
             f"An archive must hold {', '.join(SUFFIXES)} files, or others that are DICOM. "
             f"Received: {source}, where there is none"
         )
+    yield first
+    yield from found
 
 
 def _from_list(url):
@@ -141,13 +139,13 @@ def _xrays(store, named):
     ]
     unknown = [e["name"] for name, e in files if not name.lower().endswith(SUFFIXES)]
     heads = store.cat_ranges(unknown, 0, [132] * len(unknown)) if unknown else []
-    dicom = {n for n, head in zip(unknown, heads, strict=True) if is_dicom(_or_empty(head))}
-    unknown = set(unknown) - dicom
-    return [entry for _, entry in files if entry["name"] not in unknown]
-
-
-def _or_empty(head):
-    return head if isinstance(head, bytes) else b""  # else the error that came instead
+    # a head that could not be read came as an error
+    others = {
+        path
+        for path, head in zip(unknown, heads, strict=True)
+        if not (isinstance(head, bytes) and is_dicom(head))
+    }
+    return [entry for _, entry in files if entry["name"] not in others]
 
 
 def partitions(files, *, size, identity):

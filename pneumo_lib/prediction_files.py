@@ -6,6 +6,8 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import compress
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +47,7 @@ class Outcome(NamedTuple):
     segmentations: list  # paths of DICOM SEG objects
 
 
-def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, workers=None):
+def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
     """Predict files into a folder; a second call predicts only what is new or has changed.
 
     Args:
@@ -54,7 +56,6 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
         out: folder, new, empty, or of an earlier call with the same network and operating point.
         operating_point: `OperatingPoint`; `None` is the run's own.
         dicom_seg: whether to write DICOM SEG objects too, see `segment_studies()`.
-        workers: decoding threads, as for `predict()`.
 
     Returns:
         `Outcome`. In the folder: `predictions.csv`, `README.txt` and the folders of `KINDS`.
@@ -73,20 +74,19 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
     with alone(out):
         _create(out, settings)
         rows = {row["file"]: row for row in read_table(out) if _is_whole(out, row)}
-        _write_table(out, rows.values())
+        _write_table(out, rows)
         todo = _new_or_changed(paths, rows)
-        options = {"operating_point": point, "keep": True, "batch_size": _BATCH, "workers": workers}
+        options = {"operating_point": point, "keep": True, "batch_size": _BATCH}
         made = _write_all(predict(todo, run, **options) if todo else (), len(todo), out, settings)
         rows |= made
-        given = {text_of(path): rows[text_of(path)] for path in paths}
-        _write_table(out, (given | {k: v for k, v in rows.items() if k not in given}).values())
-        failed = [row for row in given.values() if row["error"]]
+        _write_table(out, rows)
+        given = [rows[text_of(path)] for path in paths]
+        failed = [row for row in given if row["error"]]
         predicted = sum(not row["error"] for row in made.values())
-        segmentations = []
-        if dicom_seg:
-            segmentations, without = segment_studies(out, given.values(), settings["run"])
-            failed += without
-    return Outcome(list(given.values()), failed, predicted, segmentations)
+        segmentations, without = (
+            segment_studies(out, given, settings["run"]) if dicom_seg else ([], [])
+        )
+    return Outcome(given, failed + without, predicted, segmentations)
 
 
 def run_id(run):
@@ -128,16 +128,14 @@ def _is_whole(out, row):
 def _new_or_changed(paths, rows):
     """Those of the paths without a row, or with one of other content."""
 
-    def is_known(path):
-        if text_of(path) not in rows or not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == rows[text_of(path)]["sha256"]
+    def is_new(path):
+        try:
+            return rows[text_of(path)]["sha256"] != hashlib.sha256(path.read_bytes()).hexdigest()
+        except (KeyError, OSError):  # a file that is gone gets a row with the error
+            return True
 
     with ThreadPoolExecutor() as threads:
-        return [
-            p for p, known in zip(paths, threads.map(is_known, paths), strict=True) if not known
-        ]
+        return list(compress(paths, threads.map(is_new, paths)))
 
 
 def _write_all(predictions, total, out, settings):
@@ -151,7 +149,7 @@ def _write_all(predictions, total, out, settings):
         write = partial(_write_pictures, out=out, settings=settings)
         for row in ahead(threads, write, predictions, count=4):
             rows[row["file"]] = row
-            _table(file).writerow(_cells(row))
+            csv.writer(file).writerow(_cells(row))
             file.flush()
             bar.update()
     return rows
@@ -193,18 +191,14 @@ def _write_table(out, rows):
         written_aside(out / "predictions.csv") as aside,
         aside.open("w", newline="", encoding="utf-8") as file,
     ):
-        table = _table(file)
-        table.writeheader()
-        table.writerows(map(_cells, rows))
-
-
-def _table(file):
-    return csv.DictWriter(file, FILE_COLUMNS, extrasaction="ignore")
+        table = csv.writer(file)
+        table.writerow(FILE_COLUMNS)
+        table.writerows(map(_cells, sorted(rows.values(), key=itemgetter("file"))))
 
 
 def _cells(row):
-    """The row with an apostrophe before text that a spreadsheet would run as a formula."""
-    return {
-        name: f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
-        for name, cell in row.items()
-    }
+    """Cells of a row; text that a spreadsheet would run as a formula gets an apostrophe."""
+    return [
+        f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
+        for cell in (row[name] for name in FILE_COLUMNS)
+    ]
