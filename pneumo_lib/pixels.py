@@ -56,7 +56,7 @@ def read_reduced(path, *, at_least=None):
 
 def decode_xray(data, path, *, at_least=None):
     """`dicom.XRay` from the bytes of a file: `read_reduced()` with what the header says."""
-    if is_dicom(data) or path.suffix.lower() == ".dcm":
+    if is_dicom(data) or str(path).lower().endswith(".dcm"):
         try:
             return decode_dicom(data, at_least=at_least)
         except ValueError as error:

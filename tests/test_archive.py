@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -24,7 +25,8 @@ from pneumo_lib.cli import main
 from pneumo_lib.cluster import LostCluster, as_finished, connected
 from pneumo_lib.inference import find_images
 from pneumo_lib.operating_point import OperatingPoint
-from pneumo_lib.prediction_files import COLUMNS, predict_files, read_table
+from pneumo_lib.prediction_files import predict_files, read_table
+from pneumo_lib.prediction_rows import FILE_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_rows_say_what_predict_files_says(run, predict, xrays, tmp_path):  # noq
     rows = rows_of(tmp_path / "archive")
     assert set(rows.index) == set(expected)
     for name, row in rows.iterrows():
-        for column in set(COLUMNS) - {"file", "output"}:
+        for column in set(FILE_COLUMNS) - {"file", "output"}:
             said = "" if pd.isna(row[column]) else row[column]
             wanted = expected[name][column]
             assert said == (float(wanted) if wanted and not isinstance(said, str) else wanted)
@@ -291,6 +293,70 @@ def test_folder_with_something_else_is_refused_untouched(predict, xrays, tmp_pat
     assert not (tmp_path / "parts").exists()
 
 
+KILLED_AT_EACH_WRITE = """
+import os, signal, sys
+from pathlib import Path
+import pneumo_lib as pl
+
+def call(kind, out):
+    run = pl.Run(Path(sys.argv[2]), {"size": 32, "backbone": "small"}, None, None)
+    if kind == "files":
+        pl.predict_files(sys.argv[1], run, out)
+    else:
+        pl.predict_archive(sys.argv[1], run, out, scheduler="tcp://127.0.0.1:9", partition_files=2)
+
+def kill_at(number, out):
+    def hook(event, arguments):
+        nonlocal number
+        writes = event in ("os.mkdir", "os.rename")
+        writes = writes or event == "open" and arguments[2] & os.O_WRONLY
+        if writes and str(out) in str(arguments[0]):
+            number -= 1
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+pl.predict_files, pl.predict_archive  # imported before the processes part
+for kind in ("files", "archive"):
+    for number in range(1, 9):
+        out = Path(sys.argv[3]) / f"{kind}-{number}"
+        if (child := os.fork()) == 0:
+            kill_at(number, out)
+            call(kind, out)
+        if os.waitpid(child, 0)[1] != signal.SIGKILL:
+            sys.exit(f"{out} was not killed")
+"""
+
+
+def test_kill_at_any_of_the_first_writes_leaves_a_folder_that_goes_on(
+    run,
+    predict,
+    xrays,  # noqa: F811
+    tmp_path,
+):
+    command = [sys.executable, "-c", KILLED_AT_EACH_WRITE, xrays, run.folder, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for number in range(1, 9):
+        assert predict_files(xrays, run, tmp_path / f"files-{number}").predicted == 3
+        assert predict(xrays, tmp_path / f"archive-{number}").predicted == 3
+
+
+@pytest.mark.parametrize("name", [".0123456789ab-prediction.json", ".out.lock"])
+def test_what_a_killed_writer_left_does_not_make_a_folder_another_ones(
+    run,
+    predict,
+    xrays,  # noqa: F811
+    tmp_path,
+    name,
+):
+    for out in (tmp_path / "files", tmp_path / "archive"):
+        out.mkdir()
+        (out / name).touch()
+    assert predict_files(xrays, run, tmp_path / "files").predicted == 3
+    assert predict(xrays, tmp_path / "archive").predicted == 3
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -303,7 +369,7 @@ def test_folder_of_other_settings_is_refused(predict, xrays, tmp_path, change, t
     more(xrays, 2)
     predict(xrays, tmp_path / "out")
     source = xrays / change.pop("source", "")
-    with pytest.raises(ValueError, match=rf"made with other settings \({told}\)"):
+    with pytest.raises(ValueError, match=rf"of other settings \({told}\)"):
         predict(source, tmp_path / "out", **change)
 
 
@@ -339,13 +405,11 @@ def test_results_with_another_network_are_refused(predict, settings, xrays, tmp_
 
 
 def test_part_that_vanished_is_told(predict, xrays, tmp_path, monkeypatch):  # noqa: F811
-    def losing(finished, bar):
-        found = collect(finished, bar)
+    def losing(*arguments, **options):
+        yield from as_finished(*arguments, **options)
         parts_of(tmp_path / "out")[0].unlink()
-        return found
 
-    collect = archive._collect
-    monkeypatch.setattr(archive, "_collect", losing)
+    monkeypatch.setattr(archive, "as_finished", losing)
     with pytest.raises(RuntimeError, match="1 parts that are gone or changed"):
         predict(xrays, tmp_path / "out")
 
