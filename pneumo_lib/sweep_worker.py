@@ -1,63 +1,83 @@
 """One run of a sweep, in a worker process of Dask."""
 
+import ctypes
 import os
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from distributed import Status, get_worker
 
-from pneumo_lib import kernels, runs
-from pneumo_lib.experiments import train_in_kernel
+from pneumo_lib import runs
+from pneumo_lib.experiments import prepare_each, train_run
 
 STARTED = "pneumo-run-started"  # topic of Dask's events
 _ENDING = (Status.closing, Status.closed, Status.failed)
 
 
-def train_on_worker(parameters, executed, *, home, code, memory=None):
-    """One run, in a worker process; `(seconds, peak memory in GB)`.
+class GivenUp(Exception):
+    """Nobody waits for the result any more: the client left, or the worker is to end."""
+
+
+def train_on_worker(planned, *, folder, home, version):
+    """Seconds that one run took in this worker process.
 
     Args:
-        parameters: of notebook 05.
-        executed: path of its executed copy.
+        planned: `PlannedRun`.
+        folder: of the sweep, which the client made.
         home: the client's `PNEUMO_HOME`.
-        code: the client's `code_checksum()`.
-        memory: bytes that this process and its kernel may take.
+        version: the client's `RESULTS_VERSION`.
 
     Raises:
         FileNotFoundError: if this worker does not see the client's files.
         RuntimeError: if it has another pneumo_lib.
-        MemoryError: if the run took more than `memory`.
-        NotebookError: if a cell fails.
+        FileNotFoundError, ValueError: as `prepare_data()` and `train()`.
     """
-    worker = get_worker()
+    worker, started = get_worker(), time.monotonic()
     key = worker.get_current_task()
-    if not Path(executed).parent.is_dir():
+    if not Path(folder).is_dir():
         raise FileNotFoundError(
             "Client and workers must share the folder PNEUMO_HOME. "
             f"Received: {home}, which is not on {worker.address}"
         )
     os.environ["PNEUMO_HOME"] = home
-    if runs.code_checksum() != code:
+    if runs.RESULTS_VERSION != version:
         raise RuntimeError(
             "Client and workers must have the same pneumo_lib. "
             f"Received: another one on {worker.address}"
         )
-    worker.log_event(STARTED, parameters["run_name"])
+    worker.log_event(STARTED, planned.name)
 
-    def stop(total):
-        """A task is a thread, which nothing else ends: its kernel would train on for nobody."""
+    def given_up():
         task = worker.state.tasks.get(key)
-        given_up = task is None or task.state == "cancelled"
-        return given_up or worker.status in _ENDING or (memory and total > memory)
+        return task is None or task.state == "cancelled" or worker.status in _ENDING
 
-    used = {}
+    with _ended_if(given_up):
+        train_run(planned, *prepare_each([planned]))
+    return time.monotonic() - started
+
+
+@contextmanager
+def _ended_if(given_up):
+    """Raises `GivenUp` in this thread within seconds of `given_up()`.
+
+    Dask has no means to end a task that has begun: it would train on for nobody, and keep the run
+    locked. The exception comes between two calls into TensorFlow; what was finished is kept.
+    """
+    thread, done = threading.get_ident(), threading.Event()
+
+    def watch():
+        while not done.wait(1):
+            if given_up():
+                raise_there = ctypes.pythonapi.PyThreadState_SetAsyncExc
+                raise_there(ctypes.c_ulong(thread), ctypes.py_object(GivenUp))
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
-        with kernels.measured(every=1, stop=stop) as used:
-            train_in_kernel(parameters, Path(executed))
-    except kernels.NotebookError:
-        if memory and used["peak_gb"] * 1e9 > memory:
-            raise MemoryError(
-                f"A run may take {memory / 1e9:g} GB with its worker. "
-                f"Received: {used['peak_gb']:g} GB. Raise `memory`, or take a smaller batch_size"
-            ) from None
-        raise
-    return used["seconds"], used["peak_gb"]
+        yield
+    finally:
+        done.set()
+        watcher.join()
