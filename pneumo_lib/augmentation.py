@@ -9,8 +9,6 @@ from keras import ops
 
 from pneumo_lib.batches import draw_for_batch
 
-AUGMENTATIONS = ("none", "flip", "full")
-
 
 def augment(images, masks, *, kind, seed):
     """A batch as another radiographer might have taken it; image and mask change together.

@@ -12,7 +12,7 @@ from pneumo_lib.inference import load_network
 from pneumo_lib.paths import alone, project_path
 from pneumo_lib.prediction_files import run_id
 from pneumo_lib.preparation import load_prepared
-from pneumo_lib.results import keep_results, score_cases
+from pneumo_lib.results import TrainedPart, keep_results, score_cases
 
 # What all members must share: one image goes through all of them, and is scored once.
 _SHARED = ("data_checksum", "size", "backbone", "test_time_flip", "epochs")
@@ -80,26 +80,26 @@ def _check(members, run):
 
 
 def _keep_mean(members, data, folder, settings):
-    model, network, inputs, mirrored = _join([load_network(m) for m in members], data, settings)
+    model, part = _join([load_network(m) for m in members], data, settings)
     model.weights_used = members[0].config["weights"]
     histories = pd.concat([member.history for member in members])
     mean = histories.groupby("epoch", as_index=False).mean()
     mean["seconds"] *= len(members)
     runs.write_csv(folder / "history.csv", mean)
-    scores = score_cases(network, inputs, data, settings, mirrored=mirrored)
+    scores = score_cases(part, data, test_time_flip=settings["test_time_flip"])
     scores.insert(0, "epoch", settings["epochs"])
     runs.write_csv(folder / "scores.csv", scores)
-    keep_results(model, network, inputs, data, settings, folder, mirrored=mirrored)
+    keep_results(model, part, data, settings, folder)
 
 
 def _join(models, data, settings):
-    """`(model, its part after a shared backbone, that part's inputs, mirrored inputs)`."""
+    """`(model, TrainedPart)`: the part after a shared backbone, or all of it."""
     backbone, name = settings["backbone"], f"mean_{settings['backbone']}"
     image = keras.Input(models[0].input.shape[1:], name="image")
     halves = [] if backbone == "small" else [fcn.split_fcn(model) for model in models]
     if not halves or not _equal([encoder for encoder, _ in halves]):
         model = keras.Model(image, _mean(models, image), name=name)
-        return model, model, data.images, data.images[:, :, ::-1]
+        return model, TrainedPart(model, data.images, data.images[:, :, ::-1], backbone)
     encoder, heads = halves[0][0], [head for _, head in halves]
     features = keras.Input(encoder.output.shape[1:], name="features")
     network = keras.Model(features, _mean(heads, features), name="heads")
@@ -108,7 +108,7 @@ def _join(models, data, settings):
         cached_features, encoder, data, backbone, precision=settings["feature_precision"]
     )
     mirrored = compute(flipped=True) if settings["test_time_flip"] else None
-    return model, network, compute(), mirrored
+    return model, TrainedPart(network, compute(), mirrored)
 
 
 def _mean(models, x):

@@ -85,15 +85,14 @@ def _devices():
 
 def _weights():
     """Files of ImageNet weights, where Keras keeps them."""
-    from pneumo_lib.backbones import _BACKBONES
+    from pneumo_lib.backbones import BACKBONES, published_weights
 
-    folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
-    for name, backbone in _BACKBONES.items():
-        file = backbone.url.rpartition("/")[2]
-        if (folder / file).is_file():
-            yield Finding("ok", f"ImageNet {name}", f"{folder / file}")
+    for name in BACKBONES:
+        path, url = published_weights(name)
+        if path.is_file():
+            yield Finding("ok", f"ImageNet {name}", f"{path}")
         else:
-            remedy = f"downloaded at the first training; or put {backbone.url} into {folder}"
+            remedy = f"downloaded at the first training; or put {url} into {path.parent}"
             yield Finding("missing", f"ImageNet {name}", "not here", remedy)
 
 

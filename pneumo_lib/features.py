@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 
 import keras
 import numpy as np
@@ -97,14 +98,14 @@ def checksum(encoder, data, backbone):
 
 
 def _compute(encoder, images, backbone, path, *, batch_size):
-    partial, count_file = path.with_suffix(".partial"), path.with_suffix(".count")
-    done = int(count_file.read_text()) if partial.exists() and count_file.exists() else 0
+    unfinished, count_file = path.with_suffix(".partial"), path.with_suffix(".count")
+    done = int(count_file.read_text()) if unfinished.exists() and count_file.exists() else 0
     if done:
-        features = np.load(partial, mmap_mode="r+")
+        features = np.load(unfinished, mmap_mode="r+")
     else:
         count_file.unlink(missing_ok=True)  # of other rows, if there is one
         dtype = "float16" if encoder.output.dtype == "bfloat16" else "float32"
-        features = new_array(partial, (len(images), *encoder.output_shape[1:]), dtype)
+        features = new_array(unfinished, (len(images), *encoder.output_shape[1:]), dtype)
     with tqdm(total=len(images), initial=done, desc=f"{backbone} features", unit="image") as bar:
         for rows, batch in predict_batches(
             encoder, images, backbone, batch_size=batch_size, start=done
@@ -116,7 +117,7 @@ def _compute(encoder, images, backbone, path, *, batch_size):
                 with written_aside(count_file) as aside:
                     aside.write_text(str(rows.stop))
     features.flush()
-    partial.rename(path)
+    unfinished.rename(path)
     count_file.unlink(missing_ok=True)
 
 
@@ -154,8 +155,16 @@ def compiled(network, shape, dtype, backbone=None):
         backbone: preprocess for it first, as in `predict_batches()`.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *shape], dtype)])
     def predict(batch):
         return network(batch if backbone is None else preprocess(batch, backbone), training=False)
 
-    return predict
+    return as_graph(predict, input_signature=[tf.TensorSpec([None, *shape], dtype)])
+
+
+def as_graph(function, **options):
+    """`tf.function(function)` whose tracings TensorFlow counts for it alone.
+
+    TensorFlow counts them by the Python code, which all functions made here share, so it would
+    warn of retracing after a few networks, each of which was traced once. A `partial` has no code.
+    """
+    return tf.function(partial(function), **options)

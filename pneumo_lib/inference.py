@@ -13,11 +13,10 @@ from typing import NamedTuple
 import cv2
 import keras
 import numpy as np
-import tensorflow as tf
 
 from pneumo_lib import fcn
 from pneumo_lib.dicom import XRay
-from pneumo_lib.features import compiled
+from pneumo_lib.features import as_graph, compiled
 from pneumo_lib.metrics import image_evidence
 from pneumo_lib.operating_point import apply_operating_point, load_operating_point
 from pneumo_lib.pixels import decode_xray, inside_frame, is_dicom, resize_image
@@ -177,7 +176,7 @@ def _foreground(network, config, batch_size, *, xla):
         return lambda images: whole(images).numpy()[..., 1].copy()
     encoder, head = fcn.split_fcn(network)
     encode = compiled(encoder, shape, "uint8", backbone)
-    decode = tf.function(lambda features: head(features, training=False)[..., 1], jit_compile=True)
+    decode = as_graph(lambda features: head(features, training=False)[..., 1], jit_compile=True)
 
     def foreground(images):
         batch = np.zeros((batch_size, *shape), np.uint8)  # XLA would compile each length anew

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -16,18 +17,25 @@ from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.paths import project_path, written_aside
 
 
-def score_cases(network, inputs, data, settings, *, mirrored):
+class TrainedPart(NamedTuple):
+    """The part of a network that learns, and its inputs for every case."""
+
+    network: keras.Model
+    inputs: np.ndarray  # images, or features of a frozen backbone
+    mirrored: np.ndarray | None  # the same of the mirrored images; None where nothing needs them
+    backbone: str | None = None  # for which images are preprocessed; None: inputs are features
+
+
+def score_cases(part, data, *, test_time_flip):
     """Counts of every case, the rows of scores.csv.
 
     Args:
-        network: `keras.Model`, the trained part.
-        inputs: what it takes, for every case: `data.images`, or features of them.
+        part: `TrainedPart`.
         data: `Prepared`.
-        settings: of the run, as `train()` puts them together.
-        mirrored: like `inputs`, of the mirrored images; needed for `test_time_flip`.
+        test_time_flip: whether predictions are means over an image and its mirror image.
     """
     tables = []
-    for rows, softmax in _predictions(network, inputs, data, settings, mirrored=mirrored):
+    for rows, softmax in _predictions(part, test_time_flip):
         y_true = data.masks[rows]
         counts = metrics.confusion_counts(y_true, softmax[..., 1])
         tables.append(pd.DataFrame(counts | metrics.saturation_counts(y_true, softmax)))
@@ -35,22 +43,24 @@ def score_cases(network, inputs, data, settings, *, mirrored):
     return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
 
 
-def keep_results(model, network, inputs, data, settings, folder, *, mirrored, strategy=None):
+def keep_results(model, part, data, settings, folder, *, strategy=None):
     """Keep network, probabilities, operating point and, last, `config.json`.
 
     The operating point is chosen on the validation cases alone; without any there is none.
 
     Args:
         model: `keras.Model`, images to softmax.
-        network, inputs, data, settings, mirrored: see `score_cases()`.
-        folder: the run folder.
+        part: `TrainedPart` of it.
+        data: `Prepared`.
+        settings: dict for `config.json`, with `test_time_flip`.
+        folder: the run folder, with `history.csv` and `scores.csv`.
         strategy: `tf.distribute.Strategy` that trained, if any.
     """
     with written_aside(folder / "model.keras") as aside:
         model.save(aside)
     with written_aside(folder / "probabilities.npy") as aside:
         kept = new_array(aside, data.masks.shape, "uint8")
-        for rows, softmax in _predictions(network, inputs, data, settings, mirrored=mirrored):
+        for rows, softmax in _predictions(part, settings["test_time_flip"]):
             kept[rows] = np.rint(255 * softmax[..., 1])
         kept.flush()
     validation = np.flatnonzero(data.cases["split"] == "validation")
@@ -83,8 +93,7 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored, st
     (folder / "state.npz").unlink(missing_ok=True)
 
 
-def _predictions(network, inputs, data, settings, *, mirrored):
+def _predictions(part, test_time_flip):
     """`(rows, softmax)` of all cases, batch by batch."""
-    backbone = settings["backbone"] if inputs is data.images else None
-    flipped = mirrored if settings["test_time_flip"] else None
-    return predict_batches(network, inputs, backbone, flipped=flipped)
+    flipped = part.mirrored if test_time_flip else None
+    return predict_batches(part.network, part.inputs, part.backbone, flipped=flipped)

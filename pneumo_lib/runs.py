@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from pneumo_lib.names import BACKBONES
 from pneumo_lib.paths import project_path, written_aside
 
 logger = logging.getLogger(__name__)
-ORDER = ("vgg16", "vgg19", "resnet50", "inceptionv3", "small")
+ORDER = tuple(BACKBONES)
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
     ("accuracy", "accuracy", 1),
