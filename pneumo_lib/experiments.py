@@ -19,6 +19,7 @@ from pneumo_lib.operating_point import apply_operating_point, load_operating_poi
 from pneumo_lib.paths import project_path, source_path
 from pneumo_lib.preparation import load_prepared, prepare_data
 from pneumo_lib.quiet import quiet_start
+from pneumo_lib.report import absolute_paths, read_params
 
 logger = logging.getLogger(__name__)
 DATA = {  # settings that choose the cases, with their defaults
@@ -29,30 +30,19 @@ DATA = {  # settings that choose the cases, with their defaults
 
 
 class PlannedRun(NamedTuple):
-    """A checked training that may not have been started, see `plan_run()`."""
+    """A checked training, started or not, see `plan_run()`."""
 
     name: str  # of the run folder
     source: dict  # arguments of `prepare_data()`
     config: TrainingConfig
+    factor: str = "base"  # of an experiment: what is changed
+    level: str = ""  # to what
+    changes: dict | None = None  # settings that differ from those of the base run
 
     @property
     def settings(self):
         """All settings of data and training, `{name: value}`."""
         return asdict(self.config) | self.source
-
-
-class Experiment(NamedTuple):
-    """One run of a file of experiments, see `read_experiments()`."""
-
-    factor: str  # what is changed; "base": nothing, the run that all others are compared with
-    level: str  # to what
-    parameters: dict  # as the file gives them: the base with the changes
-    planned: PlannedRun
-
-    @property
-    def run(self):
-        """Name of the run folder."""
-        return self.planned.name
 
 
 def plan_run(name, settings):
@@ -116,7 +106,7 @@ def read_experiments(params, *, overrides=None):
         overrides: dict of settings, stronger than `base` and weaker than a level.
 
     Returns:
-        List of `Experiment`.
+        List of `PlannedRun`.
 
     Raises:
         FileNotFoundError: if there is no such file, or `data` is no folder.
@@ -126,12 +116,12 @@ def read_experiments(params, *, overrides=None):
     levels = [("base", "", {})]
     for factor, changes in factors.items():
         levels += [(factor, str(level), change) for level, change in changes.items()]
-    experiments = []
-    for factor, level, changes in levels:
-        settings = base | (overrides or {}) | changes
-        planned = plan_run(run_name(stem, factor, level), settings)
-        experiments.append(Experiment(factor, level, settings, planned))
-    return experiments
+    return [
+        plan_run(run_name(stem, factor, level), base | (overrides or {}) | changes)._replace(
+            factor=factor, level=level, changes=changes
+        )
+        for factor, level, changes in levels
+    ]
 
 
 def run_experiments(params, *, overrides=None):
@@ -147,7 +137,7 @@ def run_experiments(params, *, overrides=None):
         FileNotFoundError, ValueError: as `read_experiments()` and `prepare_data()`, before
             anything is trained, and as `train()`.
     """
-    planned = [experiment.planned for experiment in read_experiments(params, overrides=overrides)]
+    planned = read_experiments(params, overrides=overrides)
     found = []
     for number, (run, data) in enumerate(zip(planned, prepare_each(planned), strict=True), 1):
         logger.info("%d/%d %s", number, len(planned), run.name)
@@ -173,7 +163,9 @@ def is_finished(planned, data):
     folder = project_path("runs") / planned.name
     if not runs.is_finished(folder):
         return False
-    return False
+    kept = json.loads((folder / "settings.json").read_text())
+    on_any = (planned.config.resolved(gpu=gpu) for gpu in (False, True))  # a worker may have one
+    return any(kept == json.loads(json.dumps(runs.run_settings(data, config))) for config in on_any)
 
 
 def scores_at_operating_point(run):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
 _DECIDES_RESULTS = ("augmentation", "backbones", "batches", "decoders", "dropout", "fcn")
 _DECIDES_RESULTS += ("features", "layers", "losses", "metrics", "normalisation")
 _DECIDES_RESULTS += ("operating_point", "optimisers", "results", "steps", "taps", "training")
+
+
+RESULTS_VERSION = 1
 
 
 class Run(NamedTuple):
@@ -179,6 +183,30 @@ def claim(name, settings):
     folder.mkdir(parents=True, exist_ok=True)
     write_json(identity, settings)
     return folder
+
+
+def run_settings(data, config):
+    """All that decides the results of a training, as `settings.json` holds it.
+
+    Args:
+        data: `Prepared`.
+        config: `TrainingConfig`, with nothing left to be chosen, see `resolved()`.
+
+    Raises:
+        FileNotFoundError: if `initial` is no finished run.
+    """
+    initial = None
+    if config.initial is not None:
+        folder = load_run(config.initial).folder
+        learnt = hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
+        initial = {"run": folder.name, "checksum": learnt}
+    return {
+        "data_checksum": data_checksum(data),
+        "size": data.meta["size"],
+        **asdict(config),
+        "initial": initial,
+        "results_version": RESULTS_VERSION,
+    }
 
 
 def is_finished(folder):

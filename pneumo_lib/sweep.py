@@ -4,27 +4,38 @@ What is done is read off the run folders alone, so a sweep that was stopped, by 
 with the same call, on the same or on another cluster.
 """
 
+import ctypes
 import itertools
 import logging
+import os
+import threading
+import time
 import traceback
-import uuid
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import dask
 import pandas as pd
-from distributed import CancelledError, as_completed
-from distributed.scheduler import KilledWorker
+from distributed import Status, get_worker
 from tqdm.auto import tqdm
 
 from pneumo_lib import runs, sweep_results
-from pneumo_lib.cluster import connected, over_memory, scheduler_lost
-from pneumo_lib.experiments import is_finished, plan_run, prepare_each, read_two_parts, run_name
+from pneumo_lib.cluster import as_finished, connected
+from pneumo_lib.experiments import (
+    is_finished,
+    plan_run,
+    prepare_each,
+    read_two_parts,
+    run_name,
+    train_run,
+)
 from pneumo_lib.paths import alone, project_path
-from pneumo_lib.sweep_worker import STARTED, train_on_worker
 
 logger = logging.getLogger(__name__)
+STARTED = "pneumo-run-started"  # topic of Dask's events
+_ENDING = (Status.closing, Status.closed, Status.failed)
 
 
 class Sweep(NamedTuple):
@@ -149,49 +160,42 @@ def run_sweep(
 
 def _train_all(client, planned, folder, *, resources, retries):
     """Trains runs on a cluster; those that failed, as in `Sweep`."""
-    _warn_of_missing(client, resources)
-    shared = {"folder": str(folder), "home": str(project_path()), "version": runs.RESULTS_VERSION}
-    futures, failed, under_way = {}, {}, set()
+    failed, under_way = {}, set()
     with tqdm(total=len(planned), desc=folder.name, unit="run") as bar:
 
-        def show():
+        def show(event=None):
+            under_way.update(event[1:] if event else ())
             bar.set_postfix_str(", ".join(sorted(under_way)))
 
-        def started(event):
-            under_way.add(event[1])
+        client.subscribe_topic(STARTED, show)
+        for run, seconds, error in as_finished(
+            client,
+            train_on_worker,
+            planned,
+            retries=retries,
+            resources=resources,
+            raising=False,
+            folder=str(folder),
+            home=str(project_path()),
+            version=runs.RESULTS_VERSION,
+        ):
+            if error is None and not runs.is_finished(project_path("runs") / run.name):
+                error = "its worker finished it elsewhere: all must share the folder PNEUMO_HOME"
+            log = folder / f"{run.name}.failed.txt"
+            if error is None:
+                logger.info("%s: %.0f s", run.name, seconds)
+                log.unlink(missing_ok=True)
+            else:
+                lines = [error] if isinstance(error, str) else traceback.format_exception(error)
+                why = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+                log.write_text("".join(lines))
+                failed[run.name] = why, log
+                logger.warning("%s failed: %s", run.name, why)
+            under_way.discard(run.name)
+            bar.update()
             show()
-
-        client.subscribe_topic(STARTED, started)
-        for run in planned:
-            key = (folder.name, run.name, uuid.uuid4().hex)
-            options = {"key": key, "resources": resources, "retries": retries, "pure": False}
-            futures[client.submit(train_on_worker, run, **shared, **options)] = run.name
-        try:
-            for future in as_completed(futures):
-                name, log = futures[future], folder / f"{futures[future]}.failed.txt"
-                try:  # not its status: should the worker have died since, the run is found again
-                    logger.info("%s: %.0f s", name, future.result())
-                    runs.load_run(name)  # FileNotFoundError
-                    log.unlink(missing_ok=True)
-                except CancelledError:
-                    raise scheduler_lost(client) from None
-                except Exception as error:  # the other runs go on
-                    failed[name] = _reason(error, client), log
-                    log.write_text("".join(traceback.format_exception(error)))
-                    logger.warning("%s failed: %s", name, failed[name][0])
-                under_way.discard(name)
-                bar.update()
-                show()
-        finally:
-            client.unsubscribe_topic(STARTED)
-            client.cancel(list(futures))  # after Ctrl-C, on a cluster that lives on
+        client.unsubscribe_topic(STARTED)
     return failed
-
-
-def _reason(error, client):
-    if isinstance(error, KilledWorker):
-        return over_memory(client, error) or "the workers that tried it died, each time"
-    return f"{type(error).__name__}: {error}"
 
 
 def _warn_of_missing(client, resources):
@@ -203,3 +207,60 @@ def _warn_of_missing(client, resources):
                 "No worker has %s=%g yet; the runs wait for one: dask worker --resources '%s=%g'",
                 *(name, amount, name, amount),
             )
+
+
+# -- in a worker process
+
+
+def train_on_worker(planned, *, folder, home, version):
+    """Seconds that one run of a sweep took in this worker process.
+
+    Args:
+        planned: `PlannedRun`.
+        folder: of the sweep, which the client made.
+        home: the client's `PNEUMO_HOME`.
+        version: the client's `RESULTS_VERSION`.
+
+    Raises:
+        RuntimeError: if this worker has other files or another pneumo_lib than the client.
+        FileNotFoundError, ValueError: as `prepare_data()` and `train()`.
+    """
+    worker, started = get_worker(), time.monotonic()
+    if not Path(folder).is_dir() or version != runs.RESULTS_VERSION:
+        raise RuntimeError(
+            "Client and workers must share the folder PNEUMO_HOME and have the same pneumo_lib. "
+            f"Received: {home} and results of version {version}, unlike on {worker.address}"
+        )
+    os.environ["PNEUMO_HOME"] = home
+    worker.log_event(STARTED, planned.name)
+    with _ended_with_task(worker, worker.get_current_task()):
+        train_run(planned, *prepare_each([planned]))
+    return time.monotonic() - started
+
+
+class GivenUp(Exception):
+    """Nobody waits for the run any more: the client left, or the worker is to end."""
+
+
+@contextmanager
+def _ended_with_task(worker, key):
+    """Raises `GivenUp` in this thread, between two calls into TensorFlow, if the task is given up.
+
+    Dask lets a task that has begun run to its end: it would train on for nobody.
+    """
+    thread, left = ctypes.c_ulong(threading.get_ident()), threading.Event()
+
+    def watch():
+        while not left.wait(1):
+            task = worker.state.tasks.get(key)
+            if not task or task.state == "cancelled" or worker.status in _ENDING:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(GivenUp))
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        left.set()
+        watcher.join()
