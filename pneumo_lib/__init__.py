@@ -20,6 +20,7 @@ _MODULE_OF = {
         "backbones": "build_backbone preprocess",
         "boundary": "boundary_scores prepared_spacing",
         "comparison": "paired_difference",
+        "config": "TrainingConfig",
         "devices": "device_name",
         "dataset": "read_cases read_image read_mask",
         "evidence": "expected_calibration_error image_level_scores reliability_table",

@@ -146,12 +146,12 @@ class TrainingConfig:
     """
 
     backbone: str = _setting(
-        "vgg19", _one_of(*BACKBONES), f"{', '.join(BACKBONES)} (small: from scratch, the control)"
+        "vgg19", _one_of(*BACKBONES), f"{', '.join(BACKBONES)}: from scratch, the control"
     )
     decoder: str = _setting(
         "deconvolution",
         _one_of(*DECODERS),
-        f"{', '.join(DECODERS)}; deconvolution: as in the report",
+        f"as in the report; or {', '.join(list(DECODERS)[1:])}",
     )
     weights: str | None = _setting(
         "auto", _optional(_text), "of the backbone: auto, imagenet, a file, or None: random"
@@ -166,7 +166,7 @@ class TrainingConfig:
     milestones: tuple | None = _setting(
         None,
         _optional(_epochs),
-        "epochs after which all cases are scored; None: after a quarter, half and all of them",
+        "epochs after which all are scored; None: a quarter, half and all of them",
     )
     batch_size: int = _setting(16, _number(whole=True, low=1), "images in one training step")
     optimizer: str = _setting("adam", _one_of(*OPTIMIZERS), "adam (as in the report), adamw, sgd")
@@ -179,11 +179,10 @@ class TrainingConfig:
     schedule: str = _setting(
         "auto",
         _one_of("auto", *SCHEDULES),
-        "of the learning rate: constant, cosine, warmup-cosine; auto: constant, and cosine for "
-        "small and for fine-tuning",
+        "constant, cosine, warmup-cosine; auto: cosine for small and fine-tuning",
     )
     loss: str = _setting(
-        "crossentropy", _loss, f"{', '.join(LOSSES)}, or a sum such as 2*crossentropy+dice"
+        "crossentropy", _loss, "a name in pl.losses.LOSSES, or a sum such as 2*crossentropy+dice"
     )
     dropout: float = _setting(
         0.5, _number(below=1), "share of the values, or channels, that the decoder drops"
@@ -191,12 +190,12 @@ class TrainingConfig:
     augmentation: str = _setting(
         "auto",
         _one_of("auto", *AUGMENTATIONS),
-        "none, flip, full; auto: none, and flip for small and for fine-tuning",
+        "none, flip, full; auto: flip for small and fine-tuning, else none",
     )
     positive_share: tuple | None = _setting(
         None,
         _optional(_shares),
-        "share of positives in the first and the last epoch, such as [0.8, 0.4]; None: as given",
+        "of the first and the last epoch, such as [0.8, 0.4]; None: as given",
     )
     ema: float = _setting(
         0.0, _number(below=1), "momentum of the average of the weights that is kept; 0: none"
@@ -207,13 +206,15 @@ class TrainingConfig:
     precision: str = _setting(
         "auto",
         _one_of("auto", *PRECISIONS),
-        f"{', '.join(PRECISIONS)}; auto: mixed_float16 on a GPU, else float32",
+        f"{', '.join(PRECISIONS)}; auto: by the device",
     )
     feature_precision: str = _setting(
         "float32", _one_of("float32", "bfloat16"), "of a frozen backbone: float32, bfloat16"
     )
     seed: int = _setting(
-        0, _number(whole=True), "of the weights, the dropout, the augmentation and the case order"
+        0,
+        _number(whole=True),
+        "of the phantoms, the split, the first weights and the order of the images",
     )
 
     def __post_init__(self):
@@ -270,7 +271,7 @@ class TrainingConfig:
         """Settings that were given and change nothing, `{name: why}`."""
         unused = {}
         if self.backbone == "small":
-            names = ("decoder", "weights", "fine_tune", "dropout")
+            names = ["decoder", "fine_tune", "dropout", *(["weights"] if self.weights else [])]
             unused |= dict.fromkeys(names, "the small FCN has neither backbone nor dropout")
         if self.initial:
             unused["weights"] = "the weights are those of `initial`"

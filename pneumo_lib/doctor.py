@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-from pathlib import Path
 from typing import NamedTuple
 
 from pneumo_lib import __version__

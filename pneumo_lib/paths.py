@@ -57,7 +57,9 @@ def source_path(path):
 
 def report_folder(data):
     """`runs/report` for phantoms; real data get a folder of their own."""
-    return project_path("runs/report" if data == "phantoms" else f"runs/report-{Path(data).name}")
+    return project_path(
+        "runs/report" if data == "phantoms" else f"runs/report-{Path(str(data)).name}"
+    )
 
 
 def figures_folder(data):

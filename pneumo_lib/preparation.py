@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import numbers
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import pandas as pd
 from . import arrays
 from .dataset import read_cases
 from .paths import alone, project_path
-from .splits import leaked_patients, split_cases
+from .splits import check_scheme, leaked_patients, split_cases
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ def find_cases(data="phantoms", *, phantom_count=800, seed=0):
     Raises:
         FileNotFoundError, ValueError: as `read_cases()` and `make_phantoms()`.
     """
-    folder = _data_folder(data, phantom_count=phantom_count, seed=seed)
+    folder = _data_folder(str(data), phantom_count=phantom_count, seed=seed)
     if data == "phantoms":
         from .phantom import make_phantoms  # its own imports are only needed to draw
 
@@ -239,6 +240,9 @@ def prepare_data(
     Raises:
         FileNotFoundError, ValueError: as `find_cases()`, `split_cases()` and `prepare()`.
     """
+    data = check_data_settings(
+        data=data, size=size, split=split, fold=fold, seed=seed, phantom_count=phantom_count
+    )["data"]
     cases = find_cases(data, phantom_count=phantom_count, seed=seed)
     folder = _data_folder(data, phantom_count=phantom_count, seed=seed)
     # two data folders may share a name; phantoms are told apart by theirs
@@ -254,6 +258,29 @@ def prepare_data(
         meta = prepare(cases, prepared, size=size, workers=workers, source=source).meta
         _write_meta(prepared, meta | {"request": request})
     return load_prepared(prepared)
+
+
+def check_data_settings(**settings):
+    """Settings of `prepare_data()`, checked before anything is drawn or read.
+
+    Args:
+        **settings: any of `data`, `size`, `split`, `fold`, `seed` and `phantom_count`.
+
+    Returns:
+        The same dict; `data` is text, as a folder named 2024 comes as a number.
+
+    Raises:
+        ValueError: for a number out of range, an unknown scheme of the split, or no fold.
+    """
+    for name, least in (("size", 1), ("seed", 0), ("phantom_count", 1)):
+        value = settings.get(name, least)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(
+                f"`{name}` must be a whole number of {least} or more. Received: {name}={value!r}"
+            )
+    check_scheme(settings.get("split", "auto"), settings.get("fold"))
+    return settings | ({"data": str(settings["data"])} if "data" in settings else {})
 
 
 def _data_folder(data, *, phantom_count, seed):

@@ -5,19 +5,17 @@ inputs did not change since it last finished is not run again.
 """
 
 import ast
-import difflib
 import hashlib
 import json
 import logging
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import nbformat
-import yaml
 
-from pneumo_lib import pages
+from pneumo_lib import names, pages
 from pneumo_lib.kernels import Step, execute, measured
+from pneumo_lib.parameters import absolute_paths, check_parameters, read_params
 from pneumo_lib.paths import alone, figures_folder, project_path, report_folder, source_path
 from pneumo_lib.runs import write_json
 
@@ -25,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "05_train_fcn"
 LAST = "06_results"  # with it the report is told
-BACKBONES = ("vgg19", "resnet50", "inceptionv3", "small")  # "small" is the from-scratch control
+BACKBONES = tuple(name for name in names.BACKBONES if name != "vgg16")  # those of the report
 _PACKAGE = Path(__file__).parent
 # cannot change what a notebook does
 _RUNNERS = ("__main__.py", "cli.py", "interrupts.py", "kernels.py", "pages.py", "report.py")
@@ -82,19 +80,6 @@ def run_report(
         return pages.write_index(folder, records, settings)
 
 
-def read_params(path):
-    """Parameters of a YAML file as a dict; `{}` for `None`."""
-    if path is None:
-        return {}
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No parameter file {path}. The project's own are in params/")
-    params = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(params, dict):
-        raise ValueError(f"{path} must hold lines of `name: value`. Received: {params!r}")
-    return params
-
-
 def notebook_parameters(notebook):
     """Names and defaults in the cell tagged `parameters`, as a dict of literals.
 
@@ -128,7 +113,10 @@ def plan(notebooks, settings):
             "`run_name` names one network: give one of `backbones` with it, or leave it out. "
             f"Received: run_name={settings['run_name']!r}, backbones={', '.join(backbones)}"
         )
-    settings = check_parameters(settings, {k: v for d in declared.values() for k, v in d.items()})
+    known = {"backbone": None} | {k: v for d in declared.values() for k, v in d.items()}
+    for backbone in backbones:
+        checked = check_parameters(settings | {"backbone": backbone}, known)
+    settings = {name: checked[name] for name in settings}
     steps = []
     for path, defaults in declared.items():
         own = {name: value for name, value in settings.items() if name in defaults}
@@ -138,50 +126,6 @@ def plan(notebooks, settings):
         else:
             steps.append(Step(path.stem, path, own))
     return steps
-
-
-def check_parameters(settings, defaults):
-    """`settings` with numbers of the type of their default; refuses what papermill lets pass.
-
-    Papermill only warns of a misspelt parameter and runs with the default instead.
-    """
-    checked = {}
-    for name, value in settings.items():
-        if name not in defaults and name not in ("data", "export"):
-            close = difflib.get_close_matches(name, defaults, n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(defaults)}"
-            raise ValueError(f"No notebook has a parameter `{name}`. {hint}")
-        default = defaults.get(name, value)
-        if (type(default) is float and type(value) is int) or (
-            type(default) in (float, type(None)) and type(value) is str
-        ):
-            with suppress(ValueError):
-                value = float(value)  # YAML reads 1e-3 as text
-        # None is a value of text parameters (`weights`) and replaces a default of None
-        free = default is None or (value is None and isinstance(default, str))
-        if type(value) is not type(default) and not free:
-            kind = type(default).__name__
-            raise ValueError(
-                f"`{name}` must be {kind}, as its default {default!r}. Received: {name}={value!r}"
-            )
-        checked[name] = value
-    return checked
-
-
-def absolute_paths(settings):
-    """`data` and `weights` as absolute paths: a kernel works in the notebooks' folder."""
-    settings = dict(settings)
-    if settings["data"] != "phantoms":
-        settings["data"] = str(project_path(settings["data"]))
-        if not Path(settings["data"]).is_dir():
-            raise FileNotFoundError(
-                f"`data` must be 'phantoms' or a folder. Received: {settings['data']}. "
-                "The SIIM-ACR data set is downloaded by: pneumo fetch siim --to data/siim"
-            )
-    weights = settings.get("weights")
-    if weights and project_path(weights).is_file():
-        settings["weights"] = str(project_path(weights))
-    return settings
 
 
 # -- what has to be run again ------------------------------------------------------------------

@@ -194,10 +194,10 @@ def _fit(part, data, config, folder, *, strategy=None):
 
 def _check_finite(row, config, name):
     """Refuse to go on with weights that are no numbers any more; the state before them is kept."""
-    losses = {key: row[key] for key in ("loss", "val_loss") if key in row}
-    if not all(map(math.isfinite, losses.values())):
-        raise ValueError(
-            f"The loss of a training must stay finite. Received: {losses} in epoch {row['epoch']} "
-            f"of run {name!r}. Take a learning_rate below {config.learning_rate:g}; the epochs "
-            "before are kept"
-        )
+    for key in ("loss", "val_loss"):
+        if not math.isfinite(row.get(key, 0)):
+            raise ValueError(
+                f"The loss of a training must stay finite. Received: {key}={row[key]} in epoch "
+                f"{row['epoch']} of run {name!r}. Take a learning_rate below "
+                f"{config.learning_rate:g}; the epochs before are kept"
+            )
