@@ -82,11 +82,9 @@ def _local(workers, memory):
     workers = workers or max(1, cores // 2)
     share = str(max(1, cores // workers))
     names = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-    settings = {
-        "distributed.scheduler.allowed-failures": _DEATHS if memory is None else 1,
-        "distributed.worker.memory": {"target": False, "spill": False, "pause": False}
-        | {"terminate": 1.0},
-    }
+    settings = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")}
+    settings |= {"distributed.worker.memory.terminate": 1.0}
+    settings |= {"distributed.scheduler.allowed-failures": _DEATHS if memory is None else 1}
     with dask.config.set(settings):
         return LocalCluster(
             n_workers=workers,

@@ -1,6 +1,5 @@
 """Experiments: many trainings from one parameter file, each with a few settings changed."""
 
-import inspect
 import json
 import logging
 import re
@@ -12,28 +11,22 @@ import numpy as np
 import pandas as pd
 
 from pneumo_lib import runs
-from pneumo_lib.config import TrainingConfig, check_number
+from pneumo_lib.config import TrainingConfig
 from pneumo_lib.metrics import confusion_counts
-from pneumo_lib.names import check_size, did_you_mean
 from pneumo_lib.operating_point import apply_operating_point, load_operating_point
+from pneumo_lib.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.paths import project_path, source_path
 from pneumo_lib.preparation import load_prepared, prepare_data
 from pneumo_lib.quiet import quiet_start
-from pneumo_lib.report import absolute_paths, read_params
 
 logger = logging.getLogger(__name__)
-DATA = {  # settings that choose the cases, with their defaults
-    name: parameter.default
-    for name, parameter in inspect.signature(prepare_data).parameters.items()
-    if name != "workers"
-}
 
 
 class PlannedRun(NamedTuple):
     """A checked training, started or not, see `plan_run()`."""
 
     name: str  # of the run folder
-    source: dict  # arguments of `prepare_data()`
+    source: dict  # arguments of `prepare_data()` that were given
     config: TrainingConfig
     factor: str = "base"  # of an experiment: what is changed
     level: str = ""  # to what
@@ -46,7 +39,7 @@ class PlannedRun(NamedTuple):
 
 
 def plan_run(name, settings):
-    """`PlannedRun` of a dict of settings; those that are missing have their defaults.
+    """`PlannedRun` of a dict of settings; `train()` and `prepare_data()` have the others' defaults.
 
     Args:
         name: of the run folder.
@@ -54,22 +47,13 @@ def plan_run(name, settings):
 
     Raises:
         ValueError: for an unknown setting, or a value that it cannot have.
-        FileNotFoundError: if `data` is neither "phantoms" nor a folder.
+        FileNotFoundError: if there is no such data folder, file of weights or `initial` run.
     """
-    known = [*DATA, *asdict(TrainingConfig())]
-    for setting in settings:
-        if setting not in known:
-            hint = did_you_mean(setting, known) or f" Known: {', '.join(known)}"
-            raise ValueError(
-                f"A run must have settings of data and training only. Received: {setting}.{hint}"
-            )
-    settings = absolute_paths(DATA | settings)
+    known = dict.fromkeys([*DATA, *asdict(TrainingConfig())])
+    settings = check_parameters(absolute_paths({"data": "phantoms"} | settings), known)
+    source = {n: settings[n] for n in DATA if n in settings}
     training = {n: v for n, v in settings.items() if n not in DATA or n == "seed"}
-    config = TrainingConfig.from_settings(training)
-    count = check_number("phantom_count", settings["phantom_count"], whole=True, low=1)
-    check_size(settings["size"], config.backbone)
-    source = {n: settings[n] for n in DATA} | {"seed": config.seed, "phantom_count": count}
-    return PlannedRun(name, source, config)
+    return PlannedRun(name, source, TrainingConfig(**training))
 
 
 def read_two_parts(params, second):
@@ -109,7 +93,7 @@ def read_experiments(params, *, overrides=None):
         List of `PlannedRun`.
 
     Raises:
-        FileNotFoundError: if there is no such file, or `data` is no folder.
+        FileNotFoundError: if there is no such file, or as `plan_run()`.
         ValueError: if the file has other parts, or as `plan_run()`.
     """
     stem, base, factors = read_two_parts(params, "experiments")
