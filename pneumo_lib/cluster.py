@@ -162,8 +162,19 @@ def as_finished(
                 found = (item, None, error)
             submit_next()
             yield found
+    except KeyboardInterrupt:
+        _stop(client, known)
+        raise
     finally:
-        client.cancel(list(known))  # after Ctrl-C, on a cluster that lives on
+        client.cancel(list(known))  # on a cluster that lives on
+
+
+def _stop(client, known):
+    """Starts anew the workers that are at these tasks: Dask lets one that has begun go on."""
+    keys = {future.key for future in known}
+    busy = [worker for worker, tasks in client.processing().items() if keys & set(tasks)]
+    client.cancel(list(known))
+    client.restart_workers(busy, raise_for_error=False)
 
 
 def _why_died(client, worker):

@@ -4,21 +4,18 @@ What is done is read off the run folders alone, so a sweep that was stopped, by 
 with the same call, on the same or on another cluster.
 """
 
-import ctypes
 import itertools
 import logging
 import os
-import threading
 import time
 import traceback
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import dask
 import pandas as pd
-from distributed import Status, get_worker
+from distributed import get_worker
 from tqdm.auto import tqdm
 
 from pneumo_lib import runs, sweep_results
@@ -35,7 +32,6 @@ from pneumo_lib.paths import alone, project_path
 
 logger = logging.getLogger(__name__)
 STARTED = "pneumo-run-started"  # topic of Dask's events
-_ENDING = (Status.closing, Status.closed, Status.failed)
 
 
 class Sweep(NamedTuple):
@@ -182,13 +178,13 @@ def _train_all(client, planned, folder, *, resources, retries):
             if error is None and not runs.is_finished(project_path("runs") / run.name):
                 error = "its worker finished it elsewhere: all must share the folder PNEUMO_HOME"
             log = folder / f"{run.name}.failed.txt"
+            log.unlink(missing_ok=True)
             if error is None:
                 logger.info("%s: %.0f s", run.name, seconds)
-                log.unlink(missing_ok=True)
             else:
-                lines = [error] if isinstance(error, str) else traceback.format_exception(error)
-                why = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-                log.write_text("".join(lines))
+                text = isinstance(error, str)
+                log.write_text(error if text else "".join(traceback.format_exception(error)))
+                why = error if text else f"{type(error).__name__}: {error}"
                 failed[run.name] = why, log
                 logger.warning("%s failed: %s", run.name, why)
             under_way.discard(run.name)
@@ -233,34 +229,5 @@ def train_on_worker(planned, *, folder, home, version):
         )
     os.environ["PNEUMO_HOME"] = home
     worker.log_event(STARTED, planned.name)
-    with _ended_with_task(worker, worker.get_current_task()):
-        train_run(planned, *prepare_each([planned]))
+    train_run(planned, *prepare_each([planned]))
     return time.monotonic() - started
-
-
-class GivenUp(Exception):
-    """Nobody waits for the run any more: the client left, or the worker is to end."""
-
-
-@contextmanager
-def _ended_with_task(worker, key):
-    """Raises `GivenUp` in this thread, between two calls into TensorFlow, if the task is given up.
-
-    Dask lets a task that has begun run to its end: it would train on for nobody.
-    """
-    thread, left = ctypes.c_ulong(threading.get_ident()), threading.Event()
-
-    def watch():
-        while not left.wait(1):
-            task = worker.state.tasks.get(key)
-            if not task or task.state == "cancelled" or worker.status in _ENDING:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(GivenUp))
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        left.set()
-        watcher.join()

@@ -212,7 +212,7 @@ def test_sweep_refuses_resources_without_an_amount(capsys):
 
 def test_sweep_without_the_cluster_packages_says_how_to_get_them(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    for module in ("sweep", "sweep_worker", "cluster"):
+    for module in ("sweep", "cluster"):
         monkeypatch.delitem(sys.modules, f"pneumo_lib.{module}", raising=False)
         monkeypatch.delattr(f"pneumo_lib.{module}", raising=False)
     assert main(["sweep", "grid.yaml"]) == 1

@@ -77,7 +77,7 @@ def once_it_trains(project, name, do):
 
 SERVER = """
 import asyncio
-from distributed import Scheduler, Worker
+from distributed import Nanny, Scheduler
 
 async def serve():
     async with {} as server:
@@ -237,7 +237,7 @@ def test_the_death_of_the_scheduler_is_one_error_and_ends_the_training(project):
         address = scheduler.stdout.readline().strip()
         once_it_trains(project, "try-seed0", scheduler.kill)
         with (
-            start_server(f"Worker({address!r}, nthreads=1)"),  # whose end is waited for
+            start_server(f"Nanny({address!r}, nthreads=1)"),  # whose end is waited for
             pytest.raises(clusters.LostCluster, match="the same command"),
         ):
             sweep.run_sweep("try.yaml", scheduler=address)
