@@ -11,6 +11,7 @@ import logging
 import math
 import platform
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -389,6 +390,29 @@ def claim(name, settings):
     if is_finished(folder):  # and killed just before its state was removed
         (folder / "state.npz").unlink(missing_ok=True)
     return folder
+
+
+def run_settings(data, config):
+    """All that decides the results of a training, as `settings.json` holds it.
+
+    Args:
+        data: `Prepared`.
+        config: `TrainingConfig`, with nothing left to be chosen, see `resolved()`.
+
+    Raises:
+        FileNotFoundError: if `initial` is no finished run.
+    """
+    initial = None
+    if config.initial is not None:
+        folder = load_run(config.initial).folder
+        initial = {"run": folder.name, "checksum": weights_checksum(folder)}
+    return {
+        "data_checksum": data_checksum(data),
+        "size": data.meta["size"],
+        **asdict(config),
+        "initial": initial,
+        "results_version": RESULTS_VERSION,
+    }
 
 
 def is_finished(folder):

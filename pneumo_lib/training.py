@@ -64,17 +64,11 @@ def train(data, config=None, *, run=None, strategy=None, **changes):
         given = getattr(config, setting)
         logger.warning("%s=%r changes nothing in this training: %s.", setting, given, why)
     config = config.resolved(gpu=prepare_gpus())
-    settings = {
-        "data_checksum": runs.data_checksum(data),
-        "size": data.meta["size"],
-        **asdict(config),
-        "initial": _identity(config.initial),
-        "results_version": runs.RESULTS_VERSION,
-    }
+    settings = runs.run_settings(data, config)
     if not (data.cases["split"] == "train").any():
         raise ValueError("Training needs cases in the split 'train'. Received: none")
     name = run or runs.default_name(
-        data.meta["source"], config.backbone, config.decoder, settings["size"]
+        data.meta["source"], config.backbone, config.decoder, data.meta["size"]
     )
     folder = project_path("runs") / name
     strategy = distribution.choose_strategy(strategy, batch_size=config.batch_size)
@@ -90,14 +84,6 @@ def train(data, config=None, *, run=None, strategy=None, **changes):
                 keep_results(model, part, data, settings, folder, strategy=strategy)
             distribution.barrier(strategy)
     return runs.load_run(folder)
-
-
-def _identity(initial):
-    """Name of the run to start from, and a checksum of what it learnt."""
-    if initial is None:
-        return None
-    folder = runs.load_run(initial).folder
-    return {"run": folder.name, "checksum": runs.weights_checksum(folder)}
 
 
 def _build(data, config, strategy):

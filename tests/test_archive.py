@@ -496,9 +496,19 @@ def test_scheduler_that_is_not_there_is_told_with_the_remedy(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2, "scheduler": "tcp://a:1"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 0},
+        {"workers": 2, "scheduler": "tcp://a:1"},
+        {"memory": "4GB", "scheduler": "tcp://a:1"},
+    ],
+)
 def test_workers_are_local_processes_and_at_least_one(options):
-    with pytest.raises(ValueError, match="number of local processes"), connected(**options):
+    with (
+        pytest.raises(ValueError, match="those of local processes.*--memory-limit"),
+        connected(**options),
+    ):
         pass
 
 
