@@ -44,7 +44,7 @@ def _is_local(store):
 def load(name):
     """The bytes of a file."""
     store, path = locate(name)
-    return store.cat_file(path)
+    return Path(path).read_bytes() if _is_local(store) else store.cat_file(path)
 
 
 def save(data, store, path):

@@ -295,34 +295,27 @@ def test_folder_with_something_else_is_refused_untouched(predict, xrays, tmp_pat
 
 KILLED_AT_EACH_WRITE = """
 import os, signal, sys
-from pathlib import Path
 import pneumo_lib as pl
-
-def call(kind, out):
-    run = pl.Run(Path(sys.argv[2]), {"size": 32, "backbone": "small"}, None, None)
-    if kind == "files":
-        pl.predict_files(sys.argv[1], run, out)
-    else:
-        pl.predict_archive(sys.argv[1], run, out, scheduler="tcp://127.0.0.1:9", partition_files=2)
 
 def kill_at(number, out):
     def hook(event, arguments):
         nonlocal number
         writes = event in ("os.mkdir", "os.rename")
         writes = writes or event == "open" and arguments[2] & os.O_WRONLY
-        if writes and str(out) in str(arguments[0]):
+        if writes and out in str(arguments[0]):
             number -= 1
             if number == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
 
-pl.predict_files, pl.predict_archive  # imported before the processes part
-for kind in ("files", "archive"):
+xrays, run, place = sys.argv[1:]
+run, options = pl.load_run(run), {"scheduler": "tcp://127.0.0.1:9", "partition_files": 2}
+for predict, options in ((pl.predict_files, {}), (pl.predict_archive, options)):
     for number in range(1, 9):
-        out = Path(sys.argv[3]) / f"{kind}-{number}"
+        out = f"{place}/{predict.__name__}-{number}"
         if (child := os.fork()) == 0:
             kill_at(number, out)
-            call(kind, out)
+            predict(xrays, run, out, **options)
         if os.waitpid(child, 0)[1] != signal.SIGKILL:
             sys.exit(f"{out} was not killed")
 """
@@ -338,8 +331,8 @@ def test_kill_at_any_of_the_first_writes_leaves_a_folder_that_goes_on(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for number in range(1, 9):
-        assert predict_files(xrays, run, tmp_path / f"files-{number}").predicted == 3
-        assert predict(xrays, tmp_path / f"archive-{number}").predicted == 3
+        assert predict_files(xrays, run, tmp_path / f"predict_files-{number}").predicted == 3
+        assert predict(xrays, tmp_path / f"predict_archive-{number}").predicted == 3
 
 
 @pytest.mark.parametrize("name", [".0123456789ab-prediction.json", ".out.lock"])

@@ -173,9 +173,6 @@ def test_scheduler_that_is_killed_ends_in_one_error_and_the_call_again_goes_on(
 
 def test_ctrl_c_leaves_no_process_and_the_command_goes_on(run, client, files, tmp_path):  # noqa: F811
     source, pipe = files
-    for name, text in (("config.json", json.dumps(run.config)), ("history.csv", "epoch\n1\n")):
-        (run.folder / name).write_text(text)
-    (run.folder / "scores.csv").write_text("epoch\n1\n")
     command = ["-m", "pneumo_lib", "predict", source, "--run", run.folder, "--out", tmp_path / "o"]
     process = subprocess.Popen(
         [sys.executable, *command, "--scheduler", "local", "--workers", "1"],
