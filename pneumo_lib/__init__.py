@@ -8,8 +8,6 @@ start-up messages.
 
 from importlib import import_module as _import_module
 
-from pneumo_lib.quiet import quiet_start as _quiet_start
-
 __version__ = "0.1.0"
 
 _MODULE_OF = {
@@ -20,6 +18,7 @@ _MODULE_OF = {
         "backbones": "build_backbone preprocess",
         "boundary": "boundary_scores prepared_spacing",
         "comparison": "paired_difference",
+        "config": "TrainingConfig",
         "devices": "device_name",
         "dataset": "read_cases read_image read_mask",
         "evidence": "expected_calibration_error image_level_scores reliability_table",
@@ -31,18 +30,19 @@ _MODULE_OF = {
         "inference": "predict",
         "prediction_files": "predict_files",
         "metrics": "as_logged_dice as_logged_mean_iou confusion_counts image_evidence",
-        "operating_point": "OperatingPoint apply_operating_point choose_operating_point"
-        " load_operating_point",
+        "operating_point": "OperatingPoint apply_operating_point choose_operating_point",
         "paths": "figures_folder project_path",
         "phantom": "draw_phantom make_phantoms",
         "preparation": "Prepared find_cases load_prepared prepare prepare_data",
         "receptive_fields": "convolution_depth receptive_field",
         "related_work": "build_related_fcn",
+        "quiet": "keras",
         "rle": "rle_decode rle_encode",
         "submission": "write_submission",
         "verify": "verify_run",
         "splits": "leaked_patients split_cases",
-        "runs": "Run caveats find_runs load_run log_line runs_to_compare",
+        "runs": "Run caveats find_runs load_operating_point load_run log_line open_run"
+        " runs_to_compare",
         "sweep": "run_sweep",
         "sweep_results": "sweep_chart",
         "tables": "format_table score_table with_groups",
@@ -64,18 +64,15 @@ _MODULES = (
     "saturation",
     "tables",
 )
-__all__ = sorted([*_MODULE_OF, *_MODULES, "keras"])
+__all__ = sorted([*_MODULE_OF, *_MODULES])
 
 
 def __getattr__(name):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _quiet_start():
-        if name == "keras":
-            return _import_module("keras")
-        if name in _MODULES:
-            return _import_module(f"{__name__}.{name}")
-        return getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name in _MODULES:
+        return _import_module(f"{__name__}.{name}")
+    return getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__():

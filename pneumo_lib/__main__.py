@@ -11,10 +11,9 @@ from pneumo_lib.interrupts import end_children
 def run():
     """Runs a command and ends the process with its exit code, after Ctrl-C without delay.
 
-    At its end Python clears up object by object, which takes seconds with a report's packages on
-    a busy machine. After Ctrl-C that is left to the system; what was registered with `atexit`
-    is done, and processes that are left, such as the kernel of a notebook that was just starting,
-    are ended.
+    Python ends by clearing up object by object, which takes seconds with a report's packages on a
+    busy machine. After Ctrl-C only what was registered with `atexit` is done, and processes that
+    are left, such as the kernel of a notebook that was just starting, are ended.
     """
     status = None
 

@@ -11,34 +11,16 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from pneumo_lib.archive_files import is_local, list_files, locate, partitions, save
+from pneumo_lib.archive_files import full_name, list_files, locate, partitions, save
 from pneumo_lib.archive_tasks import predict_partition
 from pneumo_lib.cluster import as_finished, connected
-from pneumo_lib.operating_point import load_operating_point
-from pneumo_lib.prediction_files import NOTE, run_id
-from pneumo_lib.runs import load_run
+from pneumo_lib.prediction_rows import ARCHIVE_COLUMNS, IDENTITY, create_results_folder, readme
+from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 logger = logging.getLogger(__name__)
-_SHOWN = 100  # failures that are kept to be told; all are in the rows
-_README = f"""Predictions of pneumo for an archive: {NOTE}.
-
-parts/*.parquet   one row a file; all together are the table:
-  file, sha256      of the X-ray
-  probability       evidence of pneumothorax in the whole image, 0 to 1, not calibrated
-  area_px, area_cm2 of the mask; cm2 where the file gives the pixel spacing
-  side              of the PATIENT: left, right, both (a quarter or more on each), unknown
-  side_source       "convention": the file does not say, so the patient's left is taken to be
-                    at the right edge; else the field of the header that says
-  height, width     of the X-ray in pixels
-  EncodedPixels     its mask as SIIM run lengths, -1 if it is empty
-  top_threshold, min_area, bottom_threshold   operating point: a mask is drawn where at least
-                    the share min_area of the pixels reaches top_threshold; it then holds
-                    all pixels that reach bottom_threshold
-  run               the network, and the first digits of its checksum
-  error             why a file has no prediction
-
-network/          the network itself, from which every worker reads it
-SHA256SUMS        of the parts, once all are there: sha256sum --check SHA256SUMS
+_SHOWN = 100  # failures in the outcome; all are in the rows
+_FOLDERS = """network/           the network itself, from which every worker reads it
+SHA256SUMS         of the parts, once all are there: sha256sum --check SHA256SUMS
 """
 
 
@@ -70,7 +52,7 @@ def predict_archive(
         partition_files: files in a partition, about.
 
     Returns:
-        `ArchiveOutcome`. In the folder: what its `README.txt` says.
+        `ArchiveOutcome`. In the folder: what its `README.txt` lists.
 
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
@@ -81,11 +63,15 @@ def predict_archive(
     run = run if hasattr(run, "folder") else load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
     store, folder = locate(out)
-    out = folder if is_local(store) else store.unstrip_protocol(folder)
-    settings = {"made_by": "pneumo predict --scheduler", "source": _absolute(str(source))}
-    settings |= {"partition_files": partition_files}
-    settings |= {"run": run_id(run), "operating_point": list(point)}
-    _claim(store, folder, settings, run)
+    mark, source = ("@", source[1:]) if str(source).startswith("@") else ("", source)
+    settings = {
+        "made_by": "pneumo predict --scheduler",
+        "source": mark + full_name(*locate(source)),
+        "partition_files": partition_files,
+        "run": run_id(run),
+        "operating_point": list(point),
+    }
+    _create(store, folder, settings, run)
     planned = partitions(
         list_files(settings["source"], without=(store, folder)),
         size=partition_files,
@@ -96,40 +82,27 @@ def predict_archive(
         tqdm(total=0, desc="predicting", unit="file", smoothing=0) as bar,
     ):
         planned = _counted(planned, bar)
-        finished = as_finished(client, predict_partition, planned, out=out, settings=settings)
+        options = {"out": full_name(store, folder), "settings": settings}
+        finished = as_finished(client, predict_partition, planned, **options)
         done, outcome = _collect(finished, bar)
     _reconcile(store, folder, done, outcome)
     return outcome
 
 
-def _absolute(source):
-    """The source as every process understands it, from whatever folder."""
-    mark = "@" if source.startswith("@") else ""
-    store, path = locate(source.removeprefix("@"))
-    return mark + (path if is_local(store) else store.unstrip_protocol(path))
+def _create(store, folder, settings, run):
+    """Folder with the network in it, see `create_results_folder()`."""
 
+    def write(name, data):
+        save(data, store, f"{folder}/{name}")
 
-def _claim(store, folder, settings, run):
-    identity = f"{folder}/prediction.json"
-    if store.exists(identity):
-        found = json.loads(store.cat_file(identity))
-        if differs := [name for name, value in settings.items() if found.get(name) != value]:
-            raise ValueError(
-                "An archive's results need a folder of their own: give another --out. Received: "
-                f"{folder}, which was made with other settings ({', '.join(differs)})"
-            )
-    elif store.exists(folder) and store.ls(folder):
-        raise ValueError(
-            "An archive's results need a folder of their own: give another --out. "
-            f"Received: {folder}, which holds other files"
-        )
-    for name in ("parts", "network"):
-        store.makedirs(f"{folder}/{name}", exist_ok=True)
-    save(_README.encode(), store, f"{folder}/README.txt")
-    save(json.dumps(settings, indent=2).encode(), store, identity)
-    save(json.dumps(run.config).encode(), store, f"{folder}/network/config.json")
-    if not store.exists(network := f"{folder}/network/model.keras"):
-        save((run.folder / "model.keras").read_bytes(), store, network)
+    entries = store.ls(folder, detail=False) if store.exists(folder) else []
+    names = [entry.rpartition("/")[2] for entry in entries if entry.rstrip("/") != folder]
+    identity = store.cat_file(f"{folder}/{IDENTITY}") if IDENTITY in names else None
+    text = readme("parts/*.parquet have one row a file", ARCHIVE_COLUMNS, _FOLDERS)
+    create_results_folder(folder, settings, text, names=names, identity=identity, write=write)
+    write("network/config.json", json.dumps(run.config).encode())
+    if not store.exists(f"{folder}/network/model.keras"):
+        write("network/model.keras", (run.folder / "model.keras").read_bytes())
 
 
 def _counted(planned, bar):
@@ -141,22 +114,22 @@ def _counted(planned, bar):
 
 def _collect(finished, bar):
     """`({name: (size, checksum)}, ArchiveOutcome)` of all partitions as they end."""
-    done, total = {}, ArchiveOutcome(0, 0, 0, 0, [], [])
+    done, failures, without_row = {}, [], []
+    listed = rows = predicted = failed = 0
     for item, summary, error in finished:
-        total = total._replace(listed=total.listed + len(item.files))
+        listed += len(item.files)
         bar.update(len(item.files))
         if error:
             logger.warning("%s to %s: %s", item.files[0], item.files[-1], error)
-            total.without_row.extend(item.files)
+            without_row.extend(item.files)
             continue
-        done[item.name] = (summary.size, summary.sha256)
-        total.failures.extend(summary.failed[: _SHOWN - len(total.failures)])
-        total = total._replace(
-            rows=total.rows + summary.rows,
-            predicted=total.predicted + summary.rows * summary.is_new,
-            failed=total.failed + len(summary.failed),
-        )
-    return done, total
+        size, sha256, count, wrong, is_new = summary
+        done[item.name] = (size, sha256)
+        failures += wrong[: _SHOWN - len(failures)]
+        failed += len(wrong)
+        rows += count
+        predicted += count * is_new
+    return done, ArchiveOutcome(listed, rows, predicted, failed, failures, without_row)
 
 
 def _reconcile(store, folder, done, outcome):
@@ -165,7 +138,8 @@ def _reconcile(store, folder, done, outcome):
     A partition that is not planned any more (a file was added to it, or removed) goes: its files
     are in another one, or in none.
     """
-    parts = {e["name"]: e["size"] for e in store.ls(f"{folder}/parts", detail=True)}
+    parts = store.find(f"{folder}/parts", detail=True)
+    parts = {name: entry["size"] for name, entry in parts.items()}
     planned = {f"{folder}/parts/{name}": size for name, (size, _) in done.items()}
     lost = [path for path, size in planned.items() if parts.get(path) != size]
     if lost or outcome.rows + len(outcome.without_row) != outcome.listed:

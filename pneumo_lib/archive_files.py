@@ -14,20 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from fsspec.core import url_to_fs
 
-from pneumo_lib.inference import SUFFIXES
 from pneumo_lib.paths import written_aside
-from pneumo_lib.pixels import is_dicom
+from pneumo_lib.pixels import SUFFIXES, is_dicom
 
-_STAMPS = ("ETag", "etag", "mtime", "LastModified")  # what says that a file was replaced
-
-
-class FileName(str):
-    """Path or URL of a file, with the `suffix` that a decoder looks at."""
-
-    @property
-    def suffix(self):
-        """As of a `Path`."""
-        return PurePosixPath(self).suffix
+_STAMPS = ("ETag", "etag", "mtime", "LastModified")  # one of which changes when a file is replaced
 
 
 class Partition(NamedTuple):
@@ -42,20 +32,25 @@ def locate(url):
     return url_to_fs(os.fspath(url), use_listings_cache=False)
 
 
-def is_local(store):
-    """Whether an fsspec file system is that of this machine."""
+def full_name(store, path):
+    """Path or URL that every process understands, from whatever folder."""
+    return path if _is_local(store) else store.unstrip_protocol(path)
+
+
+def _is_local(store):
     return "file" in store.protocol
 
 
 def load(name):
     """The bytes of a file."""
     store, path = locate(name)
-    return Path(path).read_bytes() if is_local(store) else store.cat_file(path)
+    return store.cat_file(path)
 
 
 def save(data, store, path):
-    """Write a file at once: whole or not at all, whoever else writes the same one."""
-    if is_local(store):
+    """Write a file at once, and its folder: whole or not at all, whoever else writes it."""
+    if _is_local(store):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_bytes(data)
     else:
@@ -81,15 +76,13 @@ def list_files(source, *, without=()):
         ValueError: if a list names a file twice.
     """
     found = _from_list(source[1:]) if source.startswith("@") else _from_folder(source, without)
-    empty = True
-    for item in found:
-        empty = False
-        yield item
-    if empty:
+    if (first := next(found, None)) is None:
         raise FileNotFoundError(
             f"An archive must hold {', '.join(SUFFIXES)} files, or others that are DICOM. "
             f"Received: {source}, where there is none"
         )
+    yield first
+    yield from found
 
 
 def _from_list(url):
@@ -128,9 +121,8 @@ def _from_folder(url, without):
         named = [(name, entry) for name, entry in named if entry["name"].rstrip("/") != folder]
         folders += [e["name"].rstrip("/") for _, e in reversed(named) if _is_folder(e)]
         for entry in _xrays(store, named):
-            name = entry["name"] if is_local(store) else store.unstrip_protocol(entry["name"])
             changes = [entry[key] for key in _STAMPS if entry.get(key)][:1]
-            yield name, f"{entry['size']} {changes}"
+            yield full_name(store, entry["name"]), f"{entry['size']} {changes}"
 
 
 def _is_folder(entry):
@@ -144,15 +136,15 @@ def _xrays(store, named):
         for name, entry in named
         if entry["type"] == "file" and name[0] != "." and name != "DICOMDIR"
     ]
-    unknown = [e["name"] for name, e in files if FileName(name).suffix.lower() not in SUFFIXES]
+    unknown = [e["name"] for name, e in files if not name.lower().endswith(SUFFIXES)]
     heads = store.cat_ranges(unknown, 0, [132] * len(unknown)) if unknown else []
-    dicom = {n for n, head in zip(unknown, heads, strict=True) if is_dicom(_or_empty(head))}
-    unknown = set(unknown) - dicom
-    return [entry for _, entry in files if entry["name"] not in unknown]
-
-
-def _or_empty(head):
-    return head if isinstance(head, bytes) else b""  # else the error that came instead
+    # a head that could not be read came as an error
+    others = {
+        path
+        for path, head in zip(unknown, heads, strict=True)
+        if not (isinstance(head, bytes) and is_dicom(head))
+    }
+    return [entry for _, entry in files if entry["name"] not in others]
 
 
 def partitions(files, *, size, identity):

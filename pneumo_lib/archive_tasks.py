@@ -8,54 +8,23 @@ from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pneumo_lib.archive_files import FileName, load, locate, save
+from pneumo_lib.archive_files import load, locate, save
 from pneumo_lib.inference import load_foreground, predictions, read_file
+from pneumo_lib.logs import log_levels
 from pneumo_lib.operating_point import OperatingPoint
-from pneumo_lib.prediction_files import describe, text_of
-from pneumo_lib.quiet import log_levels
+from pneumo_lib.prediction_rows import ARCHIVE_COLUMNS, describe, text_of
 from pneumo_lib.rle import rle_encode
 from pneumo_lib.runs import Run
 
-# Those of predictions.csv but for the pictures' name, with the masks instead of the pictures.
-SCHEMA = pa.schema(
-    {
-        "file": pa.string(),
-        "sha256": pa.string(),
-        "probability": pa.float64(),
-        "area_px": pa.int64(),
-        "area_cm2": pa.float64(),
-        "side": pa.string(),
-        "side_source": pa.string(),
-        "height": pa.int32(),
-        "width": pa.int32(),
-        "EncodedPixels": pa.string(),
-        "top_threshold": pa.float64(),
-        "min_area": pa.float64(),
-        "bottom_threshold": pa.float64(),
-        "run": pa.string(),
-        "error": pa.string(),
-        "note": pa.string(),
-    }
-)
+SCHEMA = pa.schema(list(ARCHIVE_COLUMNS.items()))
 _BATCH = 32
 _READERS = 16  # threads that read and decode ahead; most of them wait for the store
 _CHECKSUM = b"pneumo.sha256"
-
-
-class Summary(NamedTuple):
-    """What is known of a partition once its file is whole."""
-
-    size: int  # bytes of the file
-    sha256: str
-    rows: int
-    failed: list  # (file, error)
-    is_new: bool
 
 
 def predict_partition(partition, *, out, settings):
@@ -67,7 +36,8 @@ def predict_partition(partition, *, out, settings):
         settings: dict with `run` and `operating_point`, as `prediction.json` holds it.
 
     Returns:
-        `Summary`.
+        `(size, sha256, rows, failed, is_new)`: bytes and checksum of the file, number of its rows,
+        `(file, error)` of those with an error, and whether this call made it.
 
     Raises:
         OSError: if the folder cannot be read or written.
@@ -83,7 +53,7 @@ def predict_partition(partition, *, out, settings):
         data = _as_parquet(table)
         save(data, store, path)
     failed = [(row["file"], row["error"]) for row in table.to_pylist() if row["error"]]
-    return Summary(len(data), hashlib.sha256(data).hexdigest(), table.num_rows, failed, is_new)
+    return len(data), hashlib.sha256(data).hexdigest(), table.num_rows, failed, is_new
 
 
 def read_whole(data, files):
@@ -97,8 +67,8 @@ def read_whole(data, files):
         table = pq.read_table(BytesIO(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError):
         return None
-    said = (table.schema.metadata or {}).get(_CHECKSUM, b"").decode()
-    if said != _checksum(table) or table["file"].to_pylist() != list(map(text_of, files)):
+    recorded = (table.schema.metadata or {}).get(_CHECKSUM, b"").decode()
+    if recorded != _checksum(table) or table["file"].to_pylist() != list(map(text_of, files)):
         return None
     # a file without checksum could not be read: the store may answer this time
     return None if table["sha256"].null_count else table
@@ -118,33 +88,17 @@ def _as_parquet(table):
 def _predict(files, out, settings):
     size, foreground = _network(out, settings["run"])
     point = OperatingPoint(*settings["operating_point"])
-    read = partial(_read, size=size)
-    found = predictions(map(FileName, files), read, foreground, point, _BATCH, _READERS)
-    # failures are in the rows, and what pydicom says may quote a header
+    # decoded as exactly as by `predict_files()`, whose rows these are too
+    read = partial(read_file, size=size, exact=True, load=load)
+    found = predictions(files, read, foreground, point, _BATCH, _READERS)
+    # failures are in the rows, and pydicom's texts may quote a header
     with log_levels(pneumo_lib__inference=logging.ERROR, pydicom=logging.CRITICAL):
-        rows = [_row(prediction, settings) for prediction in found]
-    columns = [
-        pa.array([None if row[field.name] == "" else row[field.name] for row in rows]).cast(
-            field.type
-        )
-        for field in SCHEMA
-    ]
-    return pa.table(columns, schema=SCHEMA)
-
-
-def _read(name, *, size):
-    """As `read_file()` with `keep`, but for the X-ray at its full size, which nothing needs."""
-    file, image = read_file(name, size=size, keep=True, load=load)
-    return file._replace(xray=file.xray and file.xray._replace(image=None)), image
-
-
-def _row(prediction, settings):
-    row = describe(prediction, settings) | dict.fromkeys(("height", "width", "EncodedPixels"), "")
-    if prediction.error is None:
-        height, width = prediction.mask.shape
-        text = rle_encode(prediction.mask) if row["area_px"] else "-1"
-        row |= {"height": height, "width": width, "EncodedPixels": text}
-    return row
+        rows = [
+            describe(prediction, settings)
+            | {"EncodedPixels": None if prediction.error else rle_encode(prediction.mask)}
+            for prediction in found
+        ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 @lru_cache(maxsize=1)

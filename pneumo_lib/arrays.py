@@ -1,9 +1,7 @@
 """The array files of a preparation: made in parallel, resumed after a kill, whole or not there."""
 
-import errno
 import hashlib
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +10,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
 
+from .paths import atomic_write, new_array
 from .pixels import read_pair
 
+PRINTS = "made_from.npy"  # fingerprints of the rows that are done
 CHUNK = 256  # images between two moments when everything done is safely on the disk
 
 
@@ -105,52 +105,16 @@ def _raise_if_not_the_files_fault(error, case):
 def _open_arrays(folder, shape):
     """Images, masks and the fingerprints of their rows, writable; made where they are missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {"images": (shape, "u1"), "masks": (shape, "u1"), "made_from": (shape[:1], "u8")}
+    wanted = {"images.npy": (shape, "u1"), "masks.npy": (shape, "u1"), PRINTS: (shape[:1], "u8")}
     try:
-        arrays = [open_memmap(folder / f"{name}.npy", mode="r+") for name in wanted]
+        arrays = [open_memmap(folder / name, mode="r+") for name in wanted]
         if [array.shape for array in arrays] == [shape for shape, _ in wanted.values()]:
             return arrays
     except (OSError, ValueError):
         pass  # not there, or killed while it was being made
     # fingerprints last: they must never tell of arrays that are made anew
-    (folder / "made_from.npy").unlink(missing_ok=True)
-    return [
-        new_array(folder / f"{name}.npy", shape, dtype) for name, (shape, dtype) in wanted.items()
-    ]
-
-
-def new_array(path, shape, dtype):
-    """A new array file of zeros, memory-mapped, with all of its disk space reserved.
-
-    Without the reservation a disk that fills up later would end the process without a word, when
-    a page of the map is written.
-
-    Args:
-        path: of the file; replaced where it exists.
-        shape, dtype: of the array.
-
-    Returns:
-        `np.memmap`, writable.
-
-    Raises:
-        OSError: if the disk is too full.
-    """
-    size = np.prod(shape, dtype=int) * np.dtype(dtype).itemsize
-    free = shutil.disk_usage(path.parent).free
-    try:
-        if size > free:  # all that can be known on macOS and Windows
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        array = open_memmap(path, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-            return array  # some network file systems cannot reserve
-        path.unlink(missing_ok=True)
-        text = f"{error.strerror}: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"
-        raise OSError(error.errno, text, str(path)) from None
-    return array
+    (folder / PRINTS).unlink(missing_ok=True)
+    return [new_array(folder / name, shape, dtype) for name, (shape, dtype) in wanted.items()]
 
 
 def drop_rows(folder, keep):
@@ -158,11 +122,11 @@ def drop_rows(folder, keep):
     for path in (folder / "images.npy", folder / "masks.npy"):
         whole = np.load(path, mmap_mode="r")
         shape = (int(keep.sum()), *whole.shape[1:])
-        kept = open_memmap(path.with_suffix(".kept"), "w+", "u1", shape)
-        for row, source_row in enumerate(np.flatnonzero(keep)):
-            kept[row] = whole[source_row]
-        kept.flush()
-        os.replace(path.with_suffix(".kept"), path)
+        with atomic_write(path) as unfinished:
+            kept = open_memmap(unfinished, "w+", "u1", shape)
+            for row, source_row in enumerate(np.flatnonzero(keep)):
+                kept[row] = whole[source_row]
+            kept.flush()
 
 
 def checksum(folder):
@@ -173,14 +137,3 @@ def checksum(folder):
             while block := file.read(1 << 20):
                 sha.update(block)
     return sha.hexdigest()
-
-
-def swap(aside, folder):
-    """Puts the finished `aside` where `folder` is or was."""
-    former = folder.with_name(folder.name + ".former")
-    shutil.rmtree(former, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, former)
-    os.replace(aside, folder)
-    (folder / "made_from.npy").unlink()
-    shutil.rmtree(former, ignore_errors=True)

@@ -3,13 +3,12 @@
 import math
 from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from keras import ops
 
 from pneumo_lib.batches import draw_for_batch
-
-AUGMENTATIONS = ("none", "flip", "full")
 
 
 def augment(images, masks, *, kind, seed):

@@ -2,22 +2,20 @@
 
 from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import pandas as pd
 
 from pneumo_lib import fcn, runs
 from pneumo_lib.features import cached_features
-from pneumo_lib.inference import load_network
-from pneumo_lib.paths import alone, project_path
-from pneumo_lib.prediction_files import run_id
-from pneumo_lib.preparation import load_prepared
-from pneumo_lib.results import keep_results, score_cases
+from pneumo_lib.paths import alone, project_path, write_csv
+from pneumo_lib.results import TrainedPart, keep_results, score_cases
 
 # What all members must share: one image goes through all of them, and is scored once.
-_SHARED = ("data_checksum", "size", "backbone", "test_time_flip", "epochs")
-# What else of the first member's settings is kept, for what reads a run folder.
-_KEPT = ("decoder", "weights", "loss", "precision", "feature_precision", "seed", "fine_tune")
+_SHARED = ("data_checksum", "size", "backbone", "feature_precision", "test_time_flip", "epochs")
+# What else is kept for what reads a run folder: "several" where members differ.
+_KEPT = ("decoder", "weights", "loss", "precision", "seed", "fine_tune")
 
 
 def average_runs(members, *, run, data=None):
@@ -43,18 +41,19 @@ def average_runs(members, *, run, data=None):
         ValueError: if there are fewer than two, `run` is one of them, they differ in data, size,
             backbone, test-time flip or epochs, or `data` are not those that they were scored on.
     """
-    members = [m if isinstance(m, runs.Run) else runs.load_run(m) for m in members]
+    members = [runs.load_run(member) for member in members]
     _check(members, run)
-    first = members[0].config
-    data = load_prepared(project_path(first["data"])) if data is None else data
-    if runs.data_checksum(data) != first["data_checksum"]:
-        raise ValueError(
-            "The mean is scored on what its members were trained on. Received: "
-            f"{data.folder}, which has changed since. Prepare the data again with prepare_data()"
-        )
-    settings = {name: first[name] for name in (*_SHARED, *_KEPT) if name in first}
-    settings["mean_of"] = [run_id(m) for m in members]
-    settings["results_version"] = runs.RESULTS_VERSION
+    data = runs.load_run_data(members[0], data=data)
+    first, *others = (member.config for member in members)
+    settings = {
+        name: first[name] if all(c.get(name) == first[name] for c in others) else "several"
+        for name in (*_SHARED, *_KEPT)
+        if name in first
+    }
+    settings |= {
+        "mean_of": [runs.run_id(m) for m in members],
+        "results_version": runs.RESULTS_VERSION,
+    }
     folder = project_path("runs") / run
     with alone(folder):
         runs.claim(run, settings)
@@ -81,26 +80,29 @@ def _check(members, run):
 
 
 def _keep_mean(members, data, folder, settings):
-    model, network, inputs, mirrored = _join([load_network(m) for m in members], data, settings)
-    model.weights_used = members[0].config["weights"]
+    models = [runs.load_network(member) for member in members]
+    model, part = _join(models, data, settings)
+    # One member of random features is a caveat of them all.
+    weights = [settings["weights"], *(member.config["weights"] for member in members)]
+    model.weights_used = max(weights, key=lambda name: name == "random features")
     histories = pd.concat([member.history for member in members])
     mean = histories.groupby("epoch", as_index=False).mean()
     mean["seconds"] *= len(members)
-    runs.write_csv(folder / "history.csv", mean)
-    scores = score_cases(network, inputs, data, settings, mirrored=mirrored)
+    write_csv(folder / "history.csv", mean)
+    scores = score_cases(part, data, test_time_flip=settings["test_time_flip"])
     scores.insert(0, "epoch", settings["epochs"])
-    runs.write_csv(folder / "scores.csv", scores)
-    keep_results(model, network, inputs, data, settings, folder, mirrored=mirrored)
+    write_csv(folder / "scores.csv", scores)
+    keep_results(model, part, data, settings, folder)
 
 
 def _join(models, data, settings):
-    """`(model, its part after a shared backbone, that part's inputs, mirrored inputs)`."""
+    """`(model, TrainedPart)`: the part after a shared backbone, or all of it."""
     backbone, name = settings["backbone"], f"mean_{settings['backbone']}"
     image = keras.Input(models[0].input.shape[1:], name="image")
     halves = [] if backbone == "small" else [fcn.split_fcn(model) for model in models]
     if not halves or not _equal([encoder for encoder, _ in halves]):
         model = keras.Model(image, _mean(models, image), name=name)
-        return model, model, data.images, data.images[:, :, ::-1]
+        return model, TrainedPart(model, data.images, data.images[:, :, ::-1], backbone)
     encoder, heads = halves[0][0], [head for _, head in halves]
     features = keras.Input(encoder.output.shape[1:], name="features")
     network = keras.Model(features, _mean(heads, features), name="heads")
@@ -109,7 +111,7 @@ def _join(models, data, settings):
         cached_features, encoder, data, backbone, precision=settings["feature_precision"]
     )
     mirrored = compute(flipped=True) if settings["test_time_flip"] else None
-    return model, network, compute(), mirrored
+    return model, TrainedPart(network, compute(), mirrored)
 
 
 def _mean(models, x):

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from keras import applications, ops
 
+from pneumo_lib.names import PRETRAINED as BACKBONES
+from pneumo_lib.names import check_name, check_size
 from pneumo_lib.paths import project_path
 
 _DOWNLOADS = "https://storage.googleapis.com/tensorflow/keras-applications"
@@ -31,7 +34,6 @@ class _Backbone(NamedTuple):
     build: Callable
     preprocess: Callable
     input_deviation: float  # standard deviation of preprocessed grey levels, about
-    smallest: int  # shortest side it accepts, as a multiple of 32
     url: str  # of the published weights, and their MD5, both as in keras.applications
     md5: str
 
@@ -42,7 +44,6 @@ _BACKBONES = {
         applications.VGG16,
         applications.vgg16.preprocess_input,
         64.0,
-        32,
         f"{_DOWNLOADS}/vgg16/vgg16_{_NOTOP}",
         "6d6bbae143d832006294945121d1f1fc",
     ),
@@ -50,7 +51,6 @@ _BACKBONES = {
         applications.VGG19,
         applications.vgg19.preprocess_input,
         64.0,
-        32,
         f"{_DOWNLOADS}/vgg19/vgg19_{_NOTOP}",
         "253f8cb515780f3b799900260a226db6",
     ),
@@ -58,7 +58,6 @@ _BACKBONES = {
         applications.ResNet50,
         applications.resnet.preprocess_input,
         64.0,
-        32,
         f"{_DOWNLOADS}/resnet/resnet50_{_NOTOP}",
         "4d473c1dd8becc155b73f8504c6f6626",
     ),
@@ -66,12 +65,10 @@ _BACKBONES = {
         applications.InceptionV3,
         applications.inception_v3.preprocess_input,
         0.5,
-        96,  # Keras asks for 75
         f"{_DOWNLOADS}/inception_v3/inception_v3_{_NOTOP}",
         "bcbd6486424b2319ff4ef7d526e38f63",
     ),
 }
-BACKBONES = tuple(_BACKBONES)
 # The last layer on each grid, by octave: how often the image has been halved. The pool3 to pool5
 # of Long et al.; a residual network and InceptionV3 pass their grids on without such a pool.
 _VGG_TAPS = {octave: f"block{octave}_pool" for octave in (2, 3, 4, 5)}
@@ -118,8 +115,8 @@ def build_backbone(name, *, size=128, weights="auto", seed=0):
             does not fit.
         FileNotFoundError: if the weight file does not exist or cannot be downloaded.
     """
-    _check_known(name, BACKBONES)
-    _check_size(size, name)
+    check_name("backbone", name, BACKBONES)
+    check_size(size, name)
     with _global_random_state_kept():
         model = _BACKBONES[name].build(include_top=False, weights=None, input_shape=(size, size, 3))
     _number_layers_from_zero(model)
@@ -144,7 +141,7 @@ def preprocess(images, backbone):
     Raises:
         ValueError: for an unknown `backbone` or images that are not a grey batch.
     """
-    _check_known(backbone, _PREPROCESSING)
+    check_name("backbone", backbone, _PREPROCESSING)
     if len(images.shape) != 3:
         raise ValueError(
             "`images` must have the shape (batch, height, width). "
@@ -152,21 +149,6 @@ def preprocess(images, backbone):
         )
     grey = ops.cast(ops.convert_to_tensor(images), "float32")
     return _PREPROCESSING[backbone](ops.stack([grey, grey, grey], axis=-1))
-
-
-def _check_known(name, known):
-    if name not in known:
-        raise ValueError(
-            f"`backbone` must be one of {', '.join(known)}. Received: backbone={name!r}"
-        )
-
-
-def _check_size(size, name):
-    smallest = _BACKBONES[name].smallest
-    if size % 32:
-        raise ValueError(f"`size` must be a multiple of 32. Received: size={size}")
-    if size < smallest:
-        raise ValueError(f"`size` must be at least {smallest} for {name}. Received: size={size}")
 
 
 @contextmanager
@@ -221,18 +203,24 @@ def _set_weights(model, name, *, weights, seed):
     return "imagenet" if weights == "imagenet" else path.name
 
 
+def published_weights(name):
+    """`(path, url)` of a backbone's ImageNet weights: where Keras keeps and where it gets them."""
+    url = _BACKBONES[name].url
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    return home / "models" / Path(url).name, url
+
+
 def _imagenet_file(name):
     """Path of the file Keras publishes, downloaded unless it lies in Keras' folder."""
-    url, file = _BACKBONES[name].url, Path(_BACKBONES[name].url).name
-    folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+    path, url = published_weights(name)
     try:
-        if not (folder / file).is_file() and not _answers(url):
+        if not path.is_file() and not _answers(url):
             raise TimeoutError("its host does not answer")
         return Path(
             keras.utils.get_file(
-                file,
+                path.name,
                 url,
-                cache_dir=str(folder.parent),
+                cache_dir=str(path.parents[1]),
                 cache_subdir="models",
                 file_hash=_BACKBONES[name].md5,
             )
@@ -240,7 +228,7 @@ def _imagenet_file(name):
     except Exception as error:  # get_file() raises plain `Exception` when a download fails
         raise FileNotFoundError(
             f"The ImageNet weights of {name} could not be downloaded ({error}). "
-            f"Fetch {url} and put it into {folder} by hand."
+            f"Fetch {url} and put it into {path.parent} by hand."
         ) from error
 
 

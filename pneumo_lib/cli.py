@@ -1,284 +1,331 @@
 """The `pneumo` command: what a notebook does not fit.
 
 The only module that prints. Everything heavy is imported inside the command that needs it, so
-that `pneumo --help` answers at once. `cli_options.py` says what each command takes.
+that `pneumo --help` answers at once.
 """
 
 import json
 import logging
+import os
 import sys
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Literal
 
-import pneumo_lib as pl
-from pneumo_lib.cli_options import DISCLAIMER, parser
-from pneumo_lib.interrupts import ended_by_ctrl_c
-from pneumo_lib.quiet import log_levels
+import typer
+from typer import Argument, Option
 
-_STOPPED = "\nStopped. What was finished is kept; the same command goes on."
+from pneumo_lib import cli_options as shared
+
+_DISCLAIMER = "For research and teaching, not a medical device."
+_COLOURS = {"ok": "green", "missing": "yellow", "wrong": "red"}
+
+app = typer.Typer(
+    help="Chest X-ray pneumothorax segmentation with FCNs.\n\n"
+    "Exit status: 0; 1 if anything failed; 2 for a wrong call; 130 after Ctrl-C.",
+    epilog=f"`pneumo COMMAND --help` says more, with an example. {_DISCLAIMER}",
+    no_args_is_help=True,
+    rich_markup_mode="markdown" if sys.stdout.isatty() else None,  # boxes on a terminal only
+    pretty_exceptions_enable=False,  # Python's own traceback for --debug
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "color": False if os.environ.get("NO_COLOR") else None,  # `None`: on a terminal
+    },
+)
 
 
 def main(arguments=None):
-    """Runs a command; returns its exit code: 0, 1 for an error, 130 for Ctrl-C."""
-    options = parser().parse_args(arguments)
+    """Runs a command; returns its exit code, see the help of `pneumo`."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("pneumo_lib").setLevel(logging.INFO)
     try:
-        with ended_by_ctrl_c(_STOPPED):
-            return _COMMANDS[options.command](options) or 0
-    except KeyboardInterrupt:
-        print(_STOPPED, file=sys.stderr)
-        return 130
-    except Exception as error:
-        if options.debug:
-            raise
-        said = " ".join(str(error).split()) or type(error).__name__  # one line, whatever came
-        print(f"pneumo {options.command}: {said}", file=sys.stderr)
-        return 1
+        app(arguments, prog_name="pneumo")
+    except SystemExit as end:
+        return end.code
 
 
-def report(options):
-    """Runs all notebooks and names the files they made."""
-    try:
-        import papermill  # noqa: F401  (asked for now, not when the first notebook runs)
+def command(example):
+    """Decorator that makes a function a command, with an example in its help."""
+    return app.command(cls=shared.Command, epilog=f"Example: {example}")
 
-        from pneumo_lib.report import run_report
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"the report needs the package {error.name}. `make env` installs everything; "
-            "with pip: pip install -e .[notebooks]"
-        ) from None
-    overrides = _settings(options.set)
-    if options.weights:
-        overrides["weights"] = _from_here(options.weights)
-    if options.backbones:
-        overrides["backbones"] = options.backbones
-    data = options.data if options.data in (None, "phantoms") else _from_here(options.data)
-    index = run_report(data=data, params=options.params, overrides=overrides, beyond=options.all)
+
+def _print_version(wanted: bool):
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"pneumo {version('pneumo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_a_command(
+    version: Annotated[
+        bool, Option("--version", callback=_print_version, is_eager=True, help="show the version")
+    ] = False,
+    debug: Annotated[bool, Option("--debug", help="show the traceback of an error")] = False,
+):
+    pass  # `shared.Command` looks at `debug`
+
+
+@command("pneumo report --data data/siim --params params/siim.yaml --backbones vgg16 small")
+def report(
+    data: shared.Data = None,
+    params: Annotated[str | None, Option(metavar="YAML", help="such as params/siim.yaml")] = None,
+    weights: Annotated[str, Option(parser=shared.from_here, help="imagenet, auto or a file")] = "",
+    backbones: Annotated[str, Option(metavar="NAME ...", help="networks to train")] = "",
+    settings: shared.Settings = (),
+    beyond: Annotated[bool, Option("--all", help="also the notebooks after 06_results")] = False,
+):
+    """Run all notebooks and write runs/report/index.html."""
+    import papermill  # noqa: F401  (asked for now, not when the first notebook runs)
+
+    from pneumo_lib.report import run_report
+
+    given = {"weights": weights, "backbones": backbones.split()}
+    overrides = shared.read_settings(settings) | {
+        name: value for name, value in given.items() if value
+    }
+    index = run_report(data=data, params=params, overrides=overrides, beyond=beyond)
     figures = Path(json.loads((index.parent / "report.json").read_text())["figures"])
-    print(f"\nReport      {_short(index)}")
-    print(f"Notebooks   {_short(index.parent)}/*.ipynb")
+    typer.echo()
+    _show("Report", index)
+    _show("Notebooks", index.parent / "*.ipynb")
     if any(figures.glob("*.png")):
-        print(f"Figures     {_short(figures)}/")
+        _show("Figures", figures)
 
 
-def sweep(options):
-    """Trains a grid of networks; 1 if any failed."""
+@command("pneumo sweep params/sweep.yaml --workers 2")
+def sweep(
+    params: Annotated[str, Argument(metavar="YAML", help="a grid, such as params/sweep.yaml")],
+    settings: shared.Settings = (),
+    scheduler: shared.Scheduler = "local",
+    workers: shared.Workers = None,
+    memory: Annotated[str | None, Option(help="of a worker, such as 4GB; more ends it")] = None,
+    resources: Annotated[str, Option(metavar="NAME=N ...", help="of a run, such as GPU=1")] = "",
+    retries: Annotated[int, Option(metavar="N", help="of a run that failed")] = 1,
+):
+    """Train a grid of networks on several processes or machines.
+
+    Writes runs/sweep-NAME/: table.csv, summary.csv, a figure and the executed notebooks. Called
+    again, it trains only what is not finished. docs/clusters.md shows SLURM and Kubernetes.
+    """
+    from pneumo_lib.sweep import run_sweep
+
     try:
-        run_sweep = pl.run_sweep
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"a sweep needs the package {error.name}: pip install -e .[notebooks,cluster]"
-        ) from None
-    try:
-        resources = {n: float(v) for n, v in (pair.split("=") for pair in options.resources)}
+        amounts = {n: float(v) for n, v in (pair.split("=") for pair in resources.split())}
     except ValueError:
         raise ValueError(
-            "--resources must be names with amounts, such as GPU=1. "
-            f"Received: {' '.join(options.resources)}"
+            f"--resources must be names with amounts, such as GPU=1. Received: {resources}"
         ) from None
-    done = run_sweep(
-        options.params, overrides=_settings(options.set), scheduler=options.scheduler,
-        workers=options.workers, memory=options.memory, resources=resources,
-        retries=options.retries,
-    )  # fmt: skip
+    options = dict(scheduler=scheduler, workers=workers, memory=memory, retries=retries)
+    done = run_sweep(params, overrides=shared.read_settings(settings), resources=amounts, **options)
     if len(done.table):
         tested = done.summary[done.summary["part"] == "test"].drop(columns="part")
-        print(f"\n{tested.round(3).to_string(index=False)}\n")
-        print(f"Table       {_short(done.folder)}/table.csv, summary.csv")
-        print(f"Figure      {_short(done.folder)}/scores.png")
+        typer.echo(f"\n{tested.round(3).to_string(index=False)}\n")
+        _show("Table", done.folder / "table.csv", "summary.csv")
+        _show("Figure", done.folder / "scores.png")
     failed = [(name, f"{why} ({_short(path)})") for name, (why, path) in done.failed.items()]
     return _list_failures(failed, what="runs")
 
 
-def slides(options):
-    """Writes the talk about a finished report."""
+@command("pneumo slides --data data/siim")
+def slides(data: shared.Data = "phantoms"):
+    """Write a finished report as slides, PowerPoint and HTML."""
     from pneumo_lib.slides import write_slides
 
-    data = options.data if options.data == "phantoms" else _from_here(options.data)
     for path in write_slides(data):
-        print(f"Slides      {_short(path)}")
+        _show("Slides", path)
 
 
-def fetch(options):
-    """Downloads the SIIM-ACR data set from Kaggle."""
+@command("pneumo fetch siim --to data/siim")
+def fetch(
+    data: Annotated[Literal["siim"], Argument(help="the data set")],
+    to: Annotated[str, Option(metavar="FOLDER", help="for its files")],
+    layout: Annotated[Literal["png", "dicom"], Option(help="of the files")] = "png",
+):
+    """Download the SIIM-ACR data set from Kaggle."""
     from pneumo_lib.fetch import fetch
 
-    folder = _short(fetch(options.to, options.layout))
-    print(f"Data set    {folder}\nNext        make report DATA={folder} PARAMS=params/siim.yaml")
+    folder = _short(fetch(to, layout))
+    _show("Data set", folder)
+    _show("Next", f"make report DATA={folder} PARAMS=params/siim.yaml")
 
 
-def phantoms(options):
-    """Draws synthetic chest X-rays in the layout of the real data set."""
-    folder = pl.make_phantoms(options.to, count=options.count, size=options.size, seed=options.seed)
-    print(f"Phantoms    {_short(Path(folder))}")
+@command("pneumo phantoms --to data/few --count 20 --size 1024")
+def phantoms(
+    to: Annotated[str, Option(metavar="FOLDER", help="for the files")],
+    count: Annotated[int, Option(metavar="N", help="X-rays")] = 800,
+    size: Annotated[int, Option(metavar="N", help="pixels on a side")] = 256,
+    seed: Annotated[int, Option(metavar="N", help="another one draws other X-rays")] = 0,
+):
+    """Draw synthetic chest X-rays in the layout of the real data set."""
+    from pneumo_lib.phantom import make_phantoms
+
+    _show("Phantoms", Path(make_phantoms(to, count=count, size=size, seed=seed)))
 
 
-def predict(options):
-    """Predicts X-ray files into a folder; 1 if any failed."""
-    if options.scheduler:
-        return _predict_archive(options)
-    files = [name for name in options.files if not Path(name).exists()]
-    if options.workers or any("://" in name or name[:1] == "@" for name in files):
+@command("pneumo predict xrays/ one.dcm --run runs/phantoms-small-128 --out predictions")
+def predict(
+    files: Annotated[list[str], Argument(metavar="FILE_OR_FOLDER", help="folders are searched")],
+    run: shared.Run,
+    out: Annotated[str, Option(metavar="FOLDER", help="new, or of an earlier call")],
+    threshold: shared.Threshold = None,
+    dicom_seg: Annotated[bool, Option("--dicom-seg", help="also write DICOM SEG objects")] = False,
+    scheduler: shared.Scheduler = None,
+    workers: shared.Workers = None,
+):
+    """Outline pneumothorax on new X-rays with a trained network.
+
+    Reads PNG, JPEG and DICOM. Writes predictions.csv, and for each file a probability map, a mask
+    at its own size and an overlay. Called again, it predicts only what is new.
+
+    With --scheduler, an archive of any size: one folder, one list of files (@list.txt) or one URL
+    (s3://bucket/xrays), read by many processes; --out, which may be a URL too, then holds Parquet
+    files with the masks as run lengths.
+    """
+    point = _operating_point(threshold)
+    if scheduler:
+        if len(files) > 1 or dicom_seg:
+            raise ValueError(
+                "An archive is one folder, URL or @list, without --dicom-seg. "
+                f"Received: {' '.join(files)}. Put single files into a list, one a line"
+            )
+        return _predict_archive(files[0], run, out, point, scheduler, workers)
+    absent = [name for name in files if not Path(name).exists()]
+    if workers or any("://" in name or name[:1] == "@" for name in absent):
         raise ValueError(
             "URLs, @lists and --workers belong to the prediction of an archive: "
-            f"add --scheduler local. Received: {' '.join(options.files)}"
+            f"add --scheduler local. Received: {' '.join(files)}"
         )
-    predict_files, run = pl.predict_files, _run(options)
-    with _quiet_readers():
-        outcome = predict_files(
-            options.files, run, options.out, operating_point=_operating_point(options),
-            dicom_seg=options.dicom_seg,
-        )  # fmt: skip
+    from pneumo_lib.prediction_files import predict_files
+
+    outcome = predict_files(files, run, out, operating_point=point, dicom_seg=dicom_seg)
     there = len(outcome.rows) - outcome.predicted - len(outcome.failed)
-    print(f"Predicted   {outcome.predicted} files" + (f"; {there} were there" if there else ""))
-    print(f"Table       {_short(Path(options.out).resolve() / 'predictions.csv')}")
-    for path in outcome.segmentations[:3]:
-        print(f"DICOM SEG   {_short(path)}")
-    if len(outcome.segmentations) > 3:
-        print(f"            and {len(outcome.segmentations) - 3} more")
+    _show("Predicted", f"{outcome.predicted} files" + (f"; {there} were there" if there else ""))
+    _show("Table", Path(out).resolve() / "predictions.csv")
+    for path in outcome.segmentations:
+        _show("DICOM SEG", path)
     return _list_failures([(row["file"], row["error"]) for row in outcome.failed])
 
 
-def _predict_archive(options):
+def _predict_archive(archive, run, out, point, scheduler, workers):
     """Predicts an archive on Dask's processes; 1 if any file failed."""
-    if len(options.files) > 1 or options.dicom_seg:
-        raise ValueError(
-            "An archive is one folder, URL or @list, without --dicom-seg. "
-            f"Received: {' '.join(options.files)}. Put single files into a list, one a line"
-        )
-    try:
-        predict_archive = pl.predict_archive
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"--scheduler needs the package {error.name}: pip install -e .[cluster]"
-        ) from None
-    outcome = predict_archive(
-        options.files[0], _run(options), options.out, operating_point=_operating_point(options),
-        scheduler=options.scheduler, workers=options.workers,
-    )  # fmt: skip
+    from pneumo_lib.archive import predict_archive
+
+    options = dict(operating_point=point, scheduler=scheduler, workers=workers)
+    outcome = predict_archive(archive, run, out, **options)
     without, there = len(outcome.without_row), outcome.rows - outcome.predicted
-    print(f"Listed      {outcome.listed} files")
-    print(f"Rows        {outcome.rows}, one a file; {there} were there, {without} are missing")
-    print(f"Table       {options.out.rstrip('/')}/parts/*.parquet, see README.txt there")
+    _show("Listed", f"{outcome.listed} files")
+    _show("Rows", f"{outcome.rows}, one a file; {there} were there, {without} are missing")
+    _show("Table", f"{out.rstrip('/')}/parts/*.parquet, see README.txt there")
     code = _list_failures(outcome.failures + [(name, "no row") for name in outcome.without_row])
     if outcome.failed > len(outcome.failures):
-        print(f"{outcome.failed} in all: the rows with an error", file=sys.stderr)
+        typer.echo(f"{outcome.failed} in all: the rows with an error", err=True)
     return code
 
 
-def submit(options):
-    """Writes the table that the SIIM-ACR competition takes; 1 if any image failed."""
-    write_submission, run = pl.write_submission, _run(options)
-    with _quiet_readers():
-        count, failed = write_submission(
-            options.images, run, options.to, part=options.part, rows=options.rows,
-            operating_point=_operating_point(options),
-        )  # fmt: skip
-    print(f"Submission  {_short(Path(options.to).resolve())}, {count} images. {DISCLAIMER}")
+@command("pneumo submit --run runs/siim-small-128 --images data/siim --to submission.csv")
+def submit(
+    run: shared.Run,
+    images: Annotated[str, Option(help="a data set, or files <ImageId>.dcm or .png")],
+    to: Annotated[str, Option(metavar="CSV", help="for the table")],
+    part: Annotated[Literal["test", "train", "all"], Option(help="official part")] = "test",
+    rows: Annotated[Literal["image", "region"], Option(help="one row for each")] = "image",
+    threshold: shared.Threshold = None,
+):
+    """Write the SIIM-ACR submission table.
+
+    ImageId,EncodedPixels with masks of 1024 x 1024 pixels, -1 where nothing was found or where an
+    image could not be read.
+    """
+    from pneumo_lib.submission import write_submission
+
+    point = _operating_point(threshold)
+    count, failed = write_submission(images, run, to, part=part, rows=rows, operating_point=point)
+    _show("Submission", Path(to).resolve(), f"{count} images. {_DISCLAIMER}")
     return _list_failures(failed)
 
 
-def export(options):
-    """Writes a trained network for other programs."""
-    path, difference = pl.export_network(_run(options), options.to, format=options.format)
-    print(f"Network     {_short(path.resolve())}, how to use it in {path.name}.txt")
-    print(f"Checked     probabilities differ from Keras' by {difference:.1e} at most")
+@command("pneumo average siim-s0 siim-s1 siim-s2 --to siim-mean")
+def average(runs: shared.Runs, to: Annotated[str, Option(metavar="NAME", help="of the new run")]):
+    """Make one network of several: the mean of their probabilities.
+
+    Networks of one kind, trained on the same data from different seeds.
+    """
+    from pneumo_lib.averaging import average_runs
+
+    _show("Run", average_runs(runs, run=to).folder, f"the mean of {len(runs)}")
 
 
-def average(options):
-    """Makes the mean of several networks a run of its own."""
-    run = pl.average_runs(list(map(_from_here, options.runs)), run=options.to)
-    print(f"Run         {_short(run.folder)}, the mean of {len(options.runs)}")
+@command("pneumo export --run runs/phantoms-small-128 --format onnx --to network.onnx")
+def export(
+    run: shared.Run,
+    to: Annotated[str, Option(metavar="PATH", help="must not exist yet")],
+    format: Annotated[Literal["onnx", "savedmodel", "litert"], Option(help="of it")] = "onnx",
+):
+    """Write a trained network for other programs.
+
+    The network takes grey images and includes their preprocessing. It is compared with Keras on
+    synthetic X-rays before it gets its name.
+    """
+    from pneumo_lib.export import export_network
+
+    path, difference = export_network(run, to, format=format)
+    _show("Network", path.resolve(), f"how to use it in {path.name}.txt")
+    _show("Checked", f"probabilities differ from Keras' by {difference:.1e} at most")
 
 
-def verify(options):
-    """Scores a run again; 1 if the saved network gives other scores than the recorded ones."""
-    found = pl.verify_run(_run(options))
+@command("pneumo verify phantoms-small-128")
+def verify(run: shared.OneRun):
+    """Score a trained network again and compare with its scores.csv."""
+    from pneumo_lib.verify import verify_run
+
+    found = verify_run(run)
     recorded, computed = found.siim_dice
-    print(f"Images      {found.images}, {found.images_that_differ} with other counts of pixels")
-    print(f"Pixels      {found.pixels_that_differ:.1e} of all fell on the other side")
-    print(f"SIIM-ACR    Dice {computed:.6f}, recorded {recorded:.6f}")
-    if found.matches:
-        print("The scores are those of the saved network.")
-        return 0
-    worst = ", ".join(found.worst)
-    print(
-        "The scores are NOT those of the saved network: one of the two was changed. Train the run "
-        f"again. Largest differences: {worst}", file=sys.stderr,
-    )  # fmt: skip
-    return 1
+    _show("Images", f"{found.images}, {found.images_that_differ} with other counts of pixels")
+    _show("Pixels", f"{found.pixels_that_differ:.1e} of all fell on the other side")
+    _show("SIIM-ACR", f"Dice {computed:.6f}, recorded {recorded:.6f}")
+    if not found.matches:
+        raise ValueError(
+            "the scores are NOT those of the saved network: one of the two was changed. Train the "
+            f"run again. Largest differences: {', '.join(found.worst)}"
+        )
+    typer.echo("The scores are those of the saved network.")
 
 
-def doctor(options):
-    """Says what is in place; 1 if something must be mended."""
-    findings = pl.examine()
+@command("pneumo doctor")
+def doctor():
+    """Say what is in place: versions, devices, weights, data, disk. Downloads nothing."""
+    from pneumo_lib.doctor import examine
+
+    findings = examine()
     for finding in findings:
-        print(f"{finding.state:9}{finding.what:22}{finding.value}")
+        state = typer.style(f"{finding.state:9}", fg=_COLOURS[finding.state])
+        typer.echo(f"{state}{finding.what:22}{finding.value}")
         if finding.remedy:
-            print(f"{'':31}-> {finding.remedy}")
+            typer.echo(f"{'':31}-> {finding.remedy}")
     return int(any(finding.state == "wrong" for finding in findings))
 
 
-def _operating_point(options):
-    """`None`, the run's own, without `--threshold`."""
-    if options.threshold is None:
-        return None
-    if not 0 < options.threshold <= 1:
-        raise ValueError(
-            "--threshold must be a probability above 0 and at most 1. "
-            f"Received: {options.threshold}"
-        )
+def _operating_point(threshold):
+    """Plain thresholding; without a threshold the run's own operating point: `None`."""
     from pneumo_lib.operating_point import OperatingPoint
 
-    return OperatingPoint(options.threshold, 0.0, options.threshold)
+    return OperatingPoint(threshold, 0.0, threshold) if threshold else None
 
 
-def _run(options):
-    """The run that was named: a path from here, or a name below `runs/`."""
-    return pl.load_run(_from_here(options.run))
+def _show(label, *facts):
+    typer.echo(typer.style(f"{label:12}", bold=True) + ", ".join(str(_short(f)) for f in facts))
 
 
-@contextmanager
-def _quiet_readers():
-    """Keeps from the screen what is told in the list of failures, and what quotes headers."""
-    levels = {"pneumo_lib__inference": logging.ERROR, "pydicom": logging.CRITICAL}
-    with log_levels(**levels), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")
-        yield
+def _short(fact):
+    """A path from the current folder, if it lies inside; anything else as it is."""
+    inside = isinstance(fact, Path) and fact.is_relative_to(Path.cwd())
+    return fact.relative_to(Path.cwd()) if inside else fact
 
 
 def _list_failures(failed, *, what="files"):
-    if not failed:
-        return 0
-    print(f"{len(failed)} {what} failed:", file=sys.stderr)
+    """Lists names with reasons on standard error; returns the exit code."""
+    if failed:
+        typer.secho(f"{len(failed)} {what} failed:", fg="red", err=True)
     for name, reason in failed:
-        print(f"  {name}: {reason}", file=sys.stderr)
-    return 1
-
-
-def _settings(pairs):
-    """Dict of `--set NAME VALUE`, each value read as in a YAML file."""
-    import yaml
-
-    return {name: yaml.safe_load(value) for name, value in pairs}
-
-
-def _from_here(path):
-    """An existing path as an absolute one: on a command line it starts at the current folder."""
-    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
-
-
-def _short(path):
-    """`path` from the current folder, if it lies inside."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-_COMMANDS = {
-    command.__name__: command
-    for command in (
-        *(report, sweep, slides, fetch, phantoms, predict, submit),
-        *(average, export, verify, doctor),
-    )
-}
+        typer.echo(f"  {name}: {reason}", err=True)
+    return int(bool(failed))

@@ -7,10 +7,11 @@ import uuid
 from importlib import import_module
 
 import dask
+from dask.utils import parse_bytes
 from distributed import CancelledError, Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
-from pneumo_lib.quiet import log_levels, quiet_start
+from pneumo_lib.logs import log_levels
 
 logger = logging.getLogger(__name__)
 _DEATHS = 10  # of workers under one task, after which the task is held to be the cause
@@ -32,25 +33,29 @@ def scheduler_lost(client):
 
 
 @contextlib.contextmanager
-def connected(scheduler="local", *, workers=None):
+def connected(scheduler="local", *, workers=None, memory=None):
     """A Dask client; what was started for it ends with the block.
 
     Args:
         scheduler: "local": processes on this machine; the address of a running scheduler, such as
             `tcp://10.0.0.1:8786`; or a `distributed.Client`, as dask-jobqueue gives one.
         workers: local processes, which share the cores; `None` is one for two cores.
+        memory: that a local process may take, such as "4GB". One that takes more is ended, and
+            its task is tried once more by another. `None`: no limit.
 
     Yields:
         `distributed.Client`.
 
     Raises:
         LostCluster: if no scheduler answers there.
-        ValueError: if `workers` is not positive, or given where nothing is started.
+        ValueError: if `workers` is not positive, or one of both is given where nothing is started.
     """
-    if workers is not None and (scheduler != "local" or workers < 1):
+    given = workers is not None or memory is not None
+    if (given and scheduler != "local") or (workers is not None and workers < 1):
         raise ValueError(
-            "`workers` is the number of local processes, 1 or more, with scheduler='local' only. "
-            f"Received: workers={workers}, scheduler={scheduler!r}"
+            "`workers`, 1 or more, and `memory` are those of local processes, with "
+            f"scheduler='local' only. Received: workers={workers}, memory={memory}, "
+            f"scheduler={scheduler!r}. Elsewhere workers have a limit by dask worker --memory-limit"
         )
     with contextlib.ExitStack() as stack:
         # a lost connection is told once, in our words
@@ -58,7 +63,7 @@ def connected(scheduler="local", *, workers=None):
         if isinstance(scheduler, Client):
             client = scheduler
         elif scheduler == "local":
-            client = stack.enter_context(Client(stack.enter_context(_local(workers))))
+            client = stack.enter_context(Client(stack.enter_context(_local(workers, memory))))
         else:
             client = stack.enter_context(_reach(scheduler))
         logger.info("Dashboard   %s", client.dashboard_link)
@@ -67,23 +72,27 @@ def connected(scheduler="local", *, workers=None):
         yield client
 
 
-def _local(workers):
+def _local(workers, memory):
     """A cluster of processes with one task at a time; TensorFlow in each gets its share of cores.
 
-    Without a limit of memory, at which Dask would kill: TensorFlow's is not Dask's to judge.
+    Dask would pause a process that comes near its limit until it has freed memory, which
+    TensorFlow never does: it may only end it.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or max(1, cores // 2)
     share = str(max(1, cores // workers))
     names = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-    with dask.config.set({"distributed.scheduler.allowed-failures": _DEATHS}):
+    settings = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")}
+    settings |= {"distributed.worker.memory.terminate": 1.0}
+    settings |= {"distributed.scheduler.allowed-failures": _DEATHS if memory is None else 1}
+    with dask.config.set(settings):
         return LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             dashboard_address="127.0.0.1:0",
-            memory_limit=0,
+            memory_limit=0 if memory is None else parse_bytes(memory),
             silence_logs=logging.CRITICAL,
-            env=dict.fromkeys(names, share) | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=dict.fromkeys(names, share) | {"TF_CPP_MIN_LOG_LEVEL": "3", "TQDM_DISABLE": "1"},
         )
 
 
@@ -97,7 +106,9 @@ def _reach(address):
         ) from None
 
 
-def as_finished(client, do, items, *, window=2000, **options):
+def as_finished(
+    client, do, items, *, window=2000, retries=_RETRIES, resources=None, raising=True, **options
+):
     """Yield `(item, result, error)` of each item, in the order in which they end.
 
     Each is one task; at most `window` of them are known to Dask, so that neither graph nor
@@ -109,10 +120,13 @@ def as_finished(client, do, items, *, window=2000, **options):
         do: function `do(item, **options)`, which the workers import.
         items: iterable, read only so far ahead.
         window: tasks at most.
+        retries: how often a task that raised is tried again.
+        resources: what a task takes of what workers have, such as `{"GPU": 1}`.
+        raising: whether what a task raised ends the work; else it is its `error`.
         options: as `do` takes them.
 
     Yields:
-        `error` is `None`, or text where the task took several workers down with it.
+        `error` is `None`, text where the task took several workers down with it, or an exception.
 
     Raises:
         LostCluster: if the scheduler went away.
@@ -124,7 +138,8 @@ def as_finished(client, do, items, *, window=2000, **options):
     def submit_next():
         for item in items:
             key = f"{do.__name__}-{uuid.uuid4().hex}"
-            future = client.submit(_call, *name, item, options, key=key, retries=_RETRIES)
+            how = {"key": key, "retries": retries, "resources": resources}
+            future = client.submit(_call, *name, item, options, **how)
             known[future] = item
             coming.add(future)
             return True
@@ -132,20 +147,44 @@ def as_finished(client, do, items, *, window=2000, **options):
 
     while len(known) < window and submit_next():
         pass
-    for future in coming:
-        item = known.pop(future)
-        try:  # not its status: should the worker have died since, it is computed again
-            found = (item, future.result(), None)
-        except KilledWorker:
-            found = (item, None, "the processes that worked on it died, each time")
-        except CancelledError:
-            raise scheduler_lost(client) from None
-        submit_next()
-        yield found
+    try:
+        for future in coming:
+            item = known.pop(future)
+            try:  # not its status: should the worker have died since, it is computed again
+                found = (item, future.result(), None)
+            except KilledWorker as error:
+                found = (item, None, _why_died(client, error.last_worker.address))
+            except CancelledError:
+                raise scheduler_lost(client) from None
+            except Exception as error:
+                if raising:
+                    raise
+                found = (item, None, error)
+            submit_next()
+            yield found
+    except KeyboardInterrupt:
+        _stop(client, known)
+        raise
+    finally:
+        client.cancel(list(known))  # on a cluster that lives on
+
+
+def _stop(client, known):
+    """Starts anew the workers that are at these tasks: Dask lets one that has begun go on."""
+    keys = {future.key for future in known}
+    busy = [worker for worker, tasks in client.processing().items() if keys & set(tasks)]
+    client.cancel(list(known))
+    client.restart_workers(busy, raise_for_error=False)
+
+
+def _why_died(client, worker):
+    why = "the processes that worked on it died, each time"
+    for _, event in client.get_events("worker-restart-memory"):
+        if event["worker"] == worker:
+            why += f"; the last took {event['rss'] / 1e9:.1f} GB, more memory than it may"
+    return why
 
 
 def _call(module, name, item, options):
-    """By name, because a function that came as itself would load TensorFlow before, and loudly."""
-    with quiet_start():
-        do = getattr(import_module(module), name)
-    return do(item, **options)
+    """By name, because a function that came as itself would load TensorFlow before."""
+    return getattr(import_module(module), name)(item, **options)

@@ -3,7 +3,8 @@
 import itertools
 import math
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from keras import initializers, layers, ops
 

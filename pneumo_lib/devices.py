@@ -5,7 +5,8 @@ import platform
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import keras
+from pneumo_lib.quiet import keras
+
 import tensorflow as tf
 
 
@@ -20,18 +21,13 @@ def device_name():
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def choose_precision(precision):
-    """Resolve "auto"; on a GPU, take its memory as needed instead of all at once."""
-    known = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
-    if precision not in known:
-        raise ValueError(
-            f"`precision` must be one of {', '.join(known)}. Received: precision={precision!r}"
-        )
+def prepare_gpus():
+    """Whether TensorFlow has a GPU; its memory is then taken as needed instead of all at once."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         with suppress(RuntimeError):  # already in use: too late to change
             tf.config.experimental.set_memory_growth(gpu, True)
-    return precision if precision != "auto" else ("mixed_float16" if gpus else "float32")
+    return bool(gpus)
 
 
 @contextmanager

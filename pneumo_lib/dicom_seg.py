@@ -40,7 +40,7 @@ def segment_studies(out, rows, run):
     Args:
         out: folder of `predict_files()`, which holds the masks.
         rows: those of its `Outcome`; files that are not DICOM are passed over.
-        run: name of the network and its checksum, see `prediction_files.run_id()`.
+        run: name of the network and its checksum, see `runs.run_id()`.
 
     Returns:
         `(paths, failed)`: `<out>/segmentations/<output>.dcm`, and the rows of files that could

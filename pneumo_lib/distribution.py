@@ -12,6 +12,8 @@ import re
 from contextlib import contextmanager, nullcontext
 from functools import cache
 
+import pneumo_lib.quiet  # noqa: F401  (before TensorFlow)
+
 import numpy as np
 import tensorflow as tf
 

@@ -1,18 +1,17 @@
 """What is in place to train and predict, and what to do where it is not."""
 
-import importlib.metadata
 import os
 import platform
-import re
 import shutil
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import NamedTuple
 
-from pneumo_lib import __version__
+from packaging.requirements import Requirement
+
 from pneumo_lib.paths import project_path
-from pneumo_lib.quiet import quiet_start
 
 _EXTRAS = {
+    "": "everything",
     "notebooks": "notebooks and the report",
     "dicom": "compressed DICOM, DICOM SEG",
     "export": "ONNX",
@@ -40,43 +39,42 @@ def examine():
 
 
 def _packages():
-    yield Finding("ok", "pneumo", f"{__version__}, Python {platform.python_version()}")
-    groups = {"": [], **{extra: [] for extra in _EXTRAS}}
-    for line in importlib.metadata.requires("pneumo") or []:
-        extra = re.search(r"extra == ['\"](\w+)['\"]", line)
-        if (extra[1] if extra else "") in groups:
-            groups[extra[1] if extra else ""].append(re.match(r"[\w.-]+", line)[0])
-    for extra, names in groups.items():
-        versions = {name: _version(name) for name in names}
-        missing = [name for name, version in versions.items() if version is None]
-        shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-        what = f"extra {extra}" if extra else "packages"
-        if missing:
-            state, remedy = (
-                ("missing", f"pip install -e '.[{extra}]'") if extra else ("wrong", "make env")
-            )
-            yield Finding(
-                state,
-                what,
-                f"no {', '.join(missing)}{f' ({_EXTRAS[extra]})' if extra else ''}",
-                remedy,
-            )
+    yield Finding("ok", "pneumo", f"{version('pneumo')}, Python {platform.python_version()}")
+    for extra, purpose in _EXTRAS.items():
+        versions = {name: _version(name) for name in _asked_for(extra)}
+        missing = ", ".join(name for name in versions if versions[name] is None)
+        if not missing:
+            shown = ", ".join(f"{name} {number}" for name, number in versions.items())
+            yield Finding("ok", f"extra {extra}" if extra else "packages", shown)
+        elif extra:
+            remedy = f"pip install -e '.[{extra}]'"
+            yield Finding("missing", f"extra {extra}", f"no {missing} ({purpose})", remedy)
         else:
-            yield Finding("ok", what, shown)
+            yield Finding("wrong", "packages", f"no {missing}", "make env")
+
+
+def _asked_for(extra):
+    """Names of the packages of an extra, or of those that pneumo always needs."""
+    requirements = [Requirement(line) for line in requires("pneumo")]
+    if not extra:
+        return [r.name for r in requirements if not r.marker]
+    return [r.name for r in requirements if r.marker and r.marker.evaluate({"extra": extra})]
 
 
 def _version(name):
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        return version(name)
+    except PackageNotFoundError:
         return None
 
 
 def _devices():
-    with quiet_start():
-        import tensorflow as tf
+    import pneumo_lib.quiet  # noqa: F401  (before TensorFlow)
 
-        from pneumo_lib.devices import device_name
+    import tensorflow as tf
+
+    from pneumo_lib.devices import device_name
+
     yield Finding("ok", "device", device_name())
     if not tf.config.list_physical_devices("GPU"):
         remedy = "with an NVIDIA GPU on Linux: pip install -e '.[gpu]'"
@@ -85,15 +83,14 @@ def _devices():
 
 def _weights():
     """Files of ImageNet weights, where Keras keeps them."""
-    from pneumo_lib.backbones import _BACKBONES
+    from pneumo_lib.backbones import BACKBONES, published_weights
 
-    folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
-    for name, backbone in _BACKBONES.items():
-        file = backbone.url.rpartition("/")[2]
-        if (folder / file).is_file():
-            yield Finding("ok", f"ImageNet {name}", f"{folder / file}")
+    for name in BACKBONES:
+        file, url = published_weights(name)
+        if file.is_file():
+            yield Finding("ok", f"ImageNet {name}", str(file))
         else:
-            remedy = f"downloaded at the first training; or put {backbone.url} into {folder}"
+            remedy = f"downloaded at the first training; or put {url} into {file.parent}"
             yield Finding("missing", f"ImageNet {name}", "not here", remedy)
 
 
@@ -108,7 +105,7 @@ def _data():
                 cases = read_cases(folder)
             except (FileNotFoundError, ValueError):
                 continue
-            found |= not folder.name.startswith("phantoms")
+            found |= not (folder / "phantoms.json").is_file()
             positive = int(cases["has_pneumothorax"].sum())
             yield Finding("ok", "data", f"{folder}: {len(cases)} X-rays, {positive} positive")
     if not found:
@@ -127,11 +124,13 @@ def _runs():
 
 
 def _disk():
-    folder = project_path()
+    folder = next(p for p in (project_path(), *project_path().parents) if p.exists())
     free = shutil.disk_usage(folder).free / 1e9
-    writable = os.access(folder, os.W_OK)
-    value = f"{free:.0f} GB free in {folder}{'' if writable else ', which cannot be written'}"
-    if free >= _FREE_GB and writable:
-        return Finding("ok", "disk", value)
-    remedy = f"free {_FREE_GB} GB, or set PNEUMO_HOME to a folder on another disk"
-    return Finding("wrong" if not writable or free < 1 else "missing", "disk", value, remedy)
+    value = f"{free:.0f} GB free in {folder}"
+    if not os.access(folder, os.W_OK):
+        remedy = "allow writing there, or set PNEUMO_HOME to another folder"
+        return Finding("wrong", "disk", f"{value}, which cannot be written", remedy)
+    if free < _FREE_GB:
+        remedy = f"free {_FREE_GB} GB, or set PNEUMO_HOME to a folder on another disk"
+        return Finding("wrong" if free < 1 else "missing", "disk", value, remedy)
+    return Finding("ok", "disk", value)

@@ -1,6 +1,7 @@
 """Dropout that is fast on a processor, and the same on one replica and on several."""
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from keras import ops
 

@@ -1,109 +1,153 @@
-"""Experiments: many runs of the training notebook, each with a few parameters changed.
+"""Experiments: many trainings from one parameter file, each with a few settings changed."""
 
-Notebooks are read and run by packages of the extra "notebooks", so they are imported where they
-are needed: the library works without them.
-"""
-
+import json
 import logging
 import re
-from pathlib import Path
+from dataclasses import asdict
+from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
+from tqdm.auto import tqdm
 
 from pneumo_lib import runs
-from pneumo_lib.metrics import confusion_counts
-from pneumo_lib.operating_point import apply_operating_point, load_operating_point
+from pneumo_lib.config import TrainingConfig
+from pneumo_lib.operating_point import apply_operating_point
+from pneumo_lib.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.paths import project_path, source_path
-from pneumo_lib.preparation import load_prepared, prepare_data
+from pneumo_lib.preparation import prepare_data
+from pneumo_lib.tables import count_cases
 
 logger = logging.getLogger(__name__)
-# parameters that choose the cases
-DATA = ("data", "size", "split", "fold", "seed", "phantom_count")
 
 
-class Experiment(NamedTuple):
-    """One run of a parameter file, see `read_experiments()`."""
+class PlannedRun(NamedTuple):
+    """A checked training, started or not, see `plan_run()`."""
 
-    factor: str  # what is changed; "base": nothing, the run that all others are compared with
-    level: str  # to what
-    parameters: dict  # of the training notebook
+    name: str  # of the run folder
+    source: dict  # arguments of `prepare_data()` that were given
+    config: TrainingConfig
+    factor: str = "base"  # of an experiment: what is changed
+    level: str = ""  # to what
+    changes: dict | None = None  # settings that differ from those of the base run
 
     @property
-    def run(self):
-        """Name of the run folder."""
-        return self.parameters["run_name"]
+    def settings(self):
+        """All settings of data and training, `{name: value}`."""
+        return asdict(self.config) | self.source
 
 
-def read_experiments(params, *, overrides=None):
-    """Experiments of a YAML file, the base run first.
-
-    The file has two parts. `base` holds parameters of notebook 05; `experiments` names factors,
-    each with levels, each with the parameters that differ from the base. Runs are named
-    `<file>-base` and `<file>-<factor>-<level>`.
+def plan_run(name, settings):
+    """`PlannedRun` of a dict of settings; `train()` and `prepare_data()` have the others' defaults.
 
     Args:
-        params: path of the file, such as `params/better.yaml`.
-        overrides: dict of parameters, stronger than `base` and weaker than a level.
+        name: of the run folder.
+        settings: fields of `TrainingConfig` and arguments of `prepare_data()`.
 
-    Returns:
-        List of `Experiment`.
+    Raises:
+        ValueError: for an unknown setting, or a value that it cannot have.
+        FileNotFoundError: if there is no such data folder, file of weights or `initial` run.
+    """
+    known = dict.fromkeys([*DATA, *asdict(TrainingConfig())])
+    settings = check_parameters(absolute_paths({"data": "phantoms"} | settings), known)
+    source = {n: settings[n] for n in DATA if n in settings}
+    training = {n: v for n, v in settings.items() if n not in DATA or n == "seed"}
+    return PlannedRun(name, source, TrainingConfig(**training))
+
+
+def read_two_parts(params, second):
+    """`(stem of the file, its part "base", its part `second`)` of a YAML file of many runs.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it has other parts, or a parameter that notebook 05 does not know.
+        ValueError: if it has other parts.
     """
-    from pneumo_lib import report
-
     path = source_path(params)
-    content = report.read_params(path)
-    if set(content) != {"base", "experiments"}:
+    content = read_params(path)
+    if set(content) != {"base", second}:
         raise ValueError(
-            f"{path.name} must have the parts `base` and `experiments`. Received: {list(content)}"
+            f"{path.name} must have the parts `base` and `{second}`. Received: {list(content)}"
         )
-    defaults = report.notebook_parameters(training_notebook())
-    base = content["base"] | (overrides or {})
+    return path.stem, content["base"] or {}, content[second] or {}
+
+
+def run_name(*words):
+    """Name of a run folder, of the letters, digits, dots and dashes in `words`."""
+    return re.sub(r"[^\w.]+", "-", " ".join(words)).strip("-")
+
+
+def read_experiments(params, *, overrides=None):
+    """Experiments of a YAML file, the base run first; all are checked.
+
+    The file has two parts. `base` holds settings of data (arguments of `prepare_data()`) and
+    training (fields of `TrainingConfig`); `experiments` names factors, each with levels, each
+    with the settings that differ from the base. Runs are named `<file>-base` and
+    `<file>-<factor>-<level>`.
+
+    Args:
+        params: path of the file, such as `params/better.yaml`.
+        overrides: dict of settings, stronger than `base` and weaker than a level.
+
+    Returns:
+        List of `PlannedRun`.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or as `plan_run()`.
+        ValueError: if the file has other parts, or as `plan_run()`.
+    """
+    stem, base, factors = read_two_parts(params, "experiments")
     levels = [("base", "", {})]
-    for factor, changes in content["experiments"].items():
+    for factor, changes in factors.items():
         levels += [(factor, str(level), change) for level, change in changes.items()]
-    experiments = []
-    for factor, level, changes in levels:
-        name = re.sub(r"[^\w.]+", "-", f"{path.stem} {factor} {level}".strip())
-        parameters = report.check_parameters(base | changes | {"run_name": name}, defaults)
-        experiments.append(Experiment(factor, level, parameters))
-    return experiments
+    return [
+        plan_run(run_name(stem, factor, level), base | (overrides or {}) | changes)._replace(
+            factor=factor, level=level, changes=changes
+        )
+        for factor, level, changes in levels
+    ]
 
 
-def run_experiments(params, *, overrides=None, in_kernels=True):
-    """Train all experiments of a file that are not finished.
+def run_experiments(params, *, overrides=None):
+    """Train all experiments of a file, one after the other; finished ones are only opened.
 
     Args:
         params, overrides: see `read_experiments()`.
-        in_kernels: each by notebook 05 in a kernel of its own, which leaves an executed notebook
-            to look at and gives memory back; else right here, for experiments of seconds.
 
     Returns:
         List of `Run`, in the order of the file.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_experiments()`, `prepare_data()` and `train()`.
-        NotebookError: if a cell of the notebook fails.
+        FileNotFoundError, ValueError: as `read_experiments()` and `prepare_data()`, before
+            anything is trained, and as `train()`.
     """
-    experiments = read_experiments(params, overrides=overrides)
-    if not in_kernels:
-        return [_train(experiment) for experiment in experiments]
-    folder = project_path("runs") / f"experiments-{Path(params).stem}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, experiment in enumerate(experiments, start=1):
-        progress = f"{number}/{len(experiments)} {experiment.run}"
-        executed = folder / f"{experiment.run}.ipynb"
-        if is_finished(experiment.parameters, executed):
-            logger.info("%s: finished before", progress)
-            continue
-        train_in_kernel(experiment.parameters, executed, desc=progress)
-        logger.info("%s: done", progress)
-    return [runs.load_run(experiment.run) for experiment in experiments]
+    planned = read_experiments(params, overrides=overrides)
+    found = []
+    for number, (run, data) in enumerate(zip(planned, prepare_each(planned), strict=True), 1):
+        logger.info("%d/%d %s", number, len(planned), run.name)
+        found.append(train_run(run, data))
+    return found
+
+
+def prepare_each(planned):
+    """`Prepared` data of each of the `planned` runs; the same cases are prepared once."""
+    prepare = cache(lambda source: prepare_data(**dict(source)))
+    return [prepare(tuple(run.source.items())) for run in planned]
+
+
+def train_run(planned, data):
+    """Finished `Run` of a `PlannedRun`, see `train()`."""
+    from pneumo_lib.training import train  # Keras is needed, and started, only to train
+
+    return train(data, planned.config, run=planned.name)
+
+
+def is_finished(planned, data):
+    """Whether `train_run()` would only open the run, found out without starting Keras."""
+    folder = project_path("runs") / planned.name
+    if not runs.is_finished(folder):
+        return False
+    kept = json.loads((folder / "settings.json").read_text())
+    on_any = (planned.config.resolved(gpu=gpu) for gpu in (False, True))  # a worker may have one
+    return any(kept == json.loads(json.dumps(runs.run_settings(data, config))) for config in on_any)
 
 
 def scores_at_operating_point(run):
@@ -114,81 +158,12 @@ def scores_at_operating_point(run):
 
     Returns:
         DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
-    """
-    data = load_prepared(project_path(run.config["data"]))
-    probabilities = np.load(run.folder / "probabilities.npy", mmap_mode="r")
-    point = load_operating_point(run)
-    tables = []
-    for first in range(0, len(data.masks), 256):  # 256 images at a time, however many there are
-        rows = slice(first, first + 256)
-        masks = apply_operating_point(probabilities[rows], point)
-        tables.append(pd.DataFrame(confusion_counts(data.masks[rows], masks)))
-    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
-    return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
-
-
-def _train(experiment):
-    from pneumo_lib import train  # Keras is needed, and started, only to train
-
-    settings = dict(experiment.parameters)
-    source = {name: settings.pop(name) for name in DATA if name in settings}
-    data = prepare_data(source.pop("data", "phantoms"), **source)
-    settings |= {"run": settings.pop("run_name"), "seed": source.get("seed", 0)}
-    return train(data, **settings)
-
-
-def train_in_kernel(parameters, executed, *, desc=None):
-    """Runs notebook 05, whose executed copy gets its name when it came to its end.
-
-    Args:
-        parameters: dict, with `run_name`.
-        executed: `Path` of the copy.
-        desc: of the progress bar; None shows none.
 
     Raises:
-        NotebookError: see `kernels.execute()`.
+        FileNotFoundError, ValueError: as `runs.open_run()`.
     """
-    from pneumo_lib import kernels
-
-    step = kernels.Step(parameters["run_name"], training_notebook(), parameters)
-    kernels.execute(step, unfinished(executed), desc=desc)
-    unfinished(executed).replace(executed)
-
-
-def unfinished(executed):
-    """Where a notebook lies while it runs, and stays, to look at, if a cell fails."""
-    return executed.with_suffix(".unfinished.ipynb")
-
-
-def prepare_for(parameters):
-    """`Prepared` data of a run of notebook 05."""
-    from pneumo_lib import report
-
-    wanted = report.notebook_parameters(training_notebook()) | parameters
-    source = {name: wanted[name] for name in DATA}
-    return prepare_data(source.pop("data"), **source)
-
-
-def is_finished(parameters, executed, *, data=None):
-    """Whether a run is there, of the same parameters, data and code.
-
-    Args:
-        parameters, executed: as for `train_in_kernel()`.
-        data: `Prepared`; `None`: that of `prepare_for()`.
-    """
-    import nbformat
-
-    folder = project_path("runs") / parameters["run_name"]
-    if not executed.is_file() or not runs.is_finished(folder):
-        return False
-    kept = nbformat.read(executed, as_version=4).metadata.papermill.parameters
-    if dict(kept) != parameters:
-        return False
-    config = runs.read_config(folder)
-    checksum = runs.data_checksum(data or prepare_for(parameters))
-    same_code = runs.results_version(config) == runs.RESULTS_VERSION
-    return same_code and config["data_checksum"] == checksum
-
-
-def training_notebook():
-    return source_path("notebooks") / "05_train_fcn.ipynb"
+    opened, point = runs.open_run(run), runs.load_operating_point(run)
+    numbers = tqdm(range(len(opened.cases)), desc="scoring", unit="image", delay=1, leave=False)
+    each = (slice(number, number + 1) for number in numbers)  # flat memory
+    predictions = ((row, apply_operating_point(opened.probabilities[row], point)) for row in each)
+    return count_cases(opened.data, predictions)

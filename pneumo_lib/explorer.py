@@ -3,36 +3,20 @@
 The widgets that call this are in `explorer_panel`.
 """
 
-import re
 from html import escape
-from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pandas as pd
 
 from pneumo_lib import metrics
 from pneumo_lib.figures import ERRORS
-from pneumo_lib.paths import project_path
 from pneumo_lib.pixels import read_image, resize_image
-from pneumo_lib.preparation import Prepared, load_prepared
-from pneumo_lib.runs import Run, data_checksum, load_run
+from pneumo_lib.runs import open_run
 from pneumo_lib.style import ORANGE, SKY
 
-ORDERS = ("best", "worst", "missed", "false alarm", "image evidence", "random", "by id")
+ORDERS = ("best", "worst", "missed", "false positive", "image-level score", "random", "by id")
 LAYERS = ("truth", "prediction", "errors", "probability")
 _SIDE = 1024  # pixels of the longer side of a picture: a repaint must not be felt
-_BLOCK = 256  # images whose evidence is computed at a time: flat memory
-
-
-class OpenRun(NamedTuple):
-    """A finished run with all that is needed to show its cases, see `open_run()`."""
-
-    run: Run
-    data: Prepared
-    probabilities: np.ndarray  # (n, size, size) uint8, 255 times the probability, memory-mapped
-    cases: pd.DataFrame  # n rows: image_id, split, has_pneumothorax, image_path, tp ... tn, dice
 
 
 def explore(run, beside=None):
@@ -60,59 +44,6 @@ def explore(run, beside=None):
     return Panel(open_run(run), None if beside is None else open_run(beside)).widget
 
 
-def open_run(run):
-    """A finished run with its prepared data and its probabilities, arrays memory-mapped.
-
-    Args:
-        run: `Run`, or what `load_run()` takes.
-
-    Returns:
-        `OpenRun`. Counts and Dice are those of the last epoch at threshold 0.5.
-
-    Raises:
-        FileNotFoundError: if there is no finished run, or its prepared data are gone.
-        ValueError: if the prepared data changed after the training.
-    """
-    run = run if isinstance(run, Run) else load_run(run)
-    folder = project_path(run.config["data"])
-    try:
-        data = load_prepared(folder)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            "A run is shown with the images and masks it was trained on. "
-            f"Received: {run.folder.name}, without {folder}. Make them again: {_remedy(run)}"
-        ) from None
-    if data_checksum(data) != run.config["data_checksum"]:
-        raise ValueError(
-            "A run is shown with the images and masks it was trained on. "
-            f"Received: {folder}, which changed after {run.folder.name} was trained. "
-            "Train the run again"
-        )
-    scores = run.scores[run.scores["epoch"] == run.scores["epoch"].max()].set_index("image_id")
-    cases = data.cases.join(scores[list(metrics.COUNTS)], on="image_id").reset_index(drop=True)
-    # A lesion that vanished at this size counts as missed, as in the tables.
-    empty = np.where(cases["has_pneumothorax"], 0.0, 1.0)
-    twice = 2 * cases["tp"]
-    cases["dice"] = metrics.ratio(twice, twice + cases["fp"] + cases["fn"], empty_score=np.nan)
-    cases["dice"] = cases["dice"].fillna(pd.Series(empty))
-    probabilities = np.load(run.folder / "probabilities.npy", mmap_mode="r")
-    return OpenRun(run, data, probabilities, cases)
-
-
-def _remedy(run):
-    """The call that prepares a run's data, read off the name of the prepared folder."""
-    config, name = run.config, Path(run.config["data"]).name
-    pattern = r"(?P<data>.+)_(?P<size>\d+)_(?P<split>\w+?)-split(?P<seed>\d+)"
-    found = re.fullmatch(pattern + r"(-fold(?P<fold>\d+)of(?P<folds>\d+))?", name)
-    split, seed = (found["split"], found["seed"]) if found else ("auto", config["seed"])
-    count = re.match(r"phantoms-(\d+)-seed", name)
-    data = "phantoms" if count else f"<the folder {config['data_name']}>"
-    phantoms = f", phantom_count={count[1]}" if count else ""
-    fold = f", fold='{found['fold']}/{found['folds']}'" if found and found["fold"] else ""
-    options = f"size={config['size']}, split={split!r}, seed={seed}{fold}{phantoms}"
-    return f'pl.prepare_data("{data}", {options})'
-
-
 # --- Which cases ---------------------------------------------------------------------------------
 
 
@@ -123,9 +54,9 @@ def order_cases(opened, order, *, split="all", seed=0):
         opened: `OpenRun`.
         order: "best" and "worst": positive cases by Dice (where Dice is equal, the largest
             lesion first); "missed": positive cases without one right pixel, the largest first;
-            "false alarm": healthy cases with a predicted pixel, the most pixels first; "image
-            evidence": all cases, the highest `metrics.image_evidence()` first; "random"; "by id".
-            Predictions are those at threshold 0.5.
+            "false positive": healthy cases with a predicted pixel, the most pixels first;
+            "image-level score": all cases, the highest `metrics.image_evidence()` first;
+            "random"; "by id". Predictions are those at threshold 0.5.
         split: "train", "validation", "test" or "all".
         seed: of the random order.
 
@@ -143,10 +74,12 @@ def order_cases(opened, order, *, split="all", seed=0):
         rows = keys.sort_values(["dice", "lesion"], ascending=[order == "worst", False]).index
     elif order == "missed":
         rows = lesion[positive["tp"] == 0].sort_values(ascending=False).index
-    elif order == "false alarm":
+    elif order == "false positive":
         rows = healthy[healthy["fp"] > 0].sort_values("fp", ascending=False).index
-    elif order == "image evidence":
-        rows = cases.index[np.argsort(-_evidence(opened, cases.index), kind="stable")]
+    elif order == "image-level score":
+        each = (opened.probabilities[[row]] / np.float32(255) for row in cases.index)
+        scores = np.array([metrics.image_evidence(y_pred)[0] for y_pred in each])
+        rows = cases.index[np.argsort(-scores, kind="stable")]
     elif order == "random":
         rows = np.random.default_rng(seed).permutation(cases.index)
     elif order == "by id":
@@ -154,12 +87,6 @@ def order_cases(opened, order, *, split="all", seed=0):
     else:
         raise ValueError(f"`order` must be one of {', '.join(ORDERS)}. Received: {order!r}")
     return [int(row) for row in rows]
-
-
-def _evidence(opened, rows):
-    blocks = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
-    evidence = [metrics.image_evidence(opened.probabilities[b] / np.float32(255)) for b in blocks]
-    return np.concatenate(evidence) if evidence else np.empty(0)
 
 
 def read_case(opened, row):
@@ -182,7 +109,7 @@ def read_case(opened, row):
 
 
 def case_scores(prediction, probability, mask=None):
-    """What a line of the panel says of one prediction, name -> text.
+    """Scores of one prediction as text, a line of the panel: name -> text.
 
     Args:
         prediction: `(height, width)` of 0 and 1.
@@ -203,10 +130,9 @@ def case_scores(prediction, probability, mask=None):
         }
         scores = {name: "–" if np.isnan(v[0]) else f"{v[0]:.2f}" for name, v in values.items()}
         scores["True area"] = f"{100 * mask.mean():.2f} %"
-    evidence = metrics.image_evidence(probability[None])[0]
     return scores | {
         "Predicted area": f"{100 * prediction.mean():.2f} %",
-        "Image evidence": f"{evidence:.2f}",
+        "Image-level score": f"{metrics.image_evidence(probability[None])[0]:.2f}",
     }
 
 
@@ -233,7 +159,7 @@ def paint(background, layers, *, probability, prediction, mask=None, opacity=0.5
 
     Args:
         background: `(height, width)` uint8, see `canvas()`.
-        layers: names of `LAYERS`. "errors" colours what was found, missed or a false alarm, and
+        layers: names of `LAYERS`. "errors" colours what was found, missed or a false positive, and
             "probability" grows opaque with the probability; "truth" and "prediction" are outlines.
         probability: `(size, size)` float32 in [0, 1].
         prediction: `(size, size)` uint8 of 0 and 1.
@@ -251,8 +177,8 @@ def paint(background, layers, *, probability, prediction, mask=None, opacity=0.5
         colours = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
         picture = cv2.blendLinear(colours, picture, opacity * smooth, 1 - opacity * smooth)
     if "errors" in layers and mask is not None:
-        outcome = prediction + np.uint8(2) * mask  # a false alarm is 1, missed 2, found 3
-        colours = [ERRORS[name] for name in ("false alarm", "missed", "found")]
+        outcome = prediction + np.uint8(2) * mask  # a false positive is 1, missed 2, found 3
+        colours = [ERRORS[name] for name in ("false positive", "missed", "found")]
         palette = np.array([(0, 0, 0), *map(_rgb, colours)], np.uint8)
         coloured = cv2.addWeighted(
             _blocks(palette[outcome], shape), opacity, picture, 1 - opacity, 0

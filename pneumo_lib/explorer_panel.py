@@ -7,15 +7,15 @@ from pathlib import Path
 import anywidget
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 import traitlets
 
 import pneumo_lib as pl
 from pneumo_lib import explorer
-from pneumo_lib.operating_point import apply_operating_point, load_operating_point
-from pneumo_lib.pixels import read_image, resize_image
-from pneumo_lib.runs import caveats
+from pneumo_lib.operating_point import apply_operating_point
+from pneumo_lib.pixels import SUFFIXES, read_image, resize_image
+from pneumo_lib.runs import caveats, load_operating_point, open_run
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of inference.py, whose import takes seconds
 _LARGEST_UPLOAD = 64 * 2**20  # bytes; an X-ray of 4000 x 4000 pixels at 16 bits is half of it
 _TOO_LARGE = f"An X-ray file may hold {_LARGEST_UPLOAD >> 20} MiB. Received: a larger one."
 _HINT = (
@@ -68,7 +68,7 @@ class Panel:
         self.run = drop(options=names, value=opened.run.folder, description="Run")
         self.beside = drop(options=[("–", ""), *names], description="Beside")
         self.beside.value = beside.run.folder if beside else ""
-        self.split = drop(options=splits, description="Part")
+        self.split = drop(options=splits, description="Split")
         self.split.value = "test" if "test" in splits else "all"
         self.order = drop(options=explorer.ORDERS, description="Cases")
         self.position = widgets.IntSlider(1, 1, 1, description="Case")
@@ -129,7 +129,7 @@ class Panel:
         folder = change["new"]
         try:
             if folder and folder not in self.open:
-                self.open[folder] = explorer.open_run(folder)
+                self.open[folder] = open_run(folder)
         except (FileNotFoundError, ValueError) as error:
             change["owner"].value = change["old"]
             self._say(error)
@@ -163,7 +163,7 @@ class Panel:
     def _load(self):
         """Read the case on show: once for however many repaints."""
         self.contents, self.image_id, self.title.value = [], None, ""
-        self._say("" if self.rows else "No case of this part is like that.")
+        self._say("" if self.rows else "No case of this split is like that.")
         if self.rows:
             case = self._shown()[0].cases.loc[self.rows[self.position.value - 1]]
             self.image_id = case["image_id"]
@@ -198,7 +198,8 @@ class Panel:
             self.viewer.position = f"{self.position.value if self.rows else 0} / {len(self.rows)}"
         self.threshold.disabled = self.tuned.value
         self.legend.value = explorer.legend(layers)
-        self.scores.value = _score_table([content[0] for content in self.contents], scores)
+        names = [opened.run.folder.name for opened, *_ in self.contents]
+        self.scores.value = pd.DataFrame(scores, names).to_html(border=0) if names else ""
 
     def _background(self, opened, image):
         kind, size = self.background.value, opened.run.config["size"]
@@ -282,15 +283,3 @@ class Panel:
         self.title.value = escape(f"own file · {name}")
         self._say("")
         self._paint()
-
-
-def _score_table(runs, scores):
-    """One line a run, as HTML."""
-    if not runs:
-        return ""
-    heads = "".join(f"<th>{escape(name)}</th>" for name in scores[0])
-    lines = [f"<tr><th></th>{heads}</tr>"]
-    for opened, texts in zip(runs, scores, strict=True):
-        cells = "".join(f"<td>{escape(text)}</td>" for text in texts.values())
-        lines.append(f"<tr><th>{escape(opened.run.folder.name)}</th>{cells}</tr>")
-    return f"<table>{''.join(lines)}</table>"

@@ -1,26 +1,22 @@
 """A trained network for other programs: ONNX, TensorFlow SavedModel, LiteRT."""
 
-import os
-import shutil
 import warnings
-from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import tensorflow as tf
 
 from pneumo_lib import __version__
 from pneumo_lib.backbones import preprocess
-from pneumo_lib.inference import load_network
-from pneumo_lib.operating_point import load_operating_point
-from pneumo_lib.paths import written_aside
+from pneumo_lib.paths import atomic_write
 from pneumo_lib.phantom import draw_phantom
 from pneumo_lib.pixels import resize_image
-from pneumo_lib.prediction_files import NOTE, run_id
-from pneumo_lib.runs import Run, load_run
+from pneumo_lib.prediction_files import NOTE
+from pneumo_lib.runs import load_network, load_operating_point, load_run, run_id
 
 SUFFIXES = {"onnx": ".onnx", "savedmodel": "", "litert": ".tflite"}
 _KERAS_NAMES = {"onnx": "onnx", "savedmodel": "tf_saved_model", "litert": "litert"}
@@ -48,7 +44,7 @@ def export_network(run, to, *, format="onnx"):
         ValueError: if `format` is unknown or its packages are missing, `to` exists, or the
             probabilities differ by more than 1e-4.
     """
-    run = run if isinstance(run, Run) else load_run(run)
+    run = load_run(run)
     to = _check(Path(to).expanduser(), format)
     size, backbone = run.config["size"], run.config["backbone"]
     whole = _with_preprocessing(load_network(run), size, backbone)
@@ -56,10 +52,10 @@ def export_network(run, to, *, format="onnx"):
     images = np.stack(images).astype(np.float32)
     expected = whole(images, training=False).numpy()
     to.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(to.with_name(f"{to.name}.txt")) as card, _made_aside(to) as aside:
+    with atomic_write(to.with_name(f"{to.name}.txt")) as card, atomic_write(to) as unfinished:
         with warnings.catch_warnings(action="ignore"):  # the converters' own, about their future
-            whole.export(str(aside), format=_KERAS_NAMES[format], verbose=False)
-            found = _READERS[format](aside, images)
+            whole.export(str(unfinished), format=_KERAS_NAMES[format], verbose=False)
+            found = _READERS[format](unfinished, images)
         difference = float(np.abs(found - expected).max())
         if not difference <= _AGREEMENT:
             raise ValueError(
@@ -92,19 +88,6 @@ def _with_preprocessing(network, size, backbone):
     prepare = partial(preprocess, backbone=backbone)
     inputs = keras.layers.Lambda(prepare, output_shape=(size, size, 3), name="preprocess")(images)
     return keras.Model(images, network(inputs)[..., 1])
-
-
-@contextmanager
-def _made_aside(to):
-    """As `written_aside()`, for what may be a folder."""
-    aside = to.with_name(f".{os.getpid()}-{to.name}")
-    try:
-        yield aside
-        aside.rename(to)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if aside.is_file():
-            aside.unlink()
 
 
 def _run_onnx(path, images):

@@ -4,15 +4,15 @@ import itertools
 import math
 from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 import pandas as pd
 from keras import layers
 
 from pneumo_lib import decoders
 from pneumo_lib.backbones import SKIP_TAPS, TAPS, build_backbone
+from pneumo_lib.names import DECODERS, check_name, check_size
 from pneumo_lib.taps import align, half_view, project
-
-DECODERS = ("deconvolution", *decoders.OCTAVES, "skips")
 
 
 def build_fcn(
@@ -58,10 +58,7 @@ def build_fcn(
     Reference:
         Long, Shelhamer, Darrell (2015), arXiv:1411.4038.
     """
-    if decoder not in DECODERS:
-        raise ValueError(
-            f"`decoder` must be one of {', '.join(DECODERS)}. Received: decoder={decoder!r}"
-        )
+    check_name("decoder", decoder, DECODERS)
     encoder = build_backbone(backbone, size=size, weights=weights, seed=seed)
     random = {"dropout": dropout, "seed": seed}
     if decoder == "deconvolution":
@@ -108,8 +105,7 @@ def build_small_fcn(*, size=128, filters=16, seed=0):
     Reference:
         Ronneberger, Fischer, Brox (2015), U-Net, arXiv:1505.04597.
     """
-    if size % 32 or size < 32:
-        raise ValueError(f"`size` must be a multiple of 32. Received: size={size}")
+    check_size(size, "small")
     seeds = itertools.count(decoders.layer_seed(seed, 0))
     convolution = partial(decoders.convolution, seeds=seeds)
     image = keras.Input((size, size, 3), name="image")

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from pneumo_lib.arrays import new_array
 from pneumo_lib.backbones import preprocess
-from pneumo_lib.paths import alone, project_path, written_aside
+from pneumo_lib.paths import atomic_write, file_lock, new_array, project_path
 
 _BATCHES_BETWEEN_FLUSHES = 32  # seconds of work to lose, and hardly any time to write
 
@@ -68,7 +69,7 @@ def cached_features(
     path = folder / f"{backbone}-{checksum(encoder, data, backbone)}{view}.npy"
     if not path.exists():
         images = data.images[:, :, ::-1] if flipped else data.images
-        with alone(path):
+        with file_lock(path):
             if not path.exists():  # another process may have made it meanwhile
                 _compute(encoder, images, backbone, path, batch_size=batch_size)
     return np.load(path, mmap_mode="r")
@@ -97,30 +98,29 @@ def checksum(encoder, data, backbone):
 
 
 def _compute(encoder, images, backbone, path, *, batch_size):
-    partial, count_file = path.with_suffix(".partial"), path.with_suffix(".count")
-    done = int(count_file.read_text()) if partial.exists() and count_file.exists() else 0
+    unfinished, count_file = path.with_suffix(".partial"), path.with_suffix(".count")
+    done = int(count_file.read_text()) if unfinished.exists() and count_file.exists() else 0
     if done:
-        features = np.load(partial, mmap_mode="r+")
+        features = np.load(unfinished, mmap_mode="r+")
     else:
         count_file.unlink(missing_ok=True)  # of other rows, if there is one
         dtype = "float16" if encoder.output.dtype == "bfloat16" else "float32"
-        features = new_array(partial, (len(images), *encoder.output_shape[1:]), dtype)
-    with tqdm(total=len(images), initial=done, desc=f"{backbone} features", unit="image") as bar:
-        for rows, batch in predict_batches(
-            encoder, images, backbone, batch_size=batch_size, start=done
-        ):
-            features[rows] = batch
-            bar.update(len(batch))
-            if rows.stop % (_BATCHES_BETWEEN_FLUSHES * batch_size) == 0:
-                features.flush()
-                with written_aside(count_file) as aside:
-                    aside.write_text(str(rows.stop))
+        features = new_array(unfinished, (len(images), *encoder.output_shape[1:]), dtype)
+    options = {"batch_size": batch_size, "start": done, "desc": f"{backbone} features"}
+    for rows, batch in predict_batches(encoder, images, backbone, **options):
+        features[rows] = batch
+        if rows.stop % (_BATCHES_BETWEEN_FLUSHES * batch_size) == 0:
+            features.flush()
+            with atomic_write(count_file) as unfinished_count:
+                unfinished_count.write_text(str(rows.stop))
     features.flush()
-    partial.rename(path)
+    unfinished.rename(path)
     count_file.unlink(missing_ok=True)
 
 
-def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0, flipped=None):
+def predict_batches(
+    network, inputs, backbone=None, *, batch_size=32, start=0, flipped=None, desc=None
+):
     """Outputs of `network` for `inputs` from row `start` on, a batch at a time.
 
     Args:
@@ -131,18 +131,22 @@ def predict_batches(network, inputs, backbone=None, *, batch_size=32, start=0, f
         start: first row.
         flipped: like `inputs`, of the mirrored images: outputs are then `(n, h, w, ...)`, each the
             mean of the image's and of its mirror's, mirrored back.
+        desc: of the progress bar, which appears where it takes more than a second.
 
     Yields:
         `(slice of the rows, NumPy array of their outputs)`.
     """
     predict = compiled(network, inputs.shape[1:], inputs.dtype, backbone)
-    for first in range(start, len(inputs), batch_size):
-        rows = slice(first, min(first + batch_size, len(inputs)))
-        output = predict(tf.constant(inputs[rows])).numpy()
-        if flipped is not None:
-            mirrored = predict(tf.constant(flipped[rows])).numpy()[:, :, ::-1]
-            output = (output + mirrored) / 2
-        yield rows, output
+    bar = tqdm(total=len(inputs), initial=start, desc=desc, unit="image", delay=1, leave=False)
+    with bar:
+        for first in range(start, len(inputs), batch_size):
+            rows = slice(first, min(first + batch_size, len(inputs)))
+            output = predict(tf.constant(inputs[rows])).numpy()
+            if flipped is not None:
+                mirrored = predict(tf.constant(flipped[rows])).numpy()[:, :, ::-1]
+                output = (output + mirrored) / 2
+            yield rows, output
+            bar.update(len(output))
 
 
 def compiled(network, shape, dtype, backbone=None):
@@ -154,8 +158,16 @@ def compiled(network, shape, dtype, backbone=None):
         backbone: preprocess for it first, as in `predict_batches()`.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *shape], dtype)])
     def predict(batch):
         return network(batch if backbone is None else preprocess(batch, backbone), training=False)
 
-    return predict
+    return as_graph(predict, input_signature=[tf.TensorSpec([None, *shape], dtype)])
+
+
+def as_graph(function, **options):
+    """`tf.function(function)` whose tracings TensorFlow counts for it alone.
+
+    TensorFlow counts them by the Python code, which all functions made here share, so it would
+    warn of retracing after a few networks, each of which was traced once. A `partial` has no code.
+    """
+    return tf.function(partial(function), **options)

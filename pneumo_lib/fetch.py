@@ -1,12 +1,11 @@
 """The SIIM-ACR data set from Kaggle, with the user's own account."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
 from .dataset import read_cases
-from .paths import alone, written_aside
+from .paths import REMEDIES, atomic_write, file_lock, holds_files
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +19,7 @@ def fetch(to, layout="png"):
     """Downloads the SIIM-ACR data set and checks that it is whole.
 
     Args:
-        to: folder for the files; those already there are kept. They share their disk space with
-            kagglehub's own cache where the file system can link.
+        to: folder for the files, new or empty: one that holds files is only checked.
         layout: `"png"` (12,047 images and masks with tables) or `"dicom"` (the official files).
 
     Returns:
@@ -44,22 +42,31 @@ def fetch(to, layout="png"):
             "Downloading needs the package kagglehub: pip install 'pneumo[kaggle]', "
             f"{by_hand}. Received: no kagglehub"
         ) from None
+    to = Path(to).expanduser().resolve()
+    with file_lock(to):
+        if not holds_files(to):
+            with atomic_write(to) as unfinished:
+                _download(kagglehub.dataset_download, layout, unfinished, by_hand)
+                _refuse_links(unfinished)
+    cases = read_cases(to)
+    positive = cases["has_pneumothorax"].sum()
+    logger.info("%d images, %d with pneumothorax, are in %s", len(cases), positive, to)
+    return to
+
+
+def _download(dataset_download, layout, to, by_hand):
     try:
-        source = kagglehub.dataset_download(DATASETS[layout])
+        found = dataset_download(DATASETS[layout], output_dir=str(to))
     except Exception as error:  # kagglehub lets through whatever its HTTP library raises
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            raise
         raise FileNotFoundError(
             "Kaggle must let you download: create an API token at kaggle.com/settings, save it as "
             "~/.kaggle/kaggle.json or set KAGGLE_API_TOKEN, accept the terms at the data set's "
             f"page, and try again, {by_hand}. Received: {type(error).__name__}: {error}"
         ) from error
-    to = Path(to).expanduser().resolve()
-    _refuse_links(Path(source))
-    with alone(to):
-        _copy(Path(source), to)
-    cases = read_cases(to)
-    positive = cases["has_pneumothorax"].sum()
-    logger.info("%d images, %d with pneumothorax, are in %s", len(cases), positive, to)
-    return to
+    if Path(found) != to:  # on Kaggle's and Colab's own machines, which have the files
+        shutil.copytree(found, to, symlinks=True)
 
 
 def _refuse_links(folder):
@@ -67,24 +74,6 @@ def _refuse_links(folder):
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise ValueError(
                 "A data set holds files and folders only; a link could lead to any file of yours. "
-                f"Look at what was downloaded, and delete it. Received: {path}"
+                "Nothing was kept: look at the data set's page for what it should hold. "
+                f"Received: {path.relative_to(folder)}"
             )
-
-
-def _copy(source, to):
-    """Not `shutil.copytree()`: on a full disk it goes on, and ends with an error for each file."""
-    to.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.rglob("*")):  # a folder comes before what it holds
-        target = to / path.relative_to(source)
-        if path.is_dir():
-            target.mkdir(exist_ok=True)
-        elif not target.exists():
-            _link_or_copy(path, target)
-
-
-def _link_or_copy(source, target):
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without links
-        with written_aside(target) as aside:  # a torn copy would be kept by the next call
-            shutil.copy2(source, aside)

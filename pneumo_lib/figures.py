@@ -42,7 +42,7 @@ __all__ = [
     "show_table",
     "use_style",
 ]
-ERRORS = {"found": SKY, "missed": VERMILION, "false alarm": YELLOW}
+ERRORS = {"found": SKY, "missed": VERMILION, "false positive": YELLOW}
 REPORT_MEAN_IOU = {  # as the report logged it after 300 epochs
     "vgg19": {"train": 0.3012, "validation": 0.3054, "test": 0.3190},
     "resnet50": {"train": 0.4102, "validation": 0.4109, "test": 0.4302},

@@ -11,33 +11,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import keras
 import numpy as np
-import tensorflow as tf
 
 from pneumo_lib import fcn
 from pneumo_lib.dicom import XRay
-from pneumo_lib.features import compiled
+from pneumo_lib.features import as_graph, compiled
 from pneumo_lib.metrics import image_evidence
-from pneumo_lib.operating_point import apply_operating_point, load_operating_point
-from pneumo_lib.pixels import decode_xray, inside_frame, is_dicom, resize_image
-from pneumo_lib.runs import Run, load_run
+from pneumo_lib.operating_point import apply_operating_point
+from pneumo_lib.pixels import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
+from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 _WORTH_COMPILING = 1000  # files: XLA takes 0.8 s for a head, and then 1 ms less for an image
 
 
 class Prediction(NamedTuple):
-    """What `predict()` says of one file; `error` alone where the file could not be read."""
+    """Result of `predict()` for one file; without mask where the file could not be read."""
 
-    path: Path
+    path: Path  # or text, see `load` of `read_file()`
     probability: np.ndarray | None = None  # (size, size) float32, of the foreground
     mask: np.ndarray | None = None  # (height, width) of the file, uint8 0 and 1
-    evidence: float | None = None  # of the whole image, see `metrics.image_evidence()`
-    error: str | None = None
-    xray: XRay | None = None  # what was read, and the checksum of the file: with `keep`
-    sha256: str | None = None
+    score: float | None = None  # image-level, 0 to 1, see `metrics.image_evidence()`
+    error: str | None = None  # why there is no prediction
+    xray: XRay | None = None  # what was read; its image with `keep` only
+    sha256: str | None = None  # of the file
     inside: tuple = (0, 1, 0, 1)  # where the X-ray lies in a framed image, see `inside_frame()`
 
 
@@ -48,7 +45,6 @@ def predict(
     operating_point=None,
     shape=None,
     keep=False,
-    skip=(),
     batch_size=32,
     workers=None,
 ):
@@ -67,9 +63,7 @@ def predict(
             enough pixels are sure is decided at the network's size, as it was chosen; the
             outline is cut at the file's.
         shape: `(height, width)` of all masks; `None` is that of each file.
-        keep: whether results hold the X-ray that was read, at its full size, and its checksum.
-        skip: set of `(path, checksum)`: with `keep`, such files are read but not predicted, their
-            results hold path and checksum alone.
+        keep: whether results hold the image of the X-ray, at its full size.
         batch_size: files a step of the network.
         workers: decoding threads; `None` is one per processor, at most 16.
 
@@ -82,15 +76,15 @@ def predict(
         ValueError: if the saved network is damaged or holds code.
     """
     paths = find_images(files)
-    run = run if isinstance(run, Run) else load_run(run)
+    run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
     foreground = load_foreground(run, batch_size=batch_size, xla=len(paths) >= _WORTH_COMPILING)
-    read = partial(read_file, size=run.config["size"], keep=keep, skip=skip)
+    read = partial(read_file, size=run.config["size"], exact=keep, keep=keep)
     return predictions(paths, read, foreground, point, batch_size, workers, shape=shape)
 
 
 def load_foreground(run, *, batch_size, xla):
-    """What a finished run computes, as a function.
+    """The probability of the foreground that a finished run computes, as a function.
 
     Args:
         run: `Run`.
@@ -98,38 +92,16 @@ def load_foreground(run, *, batch_size, xla):
         xla: whether to compile the head, which halves its time after a second.
 
     Returns:
-        Function of `(n, size, size)` uint8 images, which gives `(n, size, size)` float32: the
-        probability of the foreground.
+        Function of `(n, size, size)` uint8 images, which gives `(n, size, size)` float32.
 
     Raises:
         ValueError: as `load_network()`.
     """
     foreground = _foreground(load_network(run), run.config, batch_size, xla=xla)
-    return partial(_both_sides, foreground) if run.config.get("test_time_flip") else foreground
-
-
-def load_network(run):
-    """The network of a finished run. One that holds code (a lambda layer, a pickle) is refused.
-
-    Args:
-        run: `Run`.
-
-    Returns:
-        `keras.Model`.
-
-    Raises:
-        ValueError: if it cannot be loaded safely.
-    """
-    path = run.folder / "model.keras"
-    try:
-        # `safe_mode` by name: a process may have turned it off for all
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises whatever its parts raise
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise ValueError(
-            "A saved network must be whole and hold no code of its own. "
-            f"Received: {path} ({reason}). Train the run again, or get it from whom you trust"
-        ) from error
+    if not run.config.get("test_time_flip"):
+        return foreground
+    # the mean over each image and its mirror, as the run was scored
+    return lambda images: (foreground(images) + foreground(images[:, :, ::-1])[:, :, ::-1]) / 2
 
 
 def find_images(files):
@@ -177,7 +149,7 @@ def _foreground(network, config, batch_size, *, xla):
         return lambda images: whole(images).numpy()[..., 1].copy()
     encoder, head = fcn.split_fcn(network)
     encode = compiled(encoder, shape, "uint8", backbone)
-    decode = tf.function(lambda features: head(features, training=False)[..., 1], jit_compile=True)
+    decode = as_graph(lambda features: head(features, training=False)[..., 1], jit_compile=True)
 
     def foreground(images):
         batch = np.zeros((batch_size, *shape), np.uint8)  # XLA would compile each length anew
@@ -187,59 +159,55 @@ def _foreground(network, config, batch_size, *, xla):
     return foreground
 
 
-def _both_sides(foreground, images):
-    """Mean over each image and its mirror, as the run was scored."""
-    return (foreground(images) + foreground(images[:, :, ::-1])[:, :, ::-1]) / 2
-
-
 def predictions(paths, read, foreground, point, batch_size, workers, *, shape=None):
     """`predict()` with its parts given: `read` as `read_file()`, `foreground` as loaded."""
+    finish = partial(_finish, point=point, shape=shape)
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads:
         decoded = ahead(threads, read, paths, count=2 * batch_size)
         while batch := list(islice(decoded, batch_size)):
-            good = [
-                (image, shape or file.xray.shape, file.inside)
-                for file, image in batch
-                if image is not None
-            ]
-            results = iter(())
-            if good:
-                images, shapes, inside = zip(*good, strict=True)
-                found = foreground(np.stack(images))
-                masks = threads.map(partial(_mask, point=point), found, shapes, inside)
-                evidence = map(float, image_evidence(found))
-                probabilities = map(_framed, found, inside)
-                results = zip(probabilities, masks, evidence, strict=True)
-            for file, image in batch:
-                if image is not None:
-                    probability, mask, evidence = next(results)
-                    yield file._replace(probability=probability, mask=mask, evidence=evidence)
-                else:
-                    if file.error:
-                        logger.warning("%s: not predicted: %s", file.path, file.error)
-                    yield file
+            files, images = zip(*batch, strict=True)
+            readable = [image for image in images if image is not None]
+            found = iter(foreground(np.stack(readable)) if readable else ())
+            probabilities = [None if image is None else next(found) for image in images]
+            yield from threads.map(finish, files, probabilities)
 
 
-def read_file(path, *, size, keep=False, skip=(), load=Path.read_bytes):
-    """`(Prediction, still without one, image for the network)`; no image where there is none."""
-    sha256 = None
+def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
+    """`(Prediction, still without one, image for the network)`; no image where there is none.
+
+    Args:
+        path: of the file, as `load` takes it.
+        size: height and width of the network's images.
+        exact: whether to decode at full size what could be decoded faster at a reduced one.
+        keep: as for `predict()`.
+        load: function from the path to the bytes of the file.
+    """
+    file = Prediction(path)
     try:
         data = load(path)
-        sha256 = hashlib.sha256(data).hexdigest() if keep else None
-        if (path, sha256) in skip:
-            return Prediction(path, sha256=sha256), None
-        xray = decode_xray(data, path, at_least=None if keep else size)
+        file = file._replace(sha256=hashlib.sha256(data).hexdigest())
+        xray = decode_xray(data, path, at_least=None if exact else size)
         inside = inside_frame(xray.image)
         image = resize_image(_part(xray.image, inside), (size, size))
-        xray = xray if keep else xray._replace(image=None)
-        return Prediction(path, xray=xray, sha256=sha256, inside=inside), image
+        return file._replace(xray=xray if keep else xray._replace(image=None), inside=inside), image
     except Exception as error:  # whatever a decoder raises: the other files go on
         reason = str(error).split("\n")[0] or repr(error)
-        return Prediction(path, error=reason, sha256=sha256), None
+        logger.warning("%s: not predicted: %s", path, reason)
+        return file._replace(error=reason), None
+
+
+def _finish(file, probability, *, point, shape):
+    if probability is None:
+        return file
+    return file._replace(
+        probability=_framed(probability, file.inside),
+        mask=_mask(probability, shape or file.xray.shape, file.inside, point=point),
+        score=float(image_evidence(probability[None])[0]),
+    )
 
 
 def _part(image, inside):
-    """View of the part of an image that `inside_frame()` told."""
+    """View of the part of an image that `inside_frame()` gives."""
     (height, width), (top, bottom, left, right) = image.shape, inside
     return image[
         round(top * height) : round(bottom * height), round(left * width) : round(right * width)

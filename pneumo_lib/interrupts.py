@@ -30,7 +30,7 @@ def ended_by_ctrl_c(message):
         return
     heard, told = socket.socketpair()
     told.setblocking(False)
-    screen = os.dup(2)  # `quiet_start()` turns 2 away from it for some seconds
+    screen = os.dup(2)  # `quiet` turns 2 away from it while Keras is loaded
     former = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(heard, screen, message), daemon=True)
     watcher.start()
@@ -73,11 +73,6 @@ def _end(children):
 
 def _children():
     """Processes of a pool, kernels of notebooks, and theirs."""
-    try:
-        import psutil
+    import psutil
 
-        return psutil.Process().children(recursive=True)
-    except ImportError:  # without the notebooks there are no kernels
-        import multiprocessing
-
-        return multiprocessing.active_children()
+    return psutil.Process().children(recursive=True)

@@ -80,12 +80,11 @@ def execute(step, output, *, desc=None):
 
 
 @contextmanager
-def measured(*, every=0.25, stop=lambda total: False):
+def measured(*, every=0.25):
     """Dict that holds `seconds` and `peak_gb` at the end of the block.
 
     Peak of the resident memory of this process and all it started (kernel, workers), sampled
-    `every` so many seconds; memory they share is counted once for each. What was started is
-    killed once `stop(total)`, given that memory in bytes, is true.
+    `every` so many seconds; memory they share is counted once for each.
     """
     import psutil
 
@@ -99,10 +98,6 @@ def measured(*, every=0.25, stop=lambda total: False):
                 with suppress(psutil.Error):  # it may have ended meanwhile
                     total += process.memory_info().rss
             used["peak_gb"] = round(max(used["peak_gb"], total / 1e9), 2)
-            if stop(total):
-                for process in here.children(recursive=True):
-                    with suppress(psutil.Error):
-                        process.kill()
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()

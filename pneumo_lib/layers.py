@@ -3,7 +3,8 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from keras import ops
 

@@ -5,10 +5,12 @@ All take `y_true` `(batch, height, width)` of 0 and 1 (any dtype) and `y_pred`
 `(batch,)`, one value per image, so that Keras' `fit()` takes them as they are.
 """
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 from keras import ops
 
+from pneumo_lib.config import parse_loss
 from pneumo_lib.metrics import COUNTS, LOGGED_COUNTS
 
 TRAINING_COUNTS = COUNTS + LOGGED_COUNTS
@@ -145,7 +147,7 @@ LOSSES = (
     tversky,
     lovasz,
     crossentropy_dice,
-)
+)  # their names, in this order, are config.LOSSES
 
 
 def get_loss(name):
@@ -155,17 +157,10 @@ def get_loss(name):
         name: such as "dice" or "3*crossentropy+dice+4*focal".
 
     Raises:
-        ValueError: if there is no loss of that name, or a weight is no number.
+        ValueError: if there is no loss of that name, or a weight is no positive number.
     """
     losses = {loss.__name__: loss for loss in LOSSES}
-    terms = [term.strip().rpartition("*") for term in name.split("+")]
-    try:
-        weighted = [(float(weight or 1), losses[term.strip()]) for weight, _, term in terms]
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"`loss` must be one of {list(losses)}, or a sum such as '2*crossentropy+dice'. "
-            f"Received: loss={name!r}"
-        ) from None
+    weighted = [(weight, losses[term]) for weight, term in parse_loss(name)]
     if weighted[0][0] == 1 and len(weighted) == 1:
         return weighted[0][1]
     return lambda y_true, y_pred: sum(weight * loss(y_true, y_pred) for weight, loss in weighted)

@@ -6,13 +6,9 @@ earn its mask: enough pixels must be quite sure. Only then is the outline drawn,
 of its own.
 """
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-from pneumo_lib.paths import project_path
 
 # Multiples of 1/128 are exact in binary: `y_pred * 128` rounded down counts how many of them a
 # probability reaches, so that choosing and applying never disagree about a pixel.
@@ -113,17 +109,6 @@ def grid_scores(y_true, y_pred):
     scores = empty_mask.mean() + gain / len(y_true)
     scores[np.broadcast_to((THRESHOLDS[:, None] < THRESHOLDS)[:, None], scores.shape)] = -np.inf
     return scores
-
-
-def load_operating_point(run):
-    """Operating point that a run chose on its validation cases; the plain one if it has none.
-
-    Args:
-        run: `Run`, or its folder, or its name below `runs/`.
-    """
-    folder = getattr(run, "folder", None) or project_path(Path("runs") / run)
-    path = folder / "operating_point.json"
-    return OperatingPoint(**json.loads(path.read_text())) if path.is_file() else OperatingPoint()
 
 
 def _areas(y_true, y_pred):

@@ -1,22 +1,23 @@
-"""Optimisers with what fine-tuning needs: two learning rates, a schedule, averaged weights."""
+"""Optimizers with what fine-tuning needs: two learning rates, a schedule, averaged weights."""
 
 import math
 from contextlib import contextmanager
 
-import keras
+from pneumo_lib.quiet import keras
 
 from pneumo_lib import fcn
+from pneumo_lib.config import OPTIMIZERS, SCHEDULES
+from pneumo_lib.names import check_name
 
-SCHEDULES = ("constant", "cosine", "warmup-cosine")
 _WARMUP = 0.1  # of all steps
-_OPTIMISERS = {
+_OPTIMIZERS = {
     "adam": (keras.optimizers.Adam, {}),
     "adamw": (keras.optimizers.AdamW, {"weight_decay": 0.01}),
     "sgd": (keras.optimizers.SGD, {"momentum": 0.9}),
 }
 
 
-def build_optimiser(
+def build_optimizer(
     name,
     variables,
     *,
@@ -28,9 +29,9 @@ def build_optimiser(
     slow_factor=1.0,
     scale_loss=False,
 ):
-    """A Keras optimiser, built for `variables`.
+    """A Keras optimizer, built for `variables`.
 
-    One optimiser with a factor for some variables, not two: loss scale, schedule and averages
+    One optimizer with a factor for some variables, not two: loss scale, schedule and averages
     are then shared, and there is one state to save.
 
     Args:
@@ -38,7 +39,7 @@ def build_optimiser(
         variables: list of `keras.Variable`, all that is trained.
         learning_rate: the highest.
         schedule: "constant"; "cosine": down to zero after `steps` steps; "warmup-cosine": up from
-            zero in a tenth of them first, for large rates on weights that are not yet anything.
+            zero in a tenth of them first, for a large learning rate on untrained weights.
         steps: of the whole training; not for "constant".
         ema: momentum of the moving average of the weights that Keras keeps, see
             `averaged_weights()`; 0: none.
@@ -58,15 +59,9 @@ def build_optimiser(
         arXiv:1711.05101, and (2017), cosine schedule, arXiv:1608.03983; Howard, Ruder (2018),
         discriminative fine-tuning, arXiv:1801.06146.
     """
-    for argument, value, known in (
-        ("optimizer", name, tuple(_OPTIMISERS)),
-        ("schedule", schedule, SCHEDULES),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"`{argument}` must be one of {', '.join(known)}. Received: {argument}={value!r}"
-            )
-    kind, arguments = _OPTIMISERS[name]
+    check_name("optimizer", name, OPTIMIZERS)
+    check_name("schedule", schedule, SCHEDULES)
+    kind, arguments = _OPTIMIZERS[name]
     if slow:
         kind = _with_slow_variables(kind, slow, slow_factor)
     if schedule == "cosine":
@@ -78,37 +73,37 @@ def build_optimiser(
         )
     if ema:
         arguments = arguments | {"use_ema": True, "ema_momentum": ema}
-    optimiser = kind(learning_rate, **arguments)
-    if slow and optimiser.weight_decay:
-        optimiser.exclude_from_weight_decay(var_list=list(slow))
+    optimizer = kind(learning_rate, **arguments)
+    if slow and optimizer.weight_decay:
+        optimizer.exclude_from_weight_decay(var_list=list(slow))
     if scale_loss:
-        optimiser = keras.optimizers.LossScaleOptimizer(optimiser)
-    optimiser.build(variables)
-    return optimiser
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(variables)
+    return optimizer
 
 
-def optimiser_of_run(network, settings, *, images):
-    """The optimiser of a training; lets the backbone learn, slowly, as far as `fine_tune` says."""
+def optimizer_of_run(network, config, *, images):
+    """The optimizer of a training; lets the backbone learn, slowly, as far as `fine_tune` says."""
     slow = []
-    if settings["fine_tune"] != "none" and settings["backbone"] != "small":
+    if config.fine_tune != "none" and config.backbone != "small":
         fast = {id(variable) for variable in network.trainable_variables}
-        fcn.unfreeze(network, settings["fine_tune"])
+        fcn.unfreeze(network, config.fine_tune)
         slow = [v for v in network.trainable_variables if id(v) not in fast]
-    return build_optimiser(
-        settings["optimizer"],
+    return build_optimizer(
+        config.optimizer,
         network.trainable_variables,
-        learning_rate=settings["learning_rate"],
-        schedule=settings["schedule"],
-        steps=settings["epochs"] * math.ceil(images / settings["batch_size"]),
-        ema=settings["ema"],
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,
+        steps=config.epochs * math.ceil(images / config.batch_size),
+        ema=config.ema,
         slow=slow,
-        slow_factor=settings["backbone_learning_rate"] / settings["learning_rate"],
-        scale_loss=settings["precision"] == "mixed_float16",
+        slow_factor=config.backbone_learning_rate / config.learning_rate,
+        scale_loss=config.precision == "mixed_float16",
     )
 
 
 def _with_slow_variables(kind, slow, factor):
-    """The optimiser class `kind`, with `factor` times its learning rate for `slow` variables."""
+    """The optimizer class `kind`, with `factor` times its learning rate for `slow` variables."""
 
     class Slowed(kind):  # Keras asks this method for each variable, and has no other way in
         def update_step(self, gradient, variable, learning_rate):
@@ -121,7 +116,7 @@ def _with_slow_variables(kind, slow, factor):
 
 
 @contextmanager
-def averaged_weights(optimiser, variables, *, ema):
+def averaged_weights(optimizer, variables, *, ema):
     """Inside the block, `variables` hold their moving averages, if there are any (`ema` > 0).
 
     Averages over the last steps lie nearer to the middle of a minimum than the last step does.
@@ -134,7 +129,7 @@ def averaged_weights(optimiser, variables, *, ema):
         yield
         return
     last = [variable.numpy() for variable in variables]
-    optimiser.finalize_variable_values(variables)
+    optimizer.finalize_variable_values(variables)
     yield
     for variable, value in zip(variables, last, strict=True):
         variable.assign(value)

@@ -1,130 +1,101 @@
-"""The report's HTML: each executed notebook as a page, and one index with results and figures.
+"""The report's HTML: a first page with results and figures, and each executed notebook as a page.
 
-All of it can be read without a network and copied elsewhere: images are embedded, formulas
-become MathML, and nothing is loaded from other hosts.
+Rendered by Sphinx as the course is, with `site/conf.py`: all of it can be read without a network
+and copied elsewhere.
 """
 
-import base64
-import html
 import io
 import re
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jinja2
-import nbformat
 import pandas as pd
-from latex2mathml.converter import convert as mathml
-from nbconvert import HTMLExporter
 from PIL import Image, ImageChops
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from pneumo_lib.paths import figures_folder
-from pneumo_lib.runs import load_run
+from pneumo_lib.paths import figures_folder, source_path
 from pneumo_lib.tables import format_table, score_table
 
 _PAGE_PIXELS = (1600, 1600)
-_INDEX = Path(__file__).with_name("report.html")
-# nbconvert's page without the scripts it fetches from other hosts, with a way back, and with
-# words for those who cannot see a figure.
-_NOTEBOOK = """
-{%- extends "lab/index.html.j2" -%}
-{% block html_head_js %}{% endblock %}
-{% block jupyter_widgets %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block body_header %}
-{{ super() }}<p><a href="index.html">← All of the report</a></p>
-{% endblock %}
-{% block data_png scoped %}
-<div class="jp-RenderedImage jp-OutputArea-output">
-<img alt="{{ output.metadata.alt | escape_html }}"
-src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"></div>
-{% endblock %}
-"""
-# Formulas, and the code in which a dollar is just a dollar.
-_MATH = re.compile(r"<(pre|code)\b.*?</\1>|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.S)
+_INDEX = Path(__file__).with_name("report.md")
 
 
-class _OfflineExporter(HTMLExporter):
-    """nbconvert's exporter, with formulas as MathML instead of a script that draws them."""
-
-    @jinja2.pass_context
-    def markdown2html(self, context, source):
-        return _MATH.sub(_to_mathml, super().markdown2html(context, source))
-
-
-def _to_mathml(match):
-    for display in ("block", "inline"):
-        if latex := match[display]:
-            return mathml(html.unescape(latex), display=display)
-    return match[0]
-
-
-def write_notebook_page(executed, links):
-    """Writes an executed notebook as HTML beside it; returns the page's `Path`.
+def write_report(folder, records, settings, *, runs, notebooks=()):
+    """Writes the report's first page and a page for each notebook; returns the first one's `Path`.
 
     Args:
-        executed: path of the `.ipynb`.
-        links: dict from a notebook's file name to the page that links to it should open.
-    """
-    nb = nbformat.read(executed, as_version=4)
-    heading = executed.stem
-    for cell in nb.cells:
-        if cell.cell_type == "markdown":
-            heading = next(re.finditer(r"^#+ *(.+)", cell.source, re.M), [0, heading])[1]
-        # A finished progress bar tells nothing, and it is a widget that needs a script to show.
-        cell["outputs"] = [o for o in cell.get("outputs", []) if not _is_widget(o)]
-        for output in cell["outputs"]:
-            output.setdefault("metadata", {})["alt"] = f"Figure: {heading}"
-    exporter = _OfflineExporter(raw_template=_NOTEBOOK, embed_images=True)
-    resources = {"metadata": {"name": executed.stem, "path": str(executed.parent)}}
-    text, _ = exporter.from_notebook_node(nb, resources=resources)
-    for name, target in links.items():
-        text = text.replace(f'href="{html.escape(name)}"', f'href="{html.escape(target)}"')
-    page = executed.with_suffix(".html")
-    page.write_text(text, encoding="utf-8")
-    return page
-
-
-def _is_widget(output):
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-
-
-def write_index(folder, records, settings):
-    """Writes the report's first page from the records of its notebooks; returns its `Path`.
-
-    Args:
-        folder: of the report; the executed notebooks and their pages lie in it.
-        records: list of dicts with `name`, `seconds`, `peak_gb`, `parameters` and `learnt`, None
-            unless the notebook trained the run that its parameter `run_name` names.
+        folder: of the report; the executed notebooks lie in it.
+        records: list of dicts with `name`, `seconds`, `peak_gb` and `parameters`.
         settings: dict of parameters, with `data`.
+        runs: list of `Run` that the report trained.
+        notebooks: paths of all notebooks; a link to one that was not executed downloads it.
     """
-    runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
-    figures = figures_folder(settings["data"])
-    notebooks = [r | {"title": _title(folder / f"{r['name']}.ipynb")} for r in records]
-    # figures are named after the notebook, which may have run several times ("05_train_fcn-vgg19")
-    titles = {n["name"].split("-")[0]: n["title"] for n in notebooks}
-    sections = [
-        (title, [_figure(path, stem) for path in sorted(figures.glob(f"{stem}_*.png"))])
-        for stem, title in titles.items()
-        if settings.get("export", True)  # else those that lie there are of another run
-    ]
+    executed = {}  # of a notebook that ran several times ("05_train_fcn-vgg19"), the first
+    for record in records:
+        executed.setdefault(record["name"].partition("-")[0], record["name"])
+    figures = {name: _figures(stem, settings["data"]) for stem, name in executed.items()}
+    if not settings.get("export", True):  # those that lie there are of another run
+        figures = {}
+    with TemporaryDirectory() as temporary, patch_docutils(), docutils_namespace():
+        source, built, cache = (Path(temporary, name) for name in ("source", "built", "cache"))
+        source.mkdir()
+        index = _first_page(records, settings, runs, figures)
+        (source / "index.md").write_text(index, encoding="utf-8")
+        for path in (path for shown in figures.values() for path in shown):
+            (source / path.name).write_bytes(shrunk_picture(path))
+        links = {f"{stem}.ipynb": f"{name}.ipynb" for stem, name in executed.items()}
+        for path in notebooks:
+            if path.name not in links:
+                shutil.copy(path, temporary)
+                links[path.name] = f"path:../{path.name}"
+        for path in (folder / f"{record['name']}.ipynb" for record in records):
+            (source / path.name).write_text(_with_links(path, links), encoding="utf-8")
+        Sphinx(source, source_path("site"), built, cache, "html", status=None).build()
+        shutil.rmtree(folder / "_images", ignore_errors=True)  # of an earlier report
+        shutil.copytree(built, folder, dirs_exist_ok=True)
+    return folder / "index.html"
+
+
+def _with_links(path, links):
+    """Text of a notebook with other links; its title, which search shows, names the network."""
+    text = path.read_text(encoding="utf-8")
+    for link, target in links.items():
+        text = text.replace(f"]({link}", f"]({target}")
+    network = path.stem.partition("-")[2]
+    return re.sub(r'"# [^"\\]+', rf"\g<0> ({network})", text, count=1) if network else text
+
+
+def _first_page(records, settings, runs, figures):
+    """Markdown; values from outside stand in HTML, where they are escaped."""
     configs = [run.config for run in runs]
-    template = jinja2.Environment(autoescape=True).from_string(_INDEX.read_text(encoding="utf-8"))
-    page = folder / "index.html"
-    text = template.render(
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        # an empty line would end the HTML around a value, and what follows would be Markdown
+        finalize=lambda value: " ".join(value.split()) if type(value) is str else value,
+    )
+    return environment.from_string(_INDEX.read_text(encoding="utf-8")).render(
         data=Path(settings["data"]).name,
-        synthetic=settings["data"] == "phantoms",
+        synthetic=_synthetic(settings["data"], configs),
         settings=settings,
-        notebooks=notebooks,
-        sections=[section for section in sections if section[1]],
+        notebooks=records,
+        figures={name: shown for name, shown in figures.items() if shown},
         configs=configs,
         random_features=[c["backbone"] for c in configs if c["weights"] == "random features"],
         results=_results_tables(runs),
         seconds=sum(record["seconds"] for record in records),
         peak_gb=max(record["peak_gb"] for record in records),
     )
-    page.write_text(text, encoding="utf-8")
-    return page
+
+
+def _synthetic(data, configs):
+    """Whether the X-rays are drawn: `True`, `False`, or `None` where nothing is known."""
+    if configs:
+        return configs[0]["synthetic"]
+    return True if data == "phantoms" or (Path(data) / "phantoms.json").is_file() else None
 
 
 def _results_tables(runs):
@@ -139,31 +110,19 @@ def _results_tables(runs):
     ]
     table = format_table(score_table(pd.concat(parts), by=["network", "weights"])).fillna("–")
     found = {}
-    for split in ("test", "validation", "train"):
-        rows = table[table["split"] == split]
-        if len(rows):
-            images, positives = rows.iloc[0][["images", "positives"]]
-            text = rows.drop(columns=["split", "images", "positives"]).to_html(
-                index=False, border=0, escape=True
-            )
-            # the interval goes below its score, so that all columns fit on a page
-            text = re.sub(r" (\[[\d., -]+\])</td>", r"<br><small>\1</small></td>", text)
-            found[f"{split}: {images} images, {positives} of them with pneumothorax"] = text
+    for (split, images, positives), rows in table.groupby(["split", "images", "positives"]):
+        rows = rows.drop(columns=["split", "images", "positives"])
+        text = rows.to_html(index=False, border=0, classes="table")
+        # the interval goes below its score, so that all columns fit on a page
+        text = re.sub(r" (\[[\d., -]+\])</td>", r"<br><small>\1</small></td>", text)
+        found[f"{split}: {images} images, {positives} of them with pneumothorax"] = text
     return found
 
 
-def _title(executed):
-    """First heading of a notebook."""
-    for cell in nbformat.read(executed, as_version=4).cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("# "):
-            return cell.source.splitlines()[0].removeprefix("# ")
-    return executed.stem
-
-
-def _figure(path, stem):
-    caption = path.stem.removeprefix(stem).strip("_").replace("_", " ")
-    data = base64.b64encode(shrunk_picture(path)).decode()
-    return {"caption": caption.capitalize(), "source": f"data:image/png;base64,{data}"}
+def _figures(stem, data):
+    """Dict from a notebook's exported figures to their captions, in the order of the notebook."""
+    paths = sorted(figures_folder(data).glob(f"{stem}_*.png"), key=lambda p: p.stat().st_mtime_ns)
+    return {p: p.stem.removeprefix(f"{stem}_").replace("_", " ").capitalize() for p in paths}
 
 
 def shrunk_picture(path):

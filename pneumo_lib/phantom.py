@@ -4,7 +4,6 @@ They make every notebook and test run without a download. They are drawn, not me
 learn and to check a pipeline with, never evidence about patients.
 """
 
-import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -17,8 +16,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pneumo_lib import anatomy, pneumothorax, projection, radiography
-from pneumo_lib.paths import alone
+from pneumo_lib.paths import atomic_write, begin_folder, file_lock, made_from
 
+RECORD = "phantoms.json"  # the settings of a set of phantoms; marks images as synthetic
+_PARTS = ("png_images", "png_masks")
+_LAST = "patients.csv"  # of the files: with it a set of phantoms is whole
 VERSION = 2  # of the drawing: raise it whenever the same seed and index give another image
 
 SITES = ("apical", "lateral", "basal")
@@ -147,9 +149,9 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
 
     `png_images/` and `png_masks/` (0 and 255) with names such as `2_train_1_.png` (number within
     the part, official part, label), `stage_1_train_images.csv`, `stage_1_test_images.csv`,
-    `patients.csv` and, written last, `phantoms.json` with the settings. A finished folder
-    returns at once; after an interruption only what is missing is drawn. One pair of images in
-    nine is the official test part; unlike in SIIM-ACR no patient is in both parts.
+    `phantoms.json` with the settings, written first, and `patients.csv`, written last. A
+    finished folder returns at once; after an interruption only what is missing is drawn. One pair
+    of images in nine is the official test part; unlike in SIIM-ACR no patient is in both parts.
 
     Args:
         folder: where to write; made when absent.
@@ -174,42 +176,25 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
     _check(**settings)
     folder, settings = Path(folder).resolve(), {"version": VERSION, "count": count, **settings}
     plan = _plan(count, seed=seed, prevalence=prevalence)
-    if _missing(folder, plan, settings) is None:  # finished, and may lie where none can write
-        return folder
-    with alone(folder):
-        missing = _missing(folder, plan, settings)
-        if missing is None:  # by the process that was waited for
-            return folder
-        for part in ("png_images", "png_masks"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        begun = folder / "phantoms.json.part"
-        _write(begun, json.dumps(settings, indent=1).encode())
+    whole = (folder / _LAST).is_file() and not _missing(folder, plan)
+    if whole and made_from(folder, record=RECORD) == settings:
+        return folder  # which may lie where nothing can be written
+    with file_lock(folder):
+        begin_folder(folder, settings, record=RECORD, what="A set of phantoms")
+        for part in _PARTS:
+            (folder / part).mkdir(exist_ok=True)
         draw = partial(_draw_one, folder=folder, size=size, seed=seed, prevalence=prevalence)
-        _draw_all(draw, missing, workers=workers)
+        if missing := _missing(folder, plan):
+            _draw_all(draw, missing, workers=workers)
         _write_tables(folder, plan)
-        os.replace(begun, folder / "phantoms.json")
     return folder
 
 
-def _missing(folder, plan, settings):
-    """Indices and names of the images still to be drawn; `None` if all has been finished."""
-    images, masks = folder / "png_images", folder / "png_masks"
-    done, begun = folder / "phantoms.json", folder / "phantoms.json.part"
-    found = done if done.exists() else begun
-    if found.exists() and (former := json.loads(found.read_text())) != settings:
-        raise ValueError(
-            f"A phantom folder keeps the settings it was made with. Received: {settings} for "
-            f"{folder}, which has {former}. Choose another folder, or delete this one."
-        )
-    there = [{path.name for path in part.glob("*")} for part in (images, masks)]
-    if not found.exists() and there[0]:
-        raise ValueError(
-            f"`folder` must be new or hold phantoms only. Received: {folder}, whose images "
-            "have no phantoms.json. Choose another folder."
-        )
+def _missing(folder, plan):
+    """Indices and names of the images still to be drawn."""
+    there = [{path.name for path in (folder / part).glob("*")} for part in _PARTS]
     whole = set.intersection(*there)
-    missing = [(index, name) for index, (name, _) in enumerate(plan) if name not in whole]
-    return missing if missing or not done.exists() else None
+    return [(index, name) for index, (name, _) in enumerate(plan) if name not in whole]
 
 
 def _plan(count, *, seed, prevalence):
@@ -243,14 +228,9 @@ def _draw_all(draw, missing, *, workers):
 def _draw_one(job, *, folder, size, seed, prevalence):
     index, name = job
     image, mask, _ = draw_phantom(index, size=size, seed=seed, prevalence=prevalence)
-    for part, pixels in (("png_masks", 255 * mask), ("png_images", image)):
-        _write(folder / part / name, cv2.imencode(".png", pixels)[1].tobytes())
-
-
-def _write(path, content):
-    aside = path.with_name(f".{path.name}.aside")
-    aside.write_bytes(content)
-    os.replace(aside, path)  # readers see the whole file or none
+    for part, pixels in zip(_PARTS, (image, 255 * mask), strict=True):
+        with atomic_write(folder / part / name) as unfinished:
+            unfinished.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
 
 
 def _write_tables(folder, plan):
@@ -262,5 +242,5 @@ def _write_tables(folder, plan):
         tables["patients"].append(f"{info['image_id']},{info['patient_id']}")
     names = {"train": "stage_1_train_images.csv", "test": "stage_1_test_images.csv"}
     for table, lines in tables.items():
-        text = "\n".join(lines) + "\n"
-        _write(folder / names.get(table, "patients.csv"), text.encode())
+        with atomic_write(folder / names.get(table, _LAST)) as unfinished:
+            unfinished.write_bytes(("\n".join(lines) + "\n").encode())

@@ -8,6 +8,7 @@ import numpy as np
 from .dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
 from .rle import rle_decode
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of X-ray files
 # Shapes of mask files without a pixel set, by their bytes. Three quarters of the masks are empty,
 # and mostly the same few files: decoding each would cost a third of the time of a preparation.
 _EMPTY_MASKS = {}
@@ -55,7 +56,7 @@ def read_reduced(path, *, at_least=None):
 
 def decode_xray(data, path, *, at_least=None):
     """`dicom.XRay` from the bytes of a file: `read_reduced()` with what the header says."""
-    if is_dicom(data) or path.suffix.lower() == ".dcm":
+    if is_dicom(data) or str(path).lower().endswith(".dcm"):
         try:
             return decode_dicom(data, at_least=at_least)
         except ValueError as error:

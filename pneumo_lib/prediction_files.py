@@ -2,11 +2,12 @@
 
 import csv
 import hashlib
-import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from functools import partial
+from itertools import compress
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,49 +16,37 @@ from tqdm.auto import tqdm
 
 from pneumo_lib.dicom_seg import segment_studies
 from pneumo_lib.inference import ahead, find_images, predict
-from pneumo_lib.operating_point import load_operating_point
 from pneumo_lib.overlay import draw_overlay, write_png
 from pneumo_lib.paths import alone, written_aside
-from pneumo_lib.runs import load_run, write_json
-
-NOTE = "research and teaching, not a medical device"
-KINDS = ("probabilities", "masks", "overlays")
-COLUMNS = (
-    *("file", "sha256", "probability", "area_px", "area_cm2", "side", "side_source"),
-    *("top_threshold", "min_area", "bottom_threshold", "run", "output", "error", "note"),
+from pneumo_lib.prediction_rows import (
+    FILE_COLUMNS,
+    IDENTITY,
+    NOTE,
+    create_results_folder,
+    describe,
+    readme,
+    text_of,
 )
+from pneumo_lib.runs import load_operating_point, load_run, run_id
+
+KINDS = ("probabilities", "masks", "overlays")
 _BATCH = 8  # X-rays wait at full size, three batches of them
-_README = f"""Predictions of pneumo: {NOTE}.
-
-predictions.csv   one row a file:
-  probability       evidence of pneumothorax in the whole image, 0 to 1, not calibrated
-  area_px, area_cm2 of the mask; cm2 where the file gives the pixel spacing
-  side              of the PATIENT: left, right, both (a quarter or more on each), unknown
-  side_source       "convention": the file does not say, so the patient's left is taken to be
-                    at the right edge; else the field of the header that says
-  top_threshold, min_area, bottom_threshold   operating point: a mask is drawn where at least
-                    the share min_area of the pixels reaches top_threshold; it then holds
-                    all pixels that reach bottom_threshold
-  run               the network, and the first digits of its checksum
-  output            name of the pictures in the folders below
-  error             why a file has no prediction
-
-probabilities/    65535 times the probability of each pixel, at the network's size
-masks/            255 is pneumothorax, at the size of the X-ray
-overlays/         X-ray and mask in one picture
+_FOLDERS = """probabilities/     65535 times the probability of each pixel, at the network's size
+masks/             255 is pneumothorax, at the size of the X-ray
+overlays/          X-ray and mask in one picture
 """
 
 
 class Outcome(NamedTuple):
     """What `predict_files()` did."""
 
-    rows: list  # of dicts with the keys `COLUMNS`, one a file of this call, in its order
+    rows: list  # of dicts with the keys `FILE_COLUMNS`, one a file of this call, in its order
     failed: list  # those of them with an error
     predicted: int  # files; the others were there before, or failed
     segmentations: list  # paths of DICOM SEG objects
 
 
-def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, workers=None):
+def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
     """Predict files into a folder; a second call predicts only what is new or has changed.
 
     Args:
@@ -66,7 +55,6 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
         out: folder, new, empty, or of an earlier call with the same network and operating point.
         operating_point: `OperatingPoint`; `None` is the run's own.
         dicom_seg: whether to write DICOM SEG objects too, see `segment_studies()`.
-        workers: decoding threads, as for `predict()`.
 
     Returns:
         `Outcome`. In the folder: `predictions.csv`, `README.txt` and the folders of `KINDS`.
@@ -78,37 +66,26 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False, wor
     run = run if hasattr(run, "folder") else load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
     out = Path(out).resolve()
-    paths = list(dict.fromkeys(p for p in find_images(files) if out not in p.resolve().parents))
+    # absolute, or a relative path would be another file in a call from another folder
+    found = (Path(os.path.abspath(path)) for path in find_images(files))
+    paths = list(dict.fromkeys(path for path in found if out not in path.resolve().parents))
     settings = {"made_by": "pneumo predict", "run": run_id(run), "operating_point": list(point)}
     with alone(out):
-        _claim(out, settings)
-        kept = {row["file"]: row for row in read_table(out) if _is_whole(out, row)}
-        _write_table(out, kept.values())
-        done = {(p, kept[text_of(p)]["sha256"]) for p in paths if text_of(p) in kept}
-        predictions = predict(
-            paths,
-            run,
-            operating_point=point,
-            keep=True,
-            skip=done,
-            batch_size=_BATCH,
-            workers=workers,
-        )
-        write = partial(_write_outputs, out=out, settings=settings, kept=kept)
-        rows, predicted = _collect(out, write, predictions, len(paths))
-        given = {row["file"] for row in rows}
-        _write_table(out, [*rows, *(row for name, row in kept.items() if name not in given)])
-        failed = [row for row in rows if row["error"]]
+        _create(out, settings)
+        rows = {row["file"]: row for row in read_table(out) if _is_whole(out, row)}
+        _write_table(out, rows)
+        todo = _new_or_changed(paths, rows)
+        options = {"operating_point": point, "keep": True, "batch_size": _BATCH}
+        made = _write_all(predict(todo, run, **options) if todo else (), len(todo), out, settings)
+        rows |= made
+        _write_table(out, rows)
+        given = [rows[text_of(path)] for path in paths]
+        failed = [row for row in given if row["error"]]
+        predicted = sum(not row["error"] for row in made.values())
         segmentations, without = (
-            segment_studies(out, rows, settings["run"]) if dicom_seg else ([], [])
+            segment_studies(out, given, settings["run"]) if dicom_seg else ([], [])
         )
-    return Outcome(rows, failed + without, predicted, segmentations)
-
-
-def run_id(run):
-    """Name of a run and the first digits of its network's checksum."""
-    digest = hashlib.sha256((run.folder / "model.keras").read_bytes()).hexdigest()
-    return f"{run.folder.name}@{digest[:12]}"
+    return Outcome(given, failed + without, predicted, segmentations)
 
 
 def read_table(out):
@@ -117,38 +94,23 @@ def read_table(out):
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["note"] == NOTE]
-    return [row | {"file": row["file"].removeprefix("'")} for row in rows]
+        return [row for row in csv.DictReader(file) if row["note"] == NOTE]
 
 
-def side_of(mask, patients_left):
-    """Side of the patient that a mask lies on: "left", "right", "both", "unknown" or ""."""
-    if not mask.any():
-        return ""
-    if patients_left not in ("left", "right", "top", "bottom"):
-        return {"everywhere": "left", "nowhere": "right"}.get(patients_left, "unknown")
-    along = mask.sum(axis=0 if patients_left in ("left", "right") else 1, dtype=np.int64)
-    along = along if patients_left in ("left", "top") else along[::-1]
-    half = len(along) // 2
-    left, right = along[:half].sum(), along[len(along) - half :].sum()
-    share = left / max(left + right, 1)
-    return "both" if 0.25 <= share <= 0.75 else "left" if share > 0.5 else "right"
+def _create(out, settings):
+    """Folder with its subfolders, see `create_results_folder()`."""
 
+    def write(name, data):
+        with written_aside(out / name) as aside:
+            aside.write_bytes(data)
 
-def _claim(out, settings):
-    identity = out / "prediction.json"
-    if out.exists() and any(out.iterdir()):
-        found = json.loads(identity.read_text()) if identity.is_file() else None
-        if found != settings:
-            what = "predictions of another network or operating point" if found else "other files"
-            raise ValueError(
-                "Predictions need a folder of their own: give another --out. "
-                f"Received: {out}, which holds {what}"
-            )
+    out.mkdir(parents=True, exist_ok=True)
+    names = [path.name for path in out.iterdir()]
+    identity = (out / IDENTITY).read_bytes() if IDENTITY in names else None
+    text = readme("predictions.csv has one row a file", FILE_COLUMNS, _FOLDERS)
+    create_results_folder(out, settings, text, names=names, identity=identity, write=write)
     for kind in KINDS:
-        (out / kind).mkdir(parents=True, exist_ok=True)
-    (out / "README.txt").write_text(_README, encoding="utf-8")
-    write_json(identity, settings)
+        (out / kind).mkdir(exist_ok=True)
 
 
 def _is_whole(out, row):
@@ -156,80 +118,54 @@ def _is_whole(out, row):
     return not row["error"] and all((out / k / f"{row['output']}.png").is_file() for k in KINDS)
 
 
-def _collect(out, write, predictions, total):
-    """Write each result as it comes, its row last; `(rows, how many were predicted)`."""
-    rows, predicted = [], 0
+def _new_or_changed(paths, rows):
+    """Those of the paths without a row, or with one of other content."""
+
+    def is_new(path):
+        try:
+            return rows[text_of(path)]["sha256"] != hashlib.sha256(path.read_bytes()).hexdigest()
+        except (KeyError, OSError):  # a file that is gone gets a row with the error
+            return True
+
+    with ThreadPoolExecutor() as threads:
+        return list(compress(paths, threads.map(is_new, paths)))
+
+
+def _write_all(predictions, total, out, settings):
+    """Dict of rows by file; each is written as it comes, after its pictures."""
+    rows = {}
     with (
-        closing(predictions),
         ThreadPoolExecutor(2) as threads,
         (out / "predictions.csv").open("a", newline="", encoding="utf-8") as file,
         tqdm(total=total, desc="predicting", unit="file") as bar,
     ):
-        table = csv.writer(file)
-        for row, is_new in ahead(threads, write, predictions, count=4):
-            rows.append(row)
-            predicted += is_new and not row["error"]
-            if is_new:
-                table.writerow(_cells(row))
-                file.flush()
+        write = partial(_write_pictures, out=out, settings=settings)
+        for row in ahead(threads, write, predictions, count=4):
+            rows[row["file"]] = row
+            csv.writer(file).writerow(_cells(row))
+            file.flush()
             bar.update()
-    return rows, predicted
+    return rows
 
 
-def _write_outputs(prediction, *, out, settings, kept):
-    """`(row, whether it is new)` of one result, its pictures written."""
-    path, xray, mask = prediction.path, prediction.xray, prediction.mask
-    name = text_of(path)
-    if mask is None and prediction.error is None:
-        return kept[name], False
+def _write_pictures(prediction, *, out, settings):
+    """Row of one prediction, whose pictures are written."""
     row = describe(prediction, settings)
-    if prediction.error is not None:
-        return row, True
-    row["output"] = _output_name(name, path, prediction.sha256)
-    write_png(
-        out / "probabilities" / row["output"],
-        np.rint(prediction.probability * 65535).astype(np.uint16),
-    )
-    write_png(out / "masks" / row["output"], mask * np.uint8(255))
-    write_png(out / "overlays" / row["output"], draw_overlay(xray.image, mask, _caption(row)))
-    return row, True
+    if prediction.error is None:
+        row["output"] = _output_name(row, prediction.path)
+        pictures = (
+            np.rint(prediction.probability * 65535).astype(np.uint16),
+            prediction.mask * np.uint8(255),
+            draw_overlay(prediction.xray.image, prediction.mask, _caption(row)),
+        )
+        for kind, picture in zip(KINDS, pictures, strict=True):
+            write_png(out / kind / row["output"], picture)
+    return row
 
 
-def describe(prediction, settings):
-    """Dict with the keys `COLUMNS` of one result, "" where nothing can be said.
-
-    Args:
-        prediction: `Prediction` with its `xray` and `sha256`.
-        settings: dict with `run`, see `run_id()`, and `operating_point`, three numbers.
-    """
-    row = dict.fromkeys(COLUMNS, "")
-    row |= {"file": text_of(prediction.path), "sha256": prediction.sha256 or ""}
-    row |= {"run": settings["run"], "error": prediction.error or "", "note": NOTE}
-    if prediction.error is not None:
-        return row
-    mask, xray = prediction.mask, prediction.xray
-    area = int(np.count_nonzero(mask))
-    top, min_area, bottom = settings["operating_point"]
-    return row | {
-        "probability": f"{prediction.evidence:.4f}",
-        "area_px": area,
-        "area_cm2": f"{area * np.prod(xray.spacing) / 100:.2f}" if xray.spacing else "",
-        "side": side_of(mask, xray.patients_left),
-        "side_source": xray.side_source,
-        "top_threshold": top,
-        "min_area": min_area,
-        "bottom_threshold": bottom,
-    }
-
-
-def text_of(path):
-    """A path as text that any reader of UTF-8 takes."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def _output_name(name, path, sha256):
+def _output_name(row, path):
     """Different for files of one name in two folders, and the same in the next call."""
-    digest = hashlib.sha256(f"{name}\0{sha256}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{row['file']}\0{row['sha256']}".encode()).hexdigest()[:8]
     stem = re.sub(r"^\W|[^A-Za-z0-9._-]", "_", path.stem)  # no formula, option or hidden file
     return f"{stem[:100]}-{digest}"
 
@@ -237,9 +173,10 @@ def _output_name(name, path, sha256):
 def _caption(row):
     found = "no pneumothorax outlined"
     if row["area_px"]:
-        area = f"{row['area_cm2']} cm2" if row["area_cm2"] else f"{row['area_px']} px"
+        known = row["area_cm2"] is not None
+        area = f"{row['area_cm2']:.2f} cm2" if known else f"{row['area_px']} px"
         found = f"{area}, patient's side: {row['side']} (by {row['side_source']})"
-    return [f"evidence {float(row['probability']):.2f}: {found}", f"pneumo: {NOTE}"]
+    return [f"image-level score {row['probability']:.2f}: {found}", f"pneumo: {NOTE}"]
 
 
 def _write_table(out, rows):
@@ -248,13 +185,13 @@ def _write_table(out, rows):
         aside.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file)
-        table.writerow(COLUMNS)
-        table.writerows(map(_cells, rows))
+        table.writerow(FILE_COLUMNS)
+        table.writerows(map(_cells, sorted(rows.values(), key=itemgetter("file"))))
 
 
 def _cells(row):
-    """A row's cells; text that a spreadsheet would run as a formula gets an apostrophe."""
+    """Cells of a row; text that a spreadsheet would run as a formula gets an apostrophe."""
     return [
         f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
-        for cell in (row[name] for name in COLUMNS)
+        for cell in (row[name] for name in FILE_COLUMNS)
     ]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import numbers
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +13,11 @@ import pandas as pd
 
 from . import arrays
 from .dataset import read_cases
-from .paths import alone, project_path
-from .splits import leaked_patients, split_cases
+from .paths import file_lock, holds_files, made_from, project_path, put_in_place, write_json
+from .splits import check_scheme, leaked_patients, split_cases
 
 logger = logging.getLogger(__name__)
+_RECORD = "meta.json"
 
 
 class Prepared(NamedTuple):
@@ -28,7 +30,17 @@ class Prepared(NamedTuple):
     folder: Path
 
 
-def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=None):
+def prepare(
+    cases,
+    folder,
+    *,
+    size=128,
+    workers=None,
+    skip_broken=False,
+    source=None,
+    request=None,
+    prepared_by=None,
+):
     """Every image and mask of a case table as uint8 arrays of one size.
 
     The arrays grow in `<folder>.partial`, which becomes `folder` when it is complete, so a folder
@@ -43,6 +55,9 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=
         skip_broken: leave images that cannot be read, or whose mask contradicts the label, out
             of the arrays and the table instead of refusing the data set.
         source: name of the data in tables and figures; `None` takes the data folder's name.
+        request: text that stands for all that decides the arrays and the table; a folder made
+            from the same one is opened as it is. `None` is a checksum of table and files.
+        prepared_by: dict, the arguments of `prepare_data()` if that is what calls.
 
     Returns:
         `Prepared`, with the arrays memory-mapped: memory does not grow with the images.
@@ -56,15 +71,15 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=
     folder = Path(folder).expanduser().resolve()
     cases = cases.reset_index(drop=True)
     _check(cases, folder, size=size)
-    made_from = arrays.fingerprints(cases, size=size)
-    inputs = arrays.digest(cases, made_from)
-    if _is_made(folder, inputs, skip_broken):  # and may lie where nothing can be written
+    prints = arrays.fingerprints(cases, size=size)
+    request = request or arrays.digest(cases, prints)
+    if _is_made(folder, request, skip_broken):  # and may lie where nothing can be written
         return load_prepared(folder)
-    with alone(folder):
-        if _is_made(folder, inputs, skip_broken):  # by the process that was waited for
+    with file_lock(folder):
+        if _is_made(folder, request, skip_broken):  # by the process that was waited for
             return load_prepared(folder)
         aside = folder.with_name(folder.name + ".partial")
-        broken = arrays.fill(cases, aside, made_from, size=size, workers=workers)
+        broken = arrays.fill(cases, aside, prints, size=size, workers=workers)
         if broken and (not skip_broken or len(broken) == len(cases)):
             raise ValueError(_tell(broken, cases))
         keep = ~cases.index.isin(broken)
@@ -72,16 +87,18 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, source=
             logger.warning("%s\nThey are left out.", _tell(broken, cases))
             arrays.drop_rows(aside, keep)
         meta = _describe(cases[keep], size=size, source=source)
-        meta |= {"left_out": cases["image_id"][~keep].tolist(), "inputs": inputs}
+        meta |= {"left_out": cases["image_id"][~keep].tolist(), "request": request}
+        meta |= {"prepared_by": prepared_by}
         _write_cases(cases[keep], aside / "cases.csv")
-        _write_meta(aside, meta | {"checksum": arrays.checksum(aside)})
-        arrays.swap(aside, folder)
+        write_json(aside / _RECORD, meta | {"checksum": arrays.checksum(aside)})
+        put_in_place(aside, folder)
+        (folder / arrays.PRINTS).unlink()
     return load_prepared(folder)
 
 
-def _is_made(folder, inputs, skip_broken):
-    meta = _read_meta(folder)
-    return meta.get("inputs") == inputs and (skip_broken or not meta["left_out"])
+def _is_made(folder, request, skip_broken=False):
+    meta = made_from(folder, record=_RECORD) or {}
+    return meta.get("request") == request and (skip_broken or not meta["left_out"])
 
 
 def _check(cases, folder, *, size):
@@ -93,7 +110,7 @@ def _check(cases, folder, *, size):
             "`cases` must hold at least one image, and each only once. "
             f"Received: {len(cases)} rows, repeated: {twice[:3]}"
         )
-    if folder.exists() and not (folder / "meta.json").is_file() and any(folder.iterdir()):
+    if made_from(folder, record=_RECORD) is None and holds_files(folder):
         raise ValueError(
             "`folder` must be new, empty or prepared before: its content is replaced. "
             f"Received: {folder}"
@@ -133,17 +150,6 @@ def _describe(cases, *, size, source):
     }
 
 
-def _read_meta(folder):
-    path = folder / "meta.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _write_meta(folder, meta):
-    part = folder / "meta.json.part"
-    part.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / "meta.json")
-
-
 def _write_cases(cases, path):
     """The table as CSV, and beside it nothing: lists as JSON, missing as NaN, the rest as is."""
     lists = [column for column in cases if isinstance(cases[column].iloc[0], list)]
@@ -178,7 +184,7 @@ def load_prepared(folder):
         FileNotFoundError: if `folder` holds no finished preparation.
     """
     folder = Path(folder).expanduser().resolve()
-    if not (meta := _read_meta(folder)):
+    if not (meta := made_from(folder, record=_RECORD)):
         raise FileNotFoundError(
             "A prepared folder holds meta.json; call prepare() or prepare_data() first. "
             f"Received: {folder}"
@@ -203,7 +209,7 @@ def find_cases(data="phantoms", *, phantom_count=800, seed=0):
     Raises:
         FileNotFoundError, ValueError: as `read_cases()` and `make_phantoms()`.
     """
-    folder = _data_folder(data, phantom_count=phantom_count, seed=seed)
+    folder = _data_folder(str(data), phantom_count=phantom_count, seed=seed)
     if data == "phantoms":
         from .phantom import make_phantoms  # its own imports are only needed to draw
 
@@ -239,6 +245,9 @@ def prepare_data(
     Raises:
         FileNotFoundError, ValueError: as `find_cases()`, `split_cases()` and `prepare()`.
     """
+    data = check_data_settings(
+        data=data, size=size, split=split, fold=fold, seed=seed, phantom_count=phantom_count
+    )["data"]
     cases = find_cases(data, phantom_count=phantom_count, seed=seed)
     folder = _data_folder(data, phantom_count=phantom_count, seed=seed)
     # two data folders may share a name; phantoms are told apart by theirs
@@ -246,14 +255,40 @@ def prepare_data(
     name = folder.name if data == "phantoms" else f"{folder.name}-{place}"
     suffix = "" if fold is None else f"-fold{fold}".replace("/", "of")
     prepared = project_path(f"data/prepared/{name}_{size}_{split}-split{seed}{suffix}")
-    request = arrays.digest(cases, arrays.fingerprints(cases, size=size), split, seed)
-    if _read_meta(prepared).get("request") != request:
-        # without this record, each call would compare all images again to split them
-        cases = split_cases(cases, scheme=split, fold=fold, seed=seed)
-        source = "phantoms" if data == "phantoms" else folder.name
-        meta = prepare(cases, prepared, size=size, workers=workers, source=source).meta
-        _write_meta(prepared, meta | {"request": request})
-    return load_prepared(prepared)
+    # of the table before the split: comparing all images to split them takes minutes
+    request = arrays.digest(cases, arrays.fingerprints(cases, size=size), split, fold, seed)
+    if _is_made(prepared, request):
+        return load_prepared(prepared)
+    cases = split_cases(cases, scheme=split, fold=fold, seed=seed)
+    source = "phantoms" if data == "phantoms" else folder.name
+    call = {"data": data if data == "phantoms" else str(folder), "size": size, "split": split}
+    call |= {"fold": fold, "seed": seed}
+    call |= {"phantom_count": phantom_count} if data == "phantoms" else {}
+    options = {"size": size, "workers": workers, "source": source}
+    return prepare(cases, prepared, **options, request=request, prepared_by=call)
+
+
+def check_data_settings(**settings):
+    """Settings of `prepare_data()`, checked before anything is drawn or read.
+
+    Args:
+        **settings: any of `data`, `size`, `split`, `fold`, `seed` and `phantom_count`.
+
+    Returns:
+        The same dict; `data` is text, as a folder named 2024 comes as a number.
+
+    Raises:
+        ValueError: for a number out of range, an unknown scheme of the split, or no fold.
+    """
+    for name, least in (("size", 1), ("seed", 0), ("phantom_count", 1)):
+        value = settings.get(name, least)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(
+                f"`{name}` must be a whole number of {least} or more. Received: {name}={value!r}"
+            )
+    check_scheme(settings.get("split", "auto"), settings.get("fold"))
+    return settings | ({"data": str(settings["data"])} if "data" in settings else {})
 
 
 def _data_folder(data, *, phantom_count, seed):

@@ -4,6 +4,8 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
+import pneumo_lib.quiet  # noqa: F401  (before Keras)
+
 from keras import layers
 
 from pneumo_lib.decoders import Coordinates

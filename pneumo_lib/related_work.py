@@ -3,7 +3,8 @@
 import itertools
 from functools import partial
 
-import keras
+from pneumo_lib.quiet import keras
+
 from keras import initializers, layers
 
 from pneumo_lib.decoders import bilinear_kernel

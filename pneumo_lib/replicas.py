@@ -4,12 +4,14 @@ Gradients and the moments of batch normalisation are summed over the replicas, s
 training is that of one replica, to rounding. A worker reads only its own share of the arrays.
 """
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import tensorflow as tf
 
 from pneumo_lib.batches import read_blocks, share_of, sharing
 from pneumo_lib.distribution import SUM, local_replicas, per_replica
+from pneumo_lib.features import as_graph
 
 
 def synchronise(network, on=True):
@@ -69,9 +71,8 @@ def over_replicas(strategy, step, *, batch_size, jit_compile, then=None):
         with sharing(share):
             return step(x, y)
 
-    compiled = tf.function(on_share, jit_compile=True)
+    compiled = as_graph(on_share, jit_compile=True)
 
-    @tf.function(reduce_retracing=True)
     def run(x, y, images):
         function = compiled if jit_compile and images == batch_size else on_share
 
@@ -92,15 +93,15 @@ def over_replicas(strategy, step, *, batch_size, jit_compile, then=None):
             rows = rows.write(i, tf.add_n(strategy.experimental_local_results(counts)))
         return rows.stack()
 
-    return run
+    return as_graph(run, reduce_retracing=True)
 
 
-def apply_gradients(optimiser, network, gradients):
+def apply_gradients(optimizer, network, gradients):
     """Change the weights by the sum of the replicas' gradients, on each replica alike."""
-    if isinstance(optimiser, keras.optimizers.LossScaleOptimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # Where one replica's gradients overflow, all must leave the step out.
         finite = [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients]
         overflown = 1 - tf.cast(tf.reduce_all(finite), "float32")
         overflown = tf.distribute.get_replica_context().all_reduce(SUM, overflown)
         gradients = [tf.where(overflown > 0, np.nan, gradient) for gradient in gradients]
-    optimiser.apply(gradients, network.trainable_variables)
+    optimizer.apply(gradients, network.trainable_variables)

@@ -6,35 +6,39 @@ change of the library that leaves numbers as they are, delete its `.key.json`.
 """
 
 import ast
-import difflib
 import hashlib
 import json
 import logging
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import nbformat
-import yaml
 
-from pneumo_lib import pages
+from pneumo_lib import names, pages
 from pneumo_lib.kernels import Step, execute, measured
-from pneumo_lib.paths import alone, figures_folder, project_path, report_folder, source_path
+from pneumo_lib.parameters import absolute_paths, check_parameters, read_params
+from pneumo_lib.paths import (
+    alone,
+    figures_folder,
+    project_path,
+    report_folder,
+    source_path,
+    write_json,
+)
 from pneumo_lib.runs import (
     RESULTS_VERSION,
+    caveats,
     default_name,
     is_finished,
     load_run,
     package_versions,
     weights_checksum,
-    write_json,
 )
 
 logger = logging.getLogger(__name__)
 
 TRAINING = "05_train_fcn"
 LAST = "06_results"  # with it the report is told
-BACKBONES = ("vgg19", "resnet50", "inceptionv3", "small")  # "small" is the from-scratch control
+BACKBONES = tuple(name for name in names.BACKBONES if name != "vgg16")  # those of the report
 # parameters that the report sets itself: the network of a training, the runs to compare
 _SET_HERE = {"backbone": "`backbones`", "run_names": "`backbones` and the settings of the training"}
 
@@ -56,7 +60,8 @@ def run_report(
         beyond: whether to run also the notebooks after `LAST`, which ask further questions.
 
     Returns:
-        `Path` of `index.html`; `report.json` beside it holds times and peak memory.
+        `Path` of `index.html`; `report.json` beside it holds times, peak memory and the caveats
+        that every slide about this report carries.
 
     Raises:
         ValueError: if a parameter is unknown or of another type than its default.
@@ -73,34 +78,18 @@ def run_report(
     folder = project_path(folder or report_folder(settings["data"]))
     with alone(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        links = {path.name: os.path.relpath(path, folder) for path in paths}  # of those not run
-        links |= {step.notebook.name: f"{step.name}.html" for step in reversed(steps)}
-
         inputs = _fingerprint(settings)
         trained, records = [], []
         for number, step in enumerate(steps, start=1):
             key = _key(step, inputs, trained)
             record = _run(step, key, folder, progress=f"{number}/{len(steps)}")
             records.append(record)
-            pages.write_notebook_page(folder / f"{step.name}.ipynb", links)
             if step.notebook.stem == TRAINING:  # what comes after depends on what it learnt
                 trained.append([key, record["learnt"]])
+        runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
         summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
-        write_json(folder / "report.json", summary)
-        return pages.write_index(folder, records, settings)
-
-
-def read_params(path):
-    """Parameters of a YAML file as a dict; `{}` for `None`."""
-    if path is None:
-        return {}
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No parameter file {path}. The project's own are in params/")
-    params = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(params, dict):
-        raise ValueError(f"{path} must hold lines of `name: value`. Received: {params!r}")
-    return params
+        write_json(folder / "report.json", summary | {"caveats": caveats(runs) if runs else None})
+        return pages.write_report(folder, records, settings, runs=runs, notebooks=paths)
 
 
 def notebook_parameters(notebook):
@@ -129,6 +118,11 @@ def plan(notebooks, settings):
     declared = {path: notebook_parameters(path) for path in notebooks}
     settings = {"export": True} | settings
     backbones = settings.pop("backbones", list(BACKBONES))
+    if not isinstance(backbones, list) or not backbones:
+        raise ValueError(
+            "`backbones` must be a list of names, such as [vgg16, small]. "
+            f"Received: backbones={backbones!r}"
+        )
     if wrong := _SET_HERE.keys() & settings.keys():
         name = wrong.pop()
         raise ValueError(
@@ -140,7 +134,10 @@ def plan(notebooks, settings):
             "`run_name` names one network: give one of `backbones` with it, or leave it out. "
             f"Received: run_name={settings['run_name']!r}, backbones={', '.join(backbones)}"
         )
-    settings = check_parameters(settings, {k: v for d in declared.values() for k, v in d.items()})
+    known = {"backbone": None} | {k: v for d in declared.values() for k, v in d.items()}
+    for backbone in backbones:
+        checked = check_parameters(settings | {"backbone": backbone}, known)
+    settings = {name: checked[name] for name in settings}
     steps, run_names = [], []
     for path, defaults in declared.items():
         own = {name: value for name, value in settings.items() if name in defaults}
@@ -162,50 +159,6 @@ def _run_name(parameters):
     names = ("backbone", "decoder", "size")
     chosen = default_name(Path(parameters["data"]).name, *(parameters[name] for name in names))
     return parameters["run_name"] or chosen
-
-
-def check_parameters(settings, defaults):
-    """`settings` with numbers of the type of their default; refuses what papermill lets pass.
-
-    Papermill only warns of a misspelt parameter and runs with the default instead.
-    """
-    checked = {}
-    for name, value in settings.items():
-        if name not in defaults and name not in ("data", "export"):
-            close = difflib.get_close_matches(name, defaults, n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(defaults)}"
-            raise ValueError(f"No notebook has a parameter `{name}`. {hint}")
-        default = defaults.get(name, value)
-        if (type(default) is float and type(value) is int) or (
-            type(default) in (float, type(None)) and type(value) is str
-        ):
-            with suppress(ValueError):
-                value = float(value)  # YAML reads 1e-3 as text
-        # None is a value of text parameters (`weights`) and replaces a default of None
-        free = default is None or (value is None and isinstance(default, str))
-        if type(value) is not type(default) and not free:
-            kind = type(default).__name__
-            raise ValueError(
-                f"`{name}` must be {kind}, as its default {default!r}. Received: {name}={value!r}"
-            )
-        checked[name] = value
-    return checked
-
-
-def absolute_paths(settings):
-    """`data` and `weights` as absolute paths: a kernel works in the notebooks' folder."""
-    settings = dict(settings)
-    if settings["data"] != "phantoms":
-        settings["data"] = str(project_path(settings["data"]))
-        if not Path(settings["data"]).is_dir():
-            raise FileNotFoundError(
-                f"`data` must be 'phantoms' or a folder. Received: {settings['data']}. "
-                "The SIIM-ACR data set is downloaded by: pneumo fetch siim --to data/siim"
-            )
-    weights = settings.get("weights")
-    if weights and project_path(weights).is_file():
-        settings["weights"] = str(project_path(weights))
-    return settings
 
 
 # -- what has to be run again ------------------------------------------------------------------

@@ -1,60 +1,76 @@
 """What a training run leaves behind: scores, probabilities, operating point, configuration."""
 
+import logging
 import os
+from typing import NamedTuple
+
+from pneumo_lib.quiet import keras
 
 import numpy as np
-import pandas as pd
 
 from pneumo_lib import distribution, fcn, metrics, runs
-from pneumo_lib.arrays import new_array
 from pneumo_lib.devices import device_name
 from pneumo_lib.features import predict_batches
+from pneumo_lib.losses import get_loss
 from pneumo_lib.operating_point import choose_operating_point
-from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib.paths import new_array, project_path, read_csv, write_json, written_aside
+from pneumo_lib.tables import count_cases
+
+logger = logging.getLogger(__name__)
 
 
-def score_cases(network, inputs, data, settings, *, mirrored):
+class TrainedPart(NamedTuple):
+    """The part of a network that learns, and its inputs for every case."""
+
+    network: keras.Model
+    inputs: np.ndarray  # images, or features of a frozen backbone
+    mirrored: np.ndarray | None  # the same of the mirrored images; None where nothing needs them
+    backbone: str | None = None  # for which images are preprocessed; None: inputs are features
+
+
+def score_cases(part, data, *, test_time_flip):
     """Counts of every case, the rows of scores.csv.
 
     Args:
-        network: `keras.Model`, the trained part.
-        inputs: what it takes, for every case: `data.images`, or features of them.
+        part: `TrainedPart`.
         data: `Prepared`.
-        settings: of the run, as `train()` puts them together.
-        mirrored: like `inputs`, of the mirrored images; needed for `test_time_flip`.
+        test_time_flip: whether predictions are means over an image and its mirror image.
     """
-    tables = []
-    for rows, softmax in _predictions(network, inputs, data, settings, mirrored=mirrored):
-        y_true = data.masks[rows]
-        counts = metrics.confusion_counts(y_true, softmax[..., 1])
-        tables.append(pd.DataFrame(counts | metrics.saturation_counts(y_true, softmax)))
-    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
-    return pd.concat([cases, pd.concat(tables, ignore_index=True)], axis=1)
+    return count_cases(data, _predictions(part, test_time_flip), count=_counts)
 
 
-def keep_results(model, network, inputs, data, settings, folder, *, mirrored, strategy=None):
+def keep_results(model, part, data, settings, folder, *, strategy=None):
     """Keep network, probabilities, operating point and, last, `config.json`.
 
     The operating point is chosen on the validation cases alone; without any there is none.
 
     Args:
         model: `keras.Model`, images to softmax.
-        network, inputs, data, settings, mirrored: see `score_cases()`.
-        folder: the run folder.
+        part: `TrainedPart` of it.
+        data: `Prepared`.
+        settings: dict for `config.json`, with `test_time_flip`.
+        folder: the run folder, with `history.csv` and `scores.csv`.
         strategy: `tf.distribute.Strategy` that trained, if any.
     """
     with written_aside(folder / "model.keras") as aside:
         model.save(aside)
     with written_aside(folder / "probabilities.npy") as aside:
         kept = new_array(aside, data.masks.shape, "uint8")
-        for rows, softmax in _predictions(network, inputs, data, settings, mirrored=mirrored):
+        for rows, softmax in _predictions(part, settings["test_time_flip"]):
             kept[rows] = np.rint(255 * softmax[..., 1])
         kept.flush()
     validation = np.flatnonzero(data.cases["split"] == "validation")
     if validation.size:
         point = choose_operating_point(data.masks[validation], kept[validation])
-        runs.write_json(folder / "operating_point.json", point._asdict())
-    history = runs.read_csv(folder / "history.csv")
+        write_json(folder / "operating_point.json", point._asdict())
+    history = read_csv(folder / "history.csv")
+    if diverged := _has_diverged(history, data, settings["loss"]):
+        logger.warning(
+            "%s diverged: its loss is worse than that of a network that knows nothing. Take a "
+            "learning_rate below %s.",
+            folder.name,
+            settings.get("learning_rate"),
+        )
     root = project_path()
     config = {
         "name": folder.name,
@@ -63,20 +79,40 @@ def keep_results(model, network, inputs, data, settings, folder, *, mirrored, st
         "synthetic": data.meta["synthetic"],
         "split_scheme": data.meta["split_scheme"],
         "leaked_patients": data.meta["leaked_patients"],
+        "prepared_by": data.meta.get("prepared_by"),
         **settings,
         "weights": getattr(model, "weights_used", "from scratch"),
         "parameters": fcn.parameters(model),
         "versions": runs.package_versions(),
+        "diverged": diverged,
         "device": device_name(),
         "strategy": distribution.describe(strategy),
         "seconds": round(float(history["seconds"].sum()), 3),
     }
-    runs.write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     (folder / "state.npz").unlink(missing_ok=True)
 
 
-def _predictions(network, inputs, data, settings, *, mirrored):
+def _counts(y_true, softmax):
+    counts = metrics.confusion_counts(y_true, softmax[..., 1])
+    return counts | metrics.saturation_counts(y_true, softmax)
+
+
+def _has_diverged(history, data, loss):
+    """Whether the last loss is twice that of calling each pixel either class with one half.
+
+    Untrained networks are about there, and steps of a sensible length only lead away from it. (A
+    loss with an upper bound, such as Dice, hardly exceeds it.)
+    """
+    last = history.iloc[-1]
+    masks = data.masks[np.flatnonzero(data.cases["split"] == "train")[:64]]
+    knows_nothing = get_loss(loss)(masks, np.full((*masks.shape, 2), 0.5, "float32"))
+    return bool(last.get("val_loss", last["loss"]) > 2 * np.mean(knows_nothing))
+
+
+def _predictions(part, test_time_flip):
     """`(rows, softmax)` of all cases, batch by batch."""
-    backbone = settings["backbone"] if inputs is data.images else None
-    flipped = mirrored if settings["test_time_flip"] else None
-    return predict_batches(network, inputs, backbone, flipped=flipped)
+    flipped = part.mirrored if test_time_flip else None
+    return predict_batches(
+        part.network, part.inputs, part.backbone, flipped=flipped, desc="scoring"
+    )

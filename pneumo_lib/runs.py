@@ -11,6 +11,7 @@ import logging
 import math
 import platform
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,22 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pneumo_lib.paths import project_path, written_aside
+from pneumo_lib import metrics
+from pneumo_lib.names import BACKBONES
+from pneumo_lib.operating_point import OperatingPoint
+from pneumo_lib.paths import (
+    atomic_write,
+    begin_folder,
+    made_from,
+    project_path,
+    read_csv,
+    write_csv,
+)
+from pneumo_lib.preparation import Prepared, load_prepared
 
 logger = logging.getLogger(__name__)
-ORDER = ("vgg16", "vgg19", "resnet50", "inceptionv3", "small")
+_RECORD = "settings.json"
+ORDER = tuple(BACKBONES)
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
     ("accuracy", "accuracy", 1),
@@ -47,11 +60,20 @@ class Run(NamedTuple):
     scores: pd.DataFrame
 
 
+class OpenRun(NamedTuple):
+    """A finished run with its data and predictions, see `open_run()`."""
+
+    run: Run
+    data: Prepared
+    probabilities: np.ndarray  # (n, size, size) uint8, 255 times the probability, memory-mapped
+    cases: pd.DataFrame  # n rows: image_id, split, has_pneumothorax, image_path, tp ... tn, dice
+
+
 def load_run(folder):
     """What a finished run left behind.
 
     Args:
-        folder: the run folder, or its name below `runs/`.
+        folder: the run folder, or its name below `runs/`; a `Run` is given back.
 
     Returns:
         `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions,
@@ -64,6 +86,8 @@ def load_run(folder):
     Raises:
         FileNotFoundError: if the folder holds no finished run.
     """
+    if isinstance(folder, Run):
+        return folder
     folder = project_path(Path("runs") / folder)
     if not is_finished(folder):
         raise FileNotFoundError(
@@ -185,12 +209,14 @@ def caveats(runs):
     """
     config = runs[0].config
     random = [r.config["backbone"] for r in runs if r.config["weights"] == "random features"]
+    diverged = [r.config["backbone"] for r in runs if r.config.get("diverged")]
     leaked = config["leaked_patients"]
     notes = [
         "synthetic radiographs" if config["synthetic"] else "",
         f"random features: {', '.join(random)}" if random else "",
         f"split: {config['split_scheme']}",
         f"{leaked} patients on two sides of it" if leaked else "",
+        f"training diverged: {', '.join(diverged)}" if diverged else "",
     ]
     return " · ".join(note for note in notes if note)
 
@@ -216,6 +242,117 @@ def log_line(run, epoch):
     return " - ".join([start, *values])
 
 
+def open_run(run):
+    """A finished run with its prepared data and its probabilities, arrays memory-mapped.
+
+    Args:
+        run: `Run`, or what `load_run()` takes.
+
+    Returns:
+        `OpenRun`. Counts and Dice of its cases are those of the last epoch at threshold 0.5.
+
+    Raises:
+        FileNotFoundError: if there is no finished run, or its data are not prepared here.
+        ValueError: if the prepared data changed after the training.
+    """
+    run = load_run(run)
+    data = load_run_data(run)
+    scores = run.scores[run.scores["epoch"] == run.scores["epoch"].max()].set_index("image_id")
+    cases = data.cases.join(scores[list(metrics.COUNTS)], on="image_id").reset_index(drop=True)
+    # A lesion that vanished at this size counts as missed, as in the tables.
+    dice = pd.Series(metrics.dice(cases, empty_score=np.nan))
+    cases["dice"] = dice.fillna((~cases["has_pneumothorax"]).astype(float))
+    probabilities = np.load(run.folder / "probabilities.npy", mmap_mode="r")
+    return OpenRun(run, data, probabilities, cases)
+
+
+def load_run_data(run, *, data=None):
+    """The images, masks and split that a run was trained and scored on.
+
+    Args:
+        run: `Run`.
+        data: `Prepared` that must be those; `None` opens the folder that the run names.
+
+    Returns:
+        `Prepared`.
+
+    Raises:
+        FileNotFoundError: if they are not prepared here.
+        ValueError: if they changed after the training.
+    """
+    rule = "A run belongs to the images, masks and split it was scored on. Received: "
+    try:
+        data = load_prepared(project_path(run.config["data"])) if data is None else data
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{rule}{run.folder.name}, without {project_path(run.config['data'])}. "
+            f"Prepare them again: {_preparation(run)}"
+        ) from None
+    if data_checksum(data) != run.config["data_checksum"]:
+        raise ValueError(
+            f"{rule}{data.folder}, which changed after {run.folder.name} was trained. Train the "
+            f"run again, or restore the data set and prepare it again: {_preparation(run)}"
+        )
+    return data
+
+
+def _preparation(run):
+    """The call that prepared a run's data; runs made before it was kept name only their data."""
+    config = run.config
+    if not config.get("prepared_by"):
+        return (
+            f"pl.prepare_data() on {config['data_name']!r} with size={config['size']} and the "
+            "split and seed of the training"
+        )
+    arguments = (f"{name}={value!r}" for name, value in config["prepared_by"].items())
+    return f"pl.prepare_data({', '.join(arguments)})"
+
+
+def load_operating_point(run):
+    """Operating point that a run chose on its validation cases; the plain one if it has none.
+
+    Args:
+        run: `Run`, or its folder, or its name below `runs/`.
+    """
+    folder = getattr(run, "folder", None) or project_path(Path("runs") / run)
+    path = folder / "operating_point.json"
+    return OperatingPoint(**json.loads(path.read_text())) if path.is_file() else OperatingPoint()
+
+
+def load_network(run):
+    """The network of a finished run. One that holds code (a lambda layer, a pickle) is refused.
+
+    Args:
+        run: `Run`.
+
+    Returns:
+        `keras.Model`.
+
+    Raises:
+        ValueError: if it cannot be loaded safely.
+    """
+    import keras  # starts TensorFlow, which nothing else that reads a run needs
+
+    import pneumo_lib.fcn  # noqa: F401  (Keras must know the layers that a network may hold)
+
+    path = run.folder / "model.keras"
+    try:
+        # `safe_mode` by name: a process may have turned it off for all
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever its parts raise
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise ValueError(
+            "A saved network must be whole and hold no code of its own. "
+            f"Received: {path} ({reason}). Train the run again, or get it from whom you trust"
+        ) from error
+
+
+def run_id(run):
+    """Name of a run and the first digits of its network's checksum."""
+    digest = hashlib.sha256((run.folder / "model.keras").read_bytes()).hexdigest()
+    return f"{run.folder.name}@{digest[:12]}"
+
+
 def claim(name, settings):
     """Folder of the run `name`, new or begun with the same settings.
 
@@ -232,35 +369,50 @@ def claim(name, settings):
         ValueError: if the folder holds something that is not a training run.
     """
     folder = project_path(Path("runs") / name)
-    identity = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
-    if folder.exists() and any(folder.iterdir()):
-        if not identity.exists():
-            raise ValueError(
-                f"A run needs a folder of its own. Received: {folder}, which holds something "
-                "else. Give the run another name"
-            )
-        kept = json.loads(identity.read_text())
-        kept["results_version"] = results_version(kept)
+    former = made_from(folder, record=_RECORD)
+    if former is not None:
+        kept = former | {"results_version": results_version(former)}
         kept.pop("code", None)  # what older runs held in its place
-        if kept == settings:
-            if is_finished(folder):  # and killed just before its state was removed
-                (folder / "state.npz").unlink(missing_ok=True)
-            return folder
-        number = 1
-        while (aside := folder.with_name(f"{name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        changed = sorted(
-            key for key in kept.keys() | settings if kept.get(key) != settings.get(key)
-        )
-        logger.warning(
-            "%s was trained with other settings (%s); kept as %s",
-            *(name, ", ".join(changed), aside.name),
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(identity, settings)
+        changed = sorted(k for k in kept.keys() | settings if kept.get(k) != settings.get(k))
+        if changed:
+            number = 1
+            while (aside := folder.with_name(f"{name}.old-{number}")).exists():
+                number += 1
+            folder.rename(aside)
+            logger.warning(
+                "%s was trained with other settings (%s); kept as %s",
+                *(name, ", ".join(changed), aside.name),
+            )
+        else:
+            settings = former
+    begin_folder(folder, settings, record=_RECORD, what="A run")
+    if is_finished(folder):  # and killed just before its state was removed
+        (folder / "state.npz").unlink(missing_ok=True)
     return folder
+
+
+def run_settings(data, config):
+    """All that decides the results of a training, as `settings.json` holds it.
+
+    Args:
+        data: `Prepared`.
+        config: `TrainingConfig`, with nothing left to be chosen, see `resolved()`.
+
+    Raises:
+        FileNotFoundError: if `initial` is no finished run.
+    """
+    initial = None
+    if config.initial is not None:
+        folder = load_run(config.initial).folder
+        initial = {"run": folder.name, "checksum": weights_checksum(folder)}
+    return {
+        "data_checksum": data_checksum(data),
+        "size": data.meta["size"],
+        **asdict(config),
+        "initial": initial,
+        "results_version": RESULTS_VERSION,
+    }
 
 
 def is_finished(folder):
@@ -282,7 +434,7 @@ def save_state(folder, variables, history, scores):
         table = pd.concat(scores, ignore_index=True)
         write_csv(folder / "scores.csv", table[["epoch", *table.columns.drop("epoch")]])
     # Last, for it decides how many rows of the tables above count.
-    with written_aside(folder / "state.npz") as aside:
+    with atomic_write(folder / "state.npz") as aside:
         np.savez(aside, *[np.asarray(v) for v in variables], epoch=len(history))
 
 
@@ -333,21 +485,3 @@ def package_versions():
         with suppress(PackageNotFoundError):  # some may be installed under another name
             versions[name] = version(name)
     return versions
-
-
-def write_json(path, content):
-    """Write `content` as indented JSON, aside and then renamed."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def write_csv(path, table):
-    """Write a `DataFrame` without its index, aside and then renamed."""
-    with written_aside(path) as aside:
-        table.to_csv(aside, index=False)
-
-
-def read_csv(path):
-    """Table written by `write_csv()`, every number to its last bit."""
-    # The C parser of pandas before 3.1 loses the last bit; the Python one never did.
-    return pd.read_csv(path, dtype={"image_id": str}, engine="python")

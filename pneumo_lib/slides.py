@@ -6,6 +6,7 @@ from the notebooks that the report executed, so that no number is typed in.
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
 from pptx.util import Inches, Pt
 
 from pneumo_lib.pages import shrunk_picture
-from pneumo_lib.paths import figures_folder, project_path, report_folder
+from pneumo_lib.paths import project_path, report_folder
 from pneumo_lib.style import BACKBONES
 
 _ORDER = Path(__file__).with_name("slides.yaml")
@@ -60,11 +61,12 @@ def write_slides(data="phantoms", *, folder=None):
         The `Path`s of the two files.
 
     Raises:
-        FileNotFoundError: if an executed notebook or an exported figure is missing.
-        ValueError: if `slides.yaml` names a section or a table that a notebook does not have.
+        FileNotFoundError: if the report, an executed notebook or an exported figure is missing.
+        ValueError: if `slides.yaml` names what a notebook does not show, or the report has no
+            caveats.
     """
     folder = project_path(folder or report_folder(data))
-    slides, note = plan_slides(folder, figures_folder(data))
+    slides, note = plan_slides(folder)
     pictures = {slide.figure: shrunk_picture(slide.figure) for slide in slides if slide.figure}
     powerpoint, page = folder / "slides.pptx", folder / "slides.html"
     _presentation(slides, pictures, note).save(powerpoint)
@@ -79,36 +81,42 @@ def write_slides(data="phantoms", *, folder=None):
     return powerpoint, page
 
 
-def plan_slides(folder, figures):
+def plan_slides(folder):
     """The slides of the talk, and the small print that goes below each of them.
 
     Args:
-        folder: holds the executed notebooks.
-        figures: folder of the exported figures.
+        folder: of the report, with the executed notebooks and `report.json`.
 
     Returns:
         List of `Slide`, and text such as "synthetic radiographs · split: official".
     """
-    order = yaml.safe_load(_ORDER.read_text(encoding="utf-8"))
+    if not (folder / "report.json").is_file():
+        raise FileNotFoundError(f"The talk needs the report in {folder}. Make it: make report")
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if not report.get("caveats"):
+        raise ValueError(
+            "Every slide carries the caveats of the report's training runs. Received: "
+            f"{folder / 'report.json'}, which names none. Make the report again: make report"
+        )
     read, slides = {}, []
-    for entry in order["slides"]:
+    for entry in yaml.safe_load(_ORDER.read_text(encoding="utf-8")):
         if entry.get("optional") and not _executed(folder, entry["from"]):
             continue
         section = _section(folder, entry["from"], read)
-        figure = figures / f"{entry['figure']}.png" if "figure" in entry else None
+        figure = Path(report["figures"], f"{entry['figure']}.png") if "figure" in entry else None
         if figure and not figure.is_file():
             raise FileNotFoundError(f"A slide needs {figure}. Export all figures: make figures")
-        number = entry.get("table", 0)
-        if number > len(section.tables):
+        number, lines = entry.get("table", 0), entry.get("printed", 0)
+        if number > len(section.tables) or lines > len(section.printed):
             raise ValueError(
-                f"slides.yaml may ask only for tables that a notebook shows. Received: table "
-                f"{number} of {entry['from']}, which has {len(section.tables)}"
+                "slides.yaml may ask only for what a notebook shows. Received: table "
+                f"{number} and {lines} printed lines of {entry['from']}, which has "
+                f"{len(section.tables)} and {len(section.printed)}"
             )
-        points = entry.get("points", []) + section.printed[: entry.get("printed", 0)]
+        points = entry.get("points", []) + section.printed[:lines]
         table = section.tables[number - 1] if number else None
         slides.append(Slide(entry["title"], points, figure, table, "\n\n".join(section.prose)))
-    label = "\n".join(_section(folder, order["small print"], read).printed)
-    return slides, label.partition("holds for: ")[2].rstrip("*.")
+    return slides, report["caveats"]
 
 
 def _section(folder, where, read):
@@ -161,8 +169,9 @@ def read_sections(notebook):
             shown = output.get("data", {})
             if "text/html" in shown:
                 current.tables.append(_html_table(shown["text/html"]))
-            lines = output.get("text", shown.get("text/markdown", "")).splitlines()
-            current.printed.extend(line.strip() for line in lines if line.strip())
+            if output.get("name") == "stdout":  # a warning is no result
+                lines = map(str.strip, output["text"].splitlines())
+                current.printed.extend(filter(None, lines))
     return sections
 
 

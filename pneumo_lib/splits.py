@@ -60,17 +60,11 @@ def split_cases(
             patients, `"official"` without both parts, or too few images to give each side, or
             fold, a positive.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"`scheme` must be one of {SCHEMES}. Received: scheme={scheme!r}")
+    check_scheme(scheme, fold)
     if min(validation, test) < 0 or validation + test >= 1:
         raise ValueError(
             "`validation` and `test` must be shares that leave some to train. "
             f"Received: validation={validation}, test={test}"
-        )
-    if fold is not None and not _is_fold(fold):
-        raise ValueError(
-            "`fold` must be a number, a slash and the number of folds, such as '2/5'. "
-            f"Received: fold={fold!r}"
         )
     pairs = near_duplicate_pairs(cases) if near_duplicates else np.empty((0, 2), int)
     alone = np.arange(len(cases))
@@ -130,9 +124,20 @@ def leaked_patients(cases):
     return int((cases.groupby("patient_id")["split"].nunique() > 1).sum())
 
 
-def _is_fold(fold):
+def check_scheme(scheme, fold):
+    """Refuse what no table of cases can be split by.
+
+    Raises:
+        ValueError: for an unknown `scheme`, or a `fold` that is not one such as "2/5".
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"`scheme` must be one of {SCHEMES}. Received: scheme={scheme!r}")
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(fold))
-    return bool(found) and 1 <= int(found[1]) <= int(found[2]) != 1
+    if fold is not None and not (found and int(found[1]) <= int(found[2]) != 1):
+        raise ValueError(
+            "`fold` must be a number, a slash and the number of folds, such as '2/5'. "
+            f"Received: fold={fold!r}"
+        )
 
 
 def _check_possible(scheme, *, known, two_parts):

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import pneumo_lib.quiet  # noqa: F401  (before Keras)
+
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -10,12 +12,13 @@ from pneumo_lib import distribution, metrics, replicas
 from pneumo_lib.augmentation import augment
 from pneumo_lib.backbones import preprocess
 from pneumo_lib.batches import current_share, read_blocks
+from pneumo_lib.features import as_graph
 from pneumo_lib.losses import TRAINING_COUNTS, get_loss, training_counts
 
 
 def compile_steps(
     network,
-    optimiser,
+    optimizer,
     *,
     loss,
     batch_size,
@@ -33,12 +36,12 @@ def compile_steps(
 
     Args:
         network: `keras.Model` whose trainable variables are to learn.
-        optimiser: built for them.
+        optimizer: built for them.
         loss: a name of `losses.get_loss()`.
         batch_size: inputs in a whole step.
         backbone: inputs are images, to be preprocessed for it; None: features of a head.
         augmentation, seed: of images, see `augmentation.augment()`; nothing happens to features.
-        strategy: `tf.distribute.Strategy` under which network and optimiser were made; the
+        strategy: `tf.distribute.Strategy` under which network and optimizer were made; the
             functions then are those of `replicas.over_replicas()`.
     """
     loss = get_loss(loss)
@@ -54,12 +57,12 @@ def compile_steps(
             x = preprocess(x, backbone)
         with tf.GradientTape() as tape:
             values, counts = measure(y, network(x, training=True))
-            scaled = optimiser.scale_loss(_mean_over_batch(values))
+            scaled = optimizer.scale_loss(_mean_over_batch(values))
         return tape.gradient(scaled, network.trainable_variables), counts
 
     def train_step(x, y):
         gradients, counts = find_gradients(x, y)
-        optimiser.apply(gradients, network.trainable_variables)
+        optimizer.apply(gradients, network.trainable_variables)
         return counts
 
     def evaluation_step(x, y):
@@ -69,27 +72,27 @@ def compile_steps(
     if strategy is not None:
         alone = not replicas.synchronise(network)  # else replicas talk in the middle of a step
         arguments = {"batch_size": batch_size, "jit_compile": heads_only and alone}
-        apply = partial(replicas.apply_gradients, optimiser, network)
+        apply = partial(replicas.apply_gradients, optimizer, network)
         return (
             replicas.over_replicas(strategy, find_gradients, then=apply, **arguments),
             replicas.over_replicas(strategy, evaluation_step, **arguments),
         )
 
     def over_steps(step):
-        compiled = tf.function(step, jit_compile=heads_only)
+        compiled = as_graph(step, jit_compile=heads_only)
 
-        @tf.function(reduce_retracing=True)
         def run_whole_batches(x, y):
             rows = tf.TensorArray("float32", tf.shape(x)[0])
             for i in tf.range(tf.shape(x)[0]):
                 rows = rows.write(i, compiled(x[i], y[i]))
             return rows.stack()
 
-        rest = tf.function(step)
+        whole_batches = as_graph(run_whole_batches, reduce_retracing=True)
+        rest = as_graph(step)
 
         def run(x, y):
             if x.shape[1] == batch_size:
-                return run_whole_batches(x, y)
+                return whole_batches(x, y)
             return rest(x[0], y[0])[None]
 
         return run

@@ -15,17 +15,16 @@ from matplotlib.patches import Patch
 from matplotlib.table import Cell
 from matplotlib.text import Text
 
+from pneumo_lib import names
+
 # Okabe and Ito (2008): told apart with every common colour blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 VERMILION, SKY, YELLOW, BLACK = "#D55E00", "#56B4E9", "#F0E442", "#000000"
-BACKBONES = {
-    "vgg16": ("VGG16", BLUE, "o"),
-    "vgg19": ("VGG19", SKY, "s"),
-    "resnet50": ("ResNet50", ORANGE, "^"),
-    "inceptionv3": ("InceptionV3", GREEN, "D"),
-    "small": ("small FCN (from scratch)", PURPLE, "v"),
+_LOOKS = ((BLUE, "o"), (SKY, "s"), (ORANGE, "^"), (GREEN, "D"), (PURPLE, "v"))
+BACKBONES = {  # name: display name, colour, marker
+    name: (shown, *look)
+    for (name, shown), look in zip(names.BACKBONES.items(), _LOOKS, strict=True)
 }
-
 
 _COLOURED = {
     Text: ["color"],

@@ -4,10 +4,11 @@ import csv
 from pathlib import Path
 
 import cv2
+import pandas as pd
 from tqdm.auto import tqdm
 
 from pneumo_lib.dataset import read_cases
-from pneumo_lib.inference import find_images, predict
+from pneumo_lib.inference import SUFFIXES, find_images, predict
 from pneumo_lib.paths import written_aside
 from pneumo_lib.rle import rle_encode
 
@@ -21,8 +22,8 @@ def write_submission(images, run, to, *, part="test", rows="image", operating_po
     """Predict the images of a competition folder and write their masks as run lengths.
 
     Args:
-        images: a data set, see `dataset.read_cases()`, or any folder of X-rays whose file names
-            without the suffix are the image ids, such as the competition's own test images.
+        images: a data set, see `dataset.read_cases()`, the competition's whole download, or any
+            folder of X-rays whose file names without the suffix are the image ids.
         run: `Run`, or what `load_run()` takes.
         to: the CSV file.
         part: official part of a data set to predict: "test", "train" or "all". A folder without
@@ -78,16 +79,12 @@ def encode_mask(mask, *, rows="image"):
 
 def _image_ids(images, part):
     """Dict of image id by path."""
-    if not any(images.rglob("*.csv")) and not any(images.rglob("*.csv.gz")):
-        found = [(path, path.stem) for path in find_images(images)]
-    else:
-        cases = read_cases(images)
-        if part != "all" and cases["official_part"].notna().any():
-            cases = cases[cases["official_part"] == part]
-        found = [(Path(p), i) for p, i in zip(cases["image_path"], cases["image_id"], strict=True)]
-        if not found:
-            raise FileNotFoundError(f"The data set must have images of the part {part!r}: {images}")
-    names = [name for _, name in found]
+    found = _listed_images(images, part)
+    if found is None:
+        found = {path: _image_id(path) for path in find_images(images)}
+    if not found:
+        raise FileNotFoundError(f"The data set must have images of the part {part!r}: {images}")
+    names = list(found.values())
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"Each image may have one file only. Received: several for {twice}")
@@ -95,7 +92,31 @@ def _image_ids(images, part):
         raise ValueError(
             f"An image id must not start with = + - @, which spreadsheets run. Received: {formula}"
         )
-    return dict(found)
+    return found
+
+
+def _listed_images(images, part):
+    """Dict of image id by path, as the tables of a data set list them; `None` without tables.
+
+    The competition's own test images are in no table with a truth, but in its sample submission.
+    """
+    tables = [*images.rglob("*.csv"), *images.rglob("*.csv.gz")]
+    samples = [path for path in tables if "sample_submission" in path.name]
+    if all("submission" in path.name for path in tables):
+        return None
+    cases = read_cases(images)
+    known = cases["official_part"]
+    if part == "test" and samples and not (known == "test").any():
+        listed = set(pd.read_csv(samples[0], dtype=str)["ImageId"])
+        return {path: _image_id(path) for path in find_images(images) if _image_id(path) in listed}
+    if part != "all" and known.notna().any():
+        cases = cases[known == part]
+    return dict(zip(map(Path, cases["image_path"]), cases["image_id"], strict=True))
+
+
+def _image_id(path):
+    """Name of a file without its suffix; the last number of a UID is none."""
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def _refuse_other_files(to):

@@ -6,32 +6,32 @@ with the same call, on the same or on another cluster.
 
 import itertools
 import logging
-import re
-import uuid
+import os
+import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import dask
 import pandas as pd
-from dask.utils import parse_bytes
-from distributed import CancelledError, as_completed
-from distributed.scheduler import KilledWorker
+from distributed import get_worker
 from tqdm.auto import tqdm
 
-from pneumo_lib import kernels, runs, sweep_results
-from pneumo_lib.cluster import connected, scheduler_lost
+from pneumo_lib import runs, sweep_results
+from pneumo_lib.cluster import as_finished, connected
 from pneumo_lib.experiments import (
-    DATA,
     is_finished,
-    prepare_for,
-    training_notebook,
-    unfinished,
+    plan_run,
+    prepare_each,
+    read_two_parts,
+    run_name,
+    train_run,
 )
-from pneumo_lib.paths import alone, project_path, source_path
-from pneumo_lib.sweep_worker import STARTED, train_on_worker
+from pneumo_lib.paths import alone, project_path
 
 logger = logging.getLogger(__name__)
+STARTED = "pneumo-run-started"  # topic of Dask's events
 
 
 class Sweep(NamedTuple):
@@ -39,63 +39,55 @@ class Sweep(NamedTuple):
 
     table: pd.DataFrame  # a row for each run, part and score, see `sweep_results.sweep_table()`
     summary: pd.DataFrame  # the same over seeds and folds, see `sweep_results.summarise()`
-    failed: dict  # name of a run -> (why, in one line; `Path` of its notebook)
-    folder: Path  # of table.csv, summary.csv, the figure and the executed notebooks
+    failed: dict  # name of a run -> (why, in one line; `Path` of a text file with the traceback)
+    folder: Path  # of table.csv, summary.csv, the figure and what failed
 
 
 def read_sweep(params, *, overrides=None):
-    """Axes and runs of a YAML file.
+    """Axes and runs of a YAML file; all runs are checked.
 
-    The file has two parts, both of parameters of notebook 05: `base` holds those that all runs
-    share, `grid` a list of values for each that is varied. The runs are all combinations, named
-    `<file>-<value>-<value>...`, where a number has the name of its parameter before it.
+    The file has two parts, both of settings of data and training, see `plan_run()`: `base` holds
+    those that all runs share, `grid` a list of values for each that is varied. The runs are all
+    combinations, named `<file>-<value>-<value>...`, where a number has the name of its setting
+    before it.
 
     Args:
         params: path of the file, such as `params/sweep.yaml`.
-        overrides: dict of parameters, stronger than the file; of an axis, the one value or the
+        overrides: dict of settings, stronger than the file; of an axis, the one value or the
             list that replaces it.
 
     Returns:
-        `(axes, parameters)`: names of the axes, and for each run the parameters of its notebook,
-        by its name.
+        `(axes, planned)`: names of the axes, and a list of `PlannedRun`.
 
     Raises:
         FileNotFoundError: if there is no such file, or `data` is no folder.
-        ValueError: if it has other parts, an axis is no list of values, a parameter is none of
-            notebook 05, or two runs would have one name.
+        ValueError: if it has other parts, an axis is no list of values, two runs would have one
+            name, or as `plan_run()`.
     """
-    from pneumo_lib import report  # of the extra "notebooks"
-
-    path, overrides = source_path(params), dict(overrides or {})
-    content = report.read_params(path)
-    if set(content) != {"base", "grid"}:
-        raise ValueError(
-            f"{path.name} must have the parts `base` and `grid`. Received: {list(content)}"
-        )
-    grid = content["grid"] or {}
+    overrides = dict(overrides or {})
+    stem, base, grid = read_two_parts(params, "grid")
     for name in grid.keys() & overrides.keys():
         value = overrides.pop(name)
         grid[name] = value if isinstance(value, list) else [value]
     if wrong := [name for name, values in grid.items() if not isinstance(values, list)]:
         raise ValueError(
-            "`grid` must hold a list of values for each parameter, such as `seed: [0, 1]`. "
+            "`grid` must hold a list of values for each setting, such as `seed: [0, 1]`. "
             f"Received: {wrong[0]}={grid[wrong[0]]!r}"
         )
-    defaults = report.notebook_parameters(training_notebook())
-    base = {"data": "phantoms"} | (content["base"] or {}) | overrides
-    found = []
+    planned = []
     for values in itertools.product(*grid.values()):
-        chosen = report.check_parameters(dict(zip(grid, values, strict=True)), defaults)
-        parts = [v if isinstance(v, str) else f"{k}{v}" for k, v in chosen.items()]
-        name = re.sub(r"[^\w.]+", "-", " ".join([path.stem, *parts])).strip("-")
-        parameters = report.check_parameters(base | chosen | {"run_name": name}, defaults)
-        found.append((name, report.absolute_paths(parameters)))
-    if twice := [name for name, count in Counter(n for n, _ in found).items() if count > 1]:
+        chosen = dict(zip(grid, values, strict=True))
+        run = plan_run("", base | overrides | chosen)
+        checked = {name: run.settings[name] for name in grid}
+        words = [chosen[n] if isinstance(v, str) else f"{n}{v}" for n, v in checked.items()]
+        planned.append(run._replace(name=run_name(stem, *words)))
+    names = Counter(run.name for run in planned)
+    if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(
             "Each run of a sweep needs a name of its own. "
             f"Received: {twice[0]}, more than once. List each value only once"
         )
-    return list(grid), dict(found)
+    return list(grid), planned
 
 
 def run_sweep(
@@ -110,16 +102,15 @@ def run_sweep(
 ):
     """Train all runs of a sweep that are not finished, and gather their scores.
 
-    Each run is one task: notebook 05 in a kernel of its own on some worker. A run that fails does
-    not stop the others; one whose worker is lost goes on elsewhere after its last epoch, where a
-    lock keeps it waiting as long as the lost worker still trains. The data are prepared here,
-    before. Client and workers share the folder `PNEUMO_HOME` and have the same pneumo_lib.
+    Each run is one task: `train()` in a worker process. A run that fails does not stop the others;
+    one whose worker is lost goes on elsewhere after its last epoch, where a lock keeps it waiting
+    as long as the lost worker still trains. The data are prepared here, before. Client and workers
+    share the folder `PNEUMO_HOME` and have the same pneumo_lib.
 
     Args:
         params, overrides: see `read_sweep()`.
-        scheduler, workers: see `cluster.connected()`: local processes, or a running cluster.
-        memory: of one worker with the kernel that it runs, such as "4GB"; a run that takes more
-            is ended and has failed. None: no limit.
+        scheduler, workers, memory: see `cluster.connected()`: local processes, or a running
+            cluster. A run that took more than `memory`, twice, has failed.
         resources: what one run takes of what workers were started with, such as `{"GPU": 1}`.
             Local workers have just that.
         retries: how often a run that failed is tried again.
@@ -128,7 +119,7 @@ def run_sweep(
         `Sweep`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_sweep()` and `prepare_data()`.
+        FileNotFoundError, ValueError: as `read_sweep()`, `prepare_data()` and `connected()`.
         LostCluster: if the scheduler is not reached or dies; the same call goes on.
 
     Example: in JupyterLab, with the progress as a widget (in a script, all of it belongs
@@ -140,99 +131,67 @@ def run_sweep(
         sweep.failed  # {} if all went well
         pl.sweep_chart(sweep.table, part="validation")
     """
-    axes, wanted = read_sweep(params, overrides=overrides)
+    axes, planned = read_sweep(params, overrides=overrides)
     folder = project_path("runs") / f"sweep-{Path(params).stem}"
     with alone(folder):  # a second call waits for the first, and then finds all done
         folder.mkdir(parents=True, exist_ok=True)
-        unmade = _unfinished(wanted, folder)
-        logger.info("%d runs, %d of them to train", len(wanted), len(unmade))
+        prepared = zip(planned, prepare_each(planned), strict=True)
+        unmade = [run for run, data in prepared if not is_finished(run, data)]
+        logger.info("%d runs, %d of them to train", len(planned), len(unmade))
         failed = {}
         if unmade:
-            limit = parse_bytes(memory) if memory else None
             with (
                 dask.config.set({"distributed.worker.resources": resources or {}}),
-                connected(scheduler, workers=workers) as client,
+                connected(scheduler, workers=workers, memory=memory) as client,
             ):
                 options = {"resources": resources or None, "retries": retries}
-                failed = _train_all(client, unmade, folder, limit=limit, **options)
-            missing = _unfinished({n: unmade[n] for n in unmade if n not in failed}, folder)
-            why = "its worker finished it elsewhere: client and workers must share PNEUMO_HOME"
-            failed |= dict.fromkeys(missing, why)
-        found = [(runs.load_run(name), wanted[name]) for name in wanted if name not in failed]
-        table = sweep_results.sweep_table(found, axes=axes)
+                failed = _train_all(client, unmade, folder, **options)
+        done = [(runs.load_run(r.name), r.settings) for r in planned if r.name not in failed]
+        table = sweep_results.sweep_table(done, axes=axes)
         summary = sweep_results.summarise(table, axes=axes)
-        if found:
-            sweep_results.keep_results(table, summary, [run for run, _ in found], folder)
-    notebooks = {n: (failed[n], unfinished(folder / f"{n}.ipynb")) for n in wanted if n in failed}
-    return Sweep(table, summary, notebooks, folder)
+        if done:
+            sweep_results.keep_results(table, summary, [run for run, _ in done], folder)
+    return Sweep(table, summary, failed, folder)
 
 
-def _unfinished(wanted, folder):
-    """Those of `wanted` that have to be trained; their data are prepared by then."""
-    data, left = {}, {}
-    for name, parameters in wanted.items():
-        source = tuple(parameters.get(key) for key in DATA)
-        if source not in data:
-            data[source] = prepare_for(parameters)
-        if not is_finished(parameters, folder / f"{name}.ipynb", data=data[source]):
-            left[name] = parameters
-    return left
+def _train_all(client, planned, folder, *, resources, retries):
+    """Trains runs on a cluster; those that failed, as in `Sweep`."""
+    failed, under_way = {}, set()
+    with tqdm(total=len(planned), desc=folder.name, unit="run") as bar:
 
-
-def _train_all(client, unmade, folder, *, limit, resources, retries):
-    """Trains runs on a cluster; those that failed, with the reason."""
-    home, version = str(project_path()), runs.RESULTS_VERSION
-    _warn_of_missing(client, resources)
-    futures, failed, under_way = {}, {}, set()
-    with tqdm(total=len(unmade), desc=folder.name, unit="run") as bar:
-
-        def show():
+        def show(event=None):
+            under_way.update(event[1:] if event else ())
             bar.set_postfix_str(", ".join(sorted(under_way)))
 
-        def started(event):
-            under_way.add(event[1])
+        client.subscribe_topic(STARTED, show)
+        for run, seconds, error in as_finished(
+            client,
+            train_on_worker,
+            planned,
+            retries=retries,
+            resources=resources,
+            raising=False,
+            folder=str(folder),
+            home=str(project_path()),
+            version=runs.RESULTS_VERSION,
+        ):
+            if error is None and not runs.is_finished(project_path("runs") / run.name):
+                error = "its worker finished it elsewhere: all must share the folder PNEUMO_HOME"
+            log = folder / f"{run.name}.failed.txt"
+            log.unlink(missing_ok=True)
+            if error is None:
+                logger.info("%s: %.0f s", run.name, seconds)
+            else:
+                text = isinstance(error, str)
+                log.write_text(error if text else "".join(traceback.format_exception(error)))
+                why = error if text else f"{type(error).__name__}: {error}"
+                failed[run.name] = why, log
+                logger.warning("%s failed: %s", run.name, why)
+            under_way.discard(run.name)
+            bar.update()
             show()
-
-        client.subscribe_topic(STARTED, started)
-        for name, parameters in unmade.items():
-            future = client.submit(
-                train_on_worker,
-                parameters,
-                str(folder / f"{name}.ipynb"),
-                home=home,
-                version=version,
-                memory=limit,
-                key=(folder.name, name, uuid.uuid4().hex),
-                resources=resources,
-                retries=retries,
-                pure=False,
-            )
-            futures[future] = name
-        try:
-            for future in as_completed(futures):
-                name = futures[future]
-                try:  # not its status: should the worker have died since, the run is found again
-                    logger.info("%s: %.0f s, %.1f GB", name, *future.result())
-                except CancelledError:
-                    raise scheduler_lost(client) from None
-                except Exception as error:  # the other runs go on
-                    failed[name] = _reason(error)
-                    logger.warning("%s failed: %s", name, failed[name])
-                under_way.discard(name)
-                bar.update()
-                show()
-        finally:
-            client.unsubscribe_topic(STARTED)
-            client.cancel(list(futures))  # after Ctrl-C, on a cluster that lives on
+        client.unsubscribe_topic(STARTED)
     return failed
-
-
-def _reason(error):
-    if isinstance(error, kernels.NotebookError):
-        return error.args[1]
-    if isinstance(error, KilledWorker):
-        return "the workers that tried it died, each time"
-    return f"{type(error).__name__}: {error}"
 
 
 def _warn_of_missing(client, resources):
@@ -244,3 +203,31 @@ def _warn_of_missing(client, resources):
                 "No worker has %s=%g yet; the runs wait for one: dask worker --resources '%s=%g'",
                 *(name, amount, name, amount),
             )
+
+
+# -- in a worker process
+
+
+def train_on_worker(planned, *, folder, home, version):
+    """Seconds that one run of a sweep took in this worker process.
+
+    Args:
+        planned: `PlannedRun`.
+        folder: of the sweep, which the client made.
+        home: the client's `PNEUMO_HOME`.
+        version: the client's `RESULTS_VERSION`.
+
+    Raises:
+        RuntimeError: if this worker has other files or another pneumo_lib than the client.
+        FileNotFoundError, ValueError: as `prepare_data()` and `train()`.
+    """
+    worker, started = get_worker(), time.monotonic()
+    if not Path(folder).is_dir() or version != runs.RESULTS_VERSION:
+        raise RuntimeError(
+            "Client and workers must share the folder PNEUMO_HOME and have the same pneumo_lib. "
+            f"Received: {home} and results of version {version}, unlike on {worker.address}"
+        )
+    os.environ["PNEUMO_HOME"] = home
+    worker.log_event(STARTED, planned.name)
+    train_run(planned, *prepare_each([planned]))
+    return time.monotonic() - started

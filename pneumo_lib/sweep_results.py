@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo_lib import runs
+from pneumo_lib.paths import write_csv
 from pneumo_lib.style import (
     BACKBONES,
     BLUE,
@@ -86,8 +87,8 @@ def keep_results(table, summary, found, folder):
         found: list of `Run`.
         folder: `Path`.
     """
-    runs.write_csv(folder / "table.csv", table)
-    runs.write_csv(folder / "summary.csv", summary)
+    write_csv(folder / "table.csv", table)
+    write_csv(folder / "summary.csv", summary)
     one_each = {run.config["backbone"]: run for run in found}
     note = runs.caveats(list(one_each.values()))
     note = re.sub(r"fold \d+/(\d+)", r"\1 folds", note)

@@ -6,6 +6,7 @@ import pandas as pd
 from pneumo_lib.metrics import (
     COUNTS,
     LOGGED_COUNTS,
+    confusion_counts,
     dice,
     iou,
     logged_dice,
@@ -31,6 +32,25 @@ HEADINGS = {
     "average_precision": "Average precision",
 }
 DISTANCES = ("hd95", "asd", "hd95_mm", "asd_mm")
+
+
+def count_cases(data, predictions, *, count=confusion_counts):
+    """Counts of every prepared case, one row each, as in `scores.csv`.
+
+    Args:
+        data: `Prepared`.
+        predictions: iterable of `(slice of the rows, their predictions)` in the order of `data`:
+            memory does not grow with the images.
+        count: function of `(masks, predictions)` that gives a dict of one number per image.
+
+    Returns:
+        DataFrame with the columns `image_id`, `split`, `has_pneumothorax` and those of `count`:
+        `tp`, `fp`, `fn`, `tn`.
+    """
+    parts = [count(data.masks[rows], y_pred) for rows, y_pred in predictions]
+    counts = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
+    return cases.assign(**counts)
 
 
 def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):

@@ -2,7 +2,8 @@
 
 import hashlib
 
-import keras
+from pneumo_lib.quiet import keras
+
 import numpy as np
 import tensorflow as tf
 from keras import initializers, layers, tree

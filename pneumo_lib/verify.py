@@ -3,15 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from tqdm.auto import tqdm
 
 from pneumo_lib import metrics
 from pneumo_lib.features import predict_batches
-from pneumo_lib.inference import load_network
-from pneumo_lib.paths import project_path
-from pneumo_lib.preparation import load_prepared
-from pneumo_lib.runs import Run, data_checksum, load_run
+from pneumo_lib.runs import load_network, load_run, load_run_data
+from pneumo_lib.tables import count_cases
 
 # The whole network is compiled another way than the parts that training scored: a pixel whose
 # probability is one half to the sixth digit may fall on the other side.
@@ -46,18 +42,17 @@ def verify_run(run, *, data=None):
         FileNotFoundError: if there is no finished run, or its data are not prepared here.
         ValueError: if the data are not those that the run was scored on.
     """
-    run = run if isinstance(run, Run) else load_run(run)
-    data = _open(run) if data is None else data
-    if data_checksum(data) != run.config["data_checksum"]:
-        raise ValueError(
-            "A run is verified on the images, masks and split it was scored on. "
-            f"Received: {data.folder}, which has changed since. Prepare the data again with "
-            "prepare_data(), or train the run again"
-        )
+    run = load_run(run)
+    data = load_run_data(run, data=data)
     recorded = run.scores[run.scores["epoch"] == run.scores["epoch"].max()]
     recorded = recorded.set_index("image_id").loc[data.cases["image_id"]]
-    counts = _counts(run, data)
-    wrong = sum(np.abs(counts[name] - recorded[name].to_numpy()) for name in metrics.COUNTS) / 2
+    flipped = data.images[:, :, ::-1] if run.config.get("test_time_flip") else None
+    batches = predict_batches(
+        load_network(run), data.images, run.config["backbone"], flipped=flipped, desc="verifying"
+    )
+    counts = count_cases(data, ((rows, softmax[..., 1]) for rows, softmax in batches))
+    names = list(metrics.COUNTS)
+    wrong = np.abs(counts[names].to_numpy() - recorded[names].to_numpy()).sum(axis=1) / 2
     share = float(wrong.sum() / (data.masks.size or 1))
     allowed = _PIXELS_BFLOAT16 if run.config.get("feature_precision") == "bfloat16" else _PIXELS
     order = np.argsort(-wrong, kind="stable")[:3]
@@ -69,28 +64,3 @@ def verify_run(run, *, data=None):
         siim_dice=(metrics.siim_dice(recorded), metrics.siim_dice(counts)),
         worst=[data.cases["image_id"].iloc[i] for i in order if wrong[i]],
     )
-
-
-def _open(run):
-    try:
-        return load_prepared(project_path(run.config["data"]))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            "A run is verified on the prepared data it was scored on: make them with "
-            f"prepare_data({run.config['data_name']!r}, size={run.config['size']}) and the run's "
-            f"split and seed. Received: {error}"
-        ) from error
-
-
-def _counts(run, data):
-    network, backbone = load_network(run), run.config["backbone"]
-    tables = []
-    flipped = data.images[:, :, ::-1] if run.config.get("test_time_flip") else None
-    batches = predict_batches(network, data.images, backbone, flipped=flipped)
-    with tqdm(total=len(data.images), desc="verifying", unit="image") as bar:
-        for rows, softmax in batches:
-            table = metrics.confusion_counts(data.masks[rows], softmax[..., 1])
-            tables.append(pd.DataFrame(table))
-            bar.update(len(softmax))
-    counts = pd.concat(tables, ignore_index=True)
-    return {name: counts[name].to_numpy() for name in metrics.COUNTS}

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import json
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+
+from pneumo_lib.preparation import load_prepared
 
 CASES, SIZE = 24, 32  # of `make_data()`
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -110,6 +113,17 @@ def make_data(folder, *, seed=0, size=SIZE):
         "leaked_patients": 0,
     }
     return SimpleNamespace(images=images, masks=masks, cases=cases, meta=meta, folder=folder)
+
+
+def write_data(data):
+    """`make_data()` as `prepare()` would leave it in its folder, opened."""
+    data.folder.mkdir(parents=True)
+    for name in ("images", "masks"):
+        np.save(data.folder / f"{name}.npy", getattr(data, name))
+    data.cases.to_csv(data.folder / "cases.csv", index=False)
+    columns = {name: str(kind) for name, kind in data.cases.dtypes.items()}
+    (data.folder / "meta.json").write_text(json.dumps(data.meta | {"columns": columns}))
+    return load_prepared(data.folder)
 
 
 @pytest.fixture(scope="module")

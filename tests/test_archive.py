@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -18,13 +19,14 @@ from test_prediction_files import SIZE, xrays  # noqa: F401  (a fixture)
 from test_prediction_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
-from pneumo_lib import archive, archive_tasks, cluster
+from pneumo_lib import archive, archive_tasks, cluster, runs
 from pneumo_lib.archive_files import Partition, list_files, partitions
 from pneumo_lib.cli import main
 from pneumo_lib.cluster import LostCluster, as_finished, connected
 from pneumo_lib.inference import find_images
 from pneumo_lib.operating_point import OperatingPoint
-from pneumo_lib.prediction_files import COLUMNS, predict_files, read_table
+from pneumo_lib.prediction_files import predict_files, read_table
+from pneumo_lib.prediction_rows import FILE_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_rows_say_what_predict_files_says(run, predict, xrays, tmp_path):  # noq
     rows = rows_of(tmp_path / "archive")
     assert set(rows.index) == set(expected)
     for name, row in rows.iterrows():
-        for column in set(COLUMNS) - {"file", "output"}:
+        for column in set(FILE_COLUMNS) - {"file", "output"}:
             said = "" if pd.isna(row[column]) else row[column]
             wanted = expected[name][column]
             assert said == (float(wanted) if wanted and not isinstance(said, str) else wanted)
@@ -291,6 +293,70 @@ def test_folder_with_something_else_is_refused_untouched(predict, xrays, tmp_pat
     assert not (tmp_path / "parts").exists()
 
 
+KILLED_AT_EACH_WRITE = """
+import os, signal, sys
+from pathlib import Path
+import pneumo_lib as pl
+
+def call(kind, out):
+    run = pl.Run(Path(sys.argv[2]), {"size": 32, "backbone": "small"}, None, None)
+    if kind == "files":
+        pl.predict_files(sys.argv[1], run, out)
+    else:
+        pl.predict_archive(sys.argv[1], run, out, scheduler="tcp://127.0.0.1:9", partition_files=2)
+
+def kill_at(number, out):
+    def hook(event, arguments):
+        nonlocal number
+        writes = event in ("os.mkdir", "os.rename")
+        writes = writes or event == "open" and arguments[2] & os.O_WRONLY
+        if writes and str(out) in str(arguments[0]):
+            number -= 1
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+pl.predict_files, pl.predict_archive  # imported before the processes part
+for kind in ("files", "archive"):
+    for number in range(1, 9):
+        out = Path(sys.argv[3]) / f"{kind}-{number}"
+        if (child := os.fork()) == 0:
+            kill_at(number, out)
+            call(kind, out)
+        if os.waitpid(child, 0)[1] != signal.SIGKILL:
+            sys.exit(f"{out} was not killed")
+"""
+
+
+def test_kill_at_any_of_the_first_writes_leaves_a_folder_that_goes_on(
+    run,
+    predict,
+    xrays,  # noqa: F811
+    tmp_path,
+):
+    command = [sys.executable, "-c", KILLED_AT_EACH_WRITE, xrays, run.folder, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for number in range(1, 9):
+        assert predict_files(xrays, run, tmp_path / f"files-{number}").predicted == 3
+        assert predict(xrays, tmp_path / f"archive-{number}").predicted == 3
+
+
+@pytest.mark.parametrize("name", [".0123456789ab-prediction.json", ".out.lock"])
+def test_what_a_killed_writer_left_does_not_make_a_folder_another_ones(
+    run,
+    predict,
+    xrays,  # noqa: F811
+    tmp_path,
+    name,
+):
+    for out in (tmp_path / "files", tmp_path / "archive"):
+        out.mkdir()
+        (out / name).touch()
+    assert predict_files(xrays, run, tmp_path / "files").predicted == 3
+    assert predict(xrays, tmp_path / "archive").predicted == 3
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -303,7 +369,7 @@ def test_folder_of_other_settings_is_refused(predict, xrays, tmp_path, change, t
     more(xrays, 2)
     predict(xrays, tmp_path / "out")
     source = xrays / change.pop("source", "")
-    with pytest.raises(ValueError, match=rf"made with other settings \({told}\)"):
+    with pytest.raises(ValueError, match=rf"of other settings \({told}\)"):
         predict(source, tmp_path / "out", **change)
 
 
@@ -319,7 +385,7 @@ def test_folders_of_files_and_of_archives_are_not_mixed(run, predict, xrays, tmp
 @pytest.fixture
 def settings(run):
     archive_tasks._network.cache_clear()
-    return {"run": archive.run_id(run), "operating_point": [0.5, 0, 0.5]}
+    return {"run": runs.run_id(run), "operating_point": [0.5, 0, 0.5]}
 
 
 def test_worker_that_does_not_see_the_results_says_so(settings, xrays, tmp_path):  # noqa: F811
@@ -339,13 +405,11 @@ def test_results_with_another_network_are_refused(predict, settings, xrays, tmp_
 
 
 def test_part_that_vanished_is_told(predict, xrays, tmp_path, monkeypatch):  # noqa: F811
-    def losing(finished, bar):
-        found = collect(finished, bar)
+    def losing(*arguments, **options):
+        yield from as_finished(*arguments, **options)
         parts_of(tmp_path / "out")[0].unlink()
-        return found
 
-    collect = archive._collect
-    monkeypatch.setattr(archive, "_collect", losing)
+    monkeypatch.setattr(archive, "as_finished", losing)
     with pytest.raises(RuntimeError, match="1 parts that are gone or changed"):
         predict(xrays, tmp_path / "out")
 
@@ -432,9 +496,19 @@ def test_scheduler_that_is_not_there_is_told_with_the_remedy(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2, "scheduler": "tcp://a:1"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 0},
+        {"workers": 2, "scheduler": "tcp://a:1"},
+        {"memory": "4GB", "scheduler": "tcp://a:1"},
+    ],
+)
 def test_workers_are_local_processes_and_at_least_one(options):
-    with pytest.raises(ValueError, match="number of local processes"), connected(**options):
+    with (
+        pytest.raises(ValueError, match="those of local processes.*--memory-limit"),
+        connected(**options),
+    ):
         pass
 
 
@@ -459,15 +533,14 @@ def test_command_without_the_extra_says_how_to_get_it(xrays, monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     options = ["--run", "r", "--out", "o", "--scheduler", "local"]
     assert main(["predict", str(xrays), *options]) == 1
-    assert "--scheduler needs the package pyarrow: pip install" in capsys.readouterr().err
+    assert "needs the package pyarrow: pip install" in capsys.readouterr().err
 
 
 def test_command_lists_failures_and_counts_rows(run, client, xrays, tmp_path, monkeypatch, capsys):  # noqa: F811
     def listed(*arguments, **options):
         return archive.ArchiveOutcome(250, 248, 200, 150, [("a.png", "torn")], ["b.png", "c.png"])
 
-    monkeypatch.setitem(vars(pl), "predict_archive", listed)
-    monkeypatch.setitem(vars(pl), "load_run", lambda run: run)
+    monkeypatch.setattr(archive, "predict_archive", listed)
     options = ["--run", str(run.folder), "--out", "o/", "--scheduler", "local"]
     assert main(["predict", str(xrays), *options]) == 1
     said = capsys.readouterr()

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from pneumo_lib import augmentation
-from pneumo_lib.augmentation import AUGMENTATIONS, augment, move, relight
+from pneumo_lib.augmentation import augment, move, relight
+from pneumo_lib.config import AUGMENTATIONS
 
 STILL = {"shift": 0.0, "scale": 0.0, "rotation": 0.0, "elastic": 0.0}
 

@@ -7,7 +7,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from conftest import make_data
+from conftest import make_data, write_data
 
 import pneumo_lib as pl
 from pneumo_lib import averaging, features, metrics, verify
@@ -25,7 +25,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PNEUMO_HOME", str(folder))
-        data = make_data(folder)
+        data = write_data(make_data(folder / "data"))
         train(data, run="a", backbone="vgg16", **SETTINGS)
         for name, rate in (("b", 0.01), ("c", 0.002)):  # from the same backbone
             train(data, run=name, backbone="vgg16", initial="a", learning_rate=rate, **SETTINGS)
@@ -37,10 +37,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def data(home, monkeypatch):
-    """What all of them were trained on, where their folder says that it lies."""
+    """What all of them were trained on, in the folder that they name."""
     monkeypatch.setenv("PNEUMO_HOME", str(home.folder))
-    for module in (averaging, verify):
-        monkeypatch.setattr(module, "load_prepared", lambda folder: home.data)
     return home.data
 
 
@@ -53,8 +51,10 @@ def probabilities(run):
     return np.load(pl.load_run(run).folder / "probabilities.npy") / 255
 
 
-@pytest.mark.parametrize("members", [["a", "b", "c"], ["small-0", "small-1"]])
-def test_mean_of_the_members_is_kept_scored_and_saved(data, members, monkeypatch):
+@pytest.mark.parametrize(
+    ("members", "seed"), [(["a", "b", "c"], 0), (["small-0", "small-1"], "several")]
+)
+def test_mean_of_the_members_is_kept_scored_and_saved(data, members, seed, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("features of a shared backbone were computed before")
 
@@ -64,6 +64,7 @@ def test_mean_of_the_members_is_kept_scored_and_saved(data, members, monkeypatch
     kept = np.load(run.folder / "probabilities.npy")
     np.testing.assert_allclose(kept / 255, mean, atol=1 / 255 + 1e-4)
     assert [member.split("@")[0] for member in run.config["mean_of"]] == members
+    assert run.config["seed"] == seed
     assert set(run.scores["epoch"]) == {2}
     counts = metrics.confusion_counts(data.masks, kept / 255)
     for name in metrics.COUNTS:
@@ -97,6 +98,13 @@ def test_history_is_the_mean_and_the_time_the_sum():
     a, b = pl.load_run("a").history, pl.load_run("b").history
     np.testing.assert_allclose(run.history["loss"], (a["loss"] + b["loss"]) / 2)
     assert run.config["seconds"] == pytest.approx((a["seconds"] + b["seconds"]).sum(), abs=1e-3)
+
+
+def test_random_features_of_one_member_are_a_caveat_of_the_mean():
+    pretrained = pl.load_run("a")
+    pretrained = pretrained._replace(config=pretrained.config | {"weights": "ImageNet"})
+    run = average_runs([pretrained, "b"], run="mean-mixed")
+    assert run.config["weights"] == "random features"
 
 
 def test_second_call_opens_the_run_and_other_members_make_another(folder, monkeypatch):
@@ -140,7 +148,7 @@ def test_member_is_not_replaced_by_the_mean(folder):
 
 def test_other_data_are_refused(data):
     other = pl.Prepared(data.images, data.masks, data.cases, {**data.meta, "checksum": "x"}, "here")
-    with pytest.raises(ValueError, match=r"trained on. Received: here, which has changed"):
+    with pytest.raises(ValueError, match=r"scored on. Received: here, which changed"):
         average_runs(["a", "b"], run="refused", data=other)
 
 

@@ -336,7 +336,7 @@ def test_imagenet_weights_are_loaded_from_the_downloaded_file(
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_failed_download_names_the_file_and_its_folder(no_network, empty_keras_home, name):
-    file = Path(backbones._BACKBONES[name].url).name
+    file = backbones.published_weights(name)[0].name
     folder = empty_keras_home / "models"
     with pytest.raises(FileNotFoundError, match=f"{file} and put it into {folder} by hand"):
         build_backbone(name, weights="imagenet")

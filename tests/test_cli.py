@@ -1,6 +1,7 @@
 """The `pneumo` command: what it passes on, prints and returns."""
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,6 @@ import pandas as pd
 import pytest
 
 import pneumo_lib as pl
-import pneumo_lib.fetch
 from pneumo_lib import report
 from pneumo_lib.cli import main
 
@@ -31,8 +31,9 @@ def calls(monkeypatch, tmp_path):
     return received
 
 
-def run_python(*arguments):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+def run_python(*arguments, **environment):
+    line, environment = [sys.executable, *arguments], os.environ | environment
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_report_without_options_runs_the_embedded_defaults(calls):
@@ -40,34 +41,42 @@ def test_report_without_options_runs_the_embedded_defaults(calls):
     assert calls == [{"data": None, "params": None, "overrides": {}, "beyond": False}]
 
 
-def test_report_all_runs_the_notebooks_after_the_results_as_well(calls):
-    assert main(["report", "--all"]) == 0
+def test_report_passes_values_with_the_type_that_yaml_gives_them(calls):
+    options = ["--set", "epochs", "50", "--set", "milestones", "[25, 50]", "--set", "data", "x"]
+    assert main(["report", *options]) == 0
+    assert calls[0]["overrides"] == {"epochs": 50, "milestones": [25, 50], "data": "x"}
+
+
+@pytest.mark.parametrize(
+    "words", [["--backbones", "vgg16 small"], ["--backbones", "vgg16", "small"]]
+)
+def test_names_after_one_option_are_one_word_or_several(calls, words):
+    assert main(["report", *words, "--all"]) == 0
+    assert calls[0]["overrides"] == {"backbones": ["vgg16", "small"]}
     assert calls[0]["beyond"]
 
 
-def test_report_passes_values_with_the_type_that_yaml_gives_them(calls):
-    options = ["--set", "epochs", "50", "--set", "milestones", "[25, 50]", "--set", "data", "x"]
-    assert main(["report", *options, "--backbones", "vgg16", "small"]) == 0
-    overrides = calls[0]["overrides"]
-    assert overrides == {
-        "epochs": 50,
-        "milestones": [25, 50],
-        "data": "x",
-        "backbones": ["vgg16", "small"],
-    }
+@pytest.mark.parametrize("value", ["-1", "a b", ""])
+def test_a_setting_takes_the_word_after_its_name_and_no_other(value, monkeypatch):
+    received = {}
+    monkeypatch.setattr(
+        "pneumo_lib.sweep.run_sweep", lambda params, **o: received.update(o, p=params)
+    )
+    main(["sweep", "--set", "shift", value, "grid.yaml"])
+    assert received["p"] == "grid.yaml"
+    assert received["overrides"] == {"shift": {"-1": -1, "": None}.get(value, value)}
 
 
-def test_report_reads_paths_from_the_current_folder(calls, tmp_path, monkeypatch):
+def test_a_setting_without_a_value_is_refused(calls, capsys):
+    assert main(["report", "--set", "epochs", "--all"]) == 1
+    assert "--set takes a name and a value. Received: epochs" in capsys.readouterr().err
+
+
+def test_report_reads_paths_from_the_current_folder_and_keeps_names(calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "xrays").mkdir()
-    (tmp_path / "vgg16.npz").touch()
-    assert main(["report", "--data", "xrays", "--weights", "vgg16.npz"]) == 0
+    assert main(["report", "--data", "xrays", "--weights", "imagenet"]) == 0
     assert calls[0]["data"] == str(tmp_path / "xrays")
-    assert calls[0]["overrides"]["weights"] == str(tmp_path / "vgg16.npz")
-
-
-def test_report_keeps_weights_that_are_a_name(calls):
-    assert main(["report", "--weights", "imagenet"]) == 0
     assert calls[0]["overrides"]["weights"] == "imagenet"
 
 
@@ -75,7 +84,7 @@ def test_report_names_the_files_it_made(calls, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["report"])
     lines = capsys.readouterr().out.split("\n")
-    assert lines[1:4] == ["Report      index.html", "Notebooks   ./*.ipynb", "Figures     figures/"]
+    assert lines[1:4] == ["Report      index.html", "Notebooks   *.ipynb", "Figures     figures"]
 
 
 def test_an_error_is_one_line_and_exit_code_1(calls, capsys, monkeypatch):
@@ -93,28 +102,24 @@ def test_debug_shows_the_traceback(monkeypatch):
         main(["--debug", "report"])
 
 
-def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(capsys, monkeypatch):
-    def interrupt(**arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(report, "run_report", interrupt)
-    assert main(["report"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
-
-
-def test_report_without_the_notebook_packages_says_how_to_get_them(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "papermill", None)
-    for module in ("report", "kernels"):
-        monkeypatch.delitem(sys.modules, f"pneumo_lib.{module}", raising=False)
-        monkeypatch.delattr(f"pneumo_lib.{module}", raising=False)
-    assert main(["report"]) == 1
-    assert "needs the package papermill. `make env`" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "package"), [("report", "papermill"), ("sweep grid.yaml", "distributed")]
+)
+def test_without_the_packages_of_an_extra_a_command_names_them(command, package):
+    code = f"import sys; sys.modules[{package!r}] = None; from pneumo_lib.cli import main; "
+    done = run_python("-c", f"{code}sys.exit(main({command.split()}))")
+    assert done.returncode == 1
+    assert f"needs the package {package}: pip install -e '.[notebooks,cluster]'" in done.stderr
 
 
-def test_an_unknown_command_is_refused_with_exit_code_2(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["deport"])
-    assert "invalid choice" in capsys.readouterr().err
+def test_an_unknown_command_is_refused_with_exit_code_2_and_the_nearest(capsys):
+    assert main(["deport"]) == 2
+    assert "No such command 'deport'. Did you mean 'report'" in capsys.readouterr().err
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 2
+    assert "Run all notebooks and write" in capsys.readouterr().err
 
 
 def test_fetch_names_the_folder_and_the_next_command(capsys, monkeypatch, tmp_path):
@@ -124,25 +129,20 @@ def test_fetch_names_the_folder_and_the_next_command(capsys, monkeypatch, tmp_pa
         received.append((to, layout))
         return tmp_path / to
 
-    monkeypatch.setattr(pneumo_lib.fetch, "fetch", download)
+    monkeypatch.setattr("pneumo_lib.fetch.fetch", download)
     monkeypatch.chdir(tmp_path)
     assert main(["fetch", "siim", "--to", "xrays", "--layout", "dicom"]) == 0
     assert received == [("xrays", "dicom")]
     assert "make report DATA=xrays PARAMS=params/siim.yaml" in capsys.readouterr().out
 
 
-def test_phantoms_draws_as_many_as_asked_for(capsys, monkeypatch, tmp_path):
-    received = {}
-
-    def make(folder, **options):
-        received.update(options, folder=folder)
-        return tmp_path
-
-    monkeypatch.setitem(vars(pl), "make_phantoms", make)
+def test_phantoms_draws_as_many_as_asked_for(capsys, tmp_path):
     options = ["--to", str(tmp_path), "--count", "3", "--size", "64", "--seed", "7"]
     assert main(["phantoms", *options]) == 0
-    assert received == {"folder": str(tmp_path), "count": 3, "size": 64, "seed": 7}
-    assert "Phantoms" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "phantoms.json").read_text())
+    assert len(list((tmp_path / "png_images").iterdir())) == 3
+    assert (settings["size"], settings["seed"]) == (64, 7)
+    assert f"Phantoms    {tmp_path}" in capsys.readouterr().out
 
 
 def test_python_m_pneumo_lib_is_the_same_command():
@@ -151,10 +151,31 @@ def test_python_m_pneumo_lib_is_the_same_command():
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from pneumo_lib.cli import main\ntry: main(['--help'])\nexcept SystemExit: "
-    heavy = "{'numpy', 'pandas', 'keras', 'tensorflow', 'papermill', 'yaml'}"
+    code = "import sys; from pneumo_lib.cli import main; main(['--help']); "
+    heavy = "{'numpy', 'pandas', 'keras', 'tensorflow', 'papermill', 'yaml', 'rich', 'pydantic'}"
     done = run_python("-c", f"{code}print(sorted({heavy} & set(sys.modules)))")
     assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete_and_what(shell):
+    script = run_python("-m", "pneumo_lib", _PNEUMO_COMPLETE=f"source_{shell}")
+    assert f"complete_{shell}" in script.stdout
+    words = dict.fromkeys(("COMP_WORDS", "_TYPER_COMPLETE_ARGS"), "pneumo export --fo")
+    words |= {"COMP_CWORD": "2", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = run_python("-m", "pneumo_lib", _PNEUMO_COMPLETE=f"complete_{shell}", **words)
+    assert "--format" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no pseudo-terminals")
+def test_colour_is_for_terminals_that_want_it():
+    wrong, in_terminal = ("verify", "nowhere"), "import pty, sys; pty.spawn(sys.argv[1:])"
+    line = ("-c", in_terminal, sys.executable, "-m", "pneumo_lib", *wrong)
+    assert "\x1b[31mpneumo verify: " in run_python(*line, NO_COLOR="", TERM="xterm").stdout
+    plain = run_python(*line, NO_COLOR="1", TERM="xterm").stdout
+    plain += run_python("-m", "pneumo_lib", *wrong, NO_COLOR="", TERM="xterm").stderr
+    assert plain.count("pneumo verify: ") == 2
+    assert "\x1b" not in plain
 
 
 def test_slides_names_the_decks_that_it_wrote(monkeypatch, capsys, tmp_path):
@@ -176,18 +197,9 @@ def test_sweep_names_what_it_wrote_and_what_failed(monkeypatch, capsys, tmp_path
             table=table, summary=table, failed={"a": ("no such loss", notebook)}, folder=tmp_path
         )
 
-    monkeypatch.setitem(vars(pl), "run_sweep", run_sweep)
-    options = [
-        "--workers",
-        "2",
-        "--set",
-        "seed",
-        "[0, 1]",
-        "--resources",
-        "GPU=1",
-        "--retries",
-        "0",
-    ]
+    monkeypatch.setattr("pneumo_lib.sweep.run_sweep", run_sweep)
+    options = ["--workers", "2", "--set", "seed", "[0, 1]", "--retries", "0"]
+    options += ["--resources", "GPU=1", "RAM=2e9"]
     assert main(["sweep", "grid.yaml", *options]) == 1
     assert received == {
         "params": "grid.yaml",
@@ -195,7 +207,7 @@ def test_sweep_names_what_it_wrote_and_what_failed(monkeypatch, capsys, tmp_path
         "scheduler": "local",
         "workers": 2,
         "memory": None,
-        "resources": {"GPU": 1.0},
+        "resources": {"GPU": 1.0, "RAM": 2e9},
         "retries": 0,
     }
     said = capsys.readouterr()
@@ -208,12 +220,3 @@ def test_sweep_names_what_it_wrote_and_what_failed(monkeypatch, capsys, tmp_path
 def test_sweep_refuses_resources_without_an_amount(capsys):
     assert main(["sweep", "grid.yaml", "--resources", "GPU"]) == 1
     assert "names with amounts, such as GPU=1. Received: GPU" in capsys.readouterr().err
-
-
-def test_sweep_without_the_cluster_packages_says_how_to_get_them(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    for module in ("sweep", "sweep_worker", "cluster"):
-        monkeypatch.delitem(sys.modules, f"pneumo_lib.{module}", raising=False)
-        monkeypatch.delattr(f"pneumo_lib.{module}", raising=False)
-    assert main(["sweep", "grid.yaml"]) == 1
-    assert "needs the package distributed: pip install" in capsys.readouterr().err

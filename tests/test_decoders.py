@@ -10,8 +10,9 @@ import pytest
 from pneumo_lib import fcn
 from pneumo_lib.backbones import BACKBONES, SKIP_TAPS, TAPS, build_backbone
 from pneumo_lib.decoders import Coordinates, bilinear_kernel
-from pneumo_lib.fcn import DECODERS, build_fcn, layer_table, parameters, split_fcn, unfreeze
+from pneumo_lib.fcn import build_fcn, layer_table, parameters, split_fcn, unfreeze
 from pneumo_lib.layers import FourierConv2DTranspose
+from pneumo_lib.names import DECODERS
 from pneumo_lib.receptive_fields import receptive_field
 
 CHANNELS = {  # of the taps of octaves 2 to 5
@@ -92,7 +93,7 @@ def test_taps_are_the_last_layers_of_their_grids(name, size):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("decoder", DECODERS[1:])
+@pytest.mark.parametrize("decoder", [*DECODERS][1:])
 def test_every_decoder_leads_back_to_the_image_on_every_backbone(name, decoder):
     model = build_fcn(name, decoder=decoder, size=96, weights=None)
     assert model.output_shape == (None, 96, 96, 2)
@@ -207,7 +208,7 @@ def test_cells_of_inception_lie_where_they_look():
         assert abs(placed - seen) < stride / 3
 
 
-@pytest.mark.parametrize("decoder", DECODERS[1:])
+@pytest.mark.parametrize("decoder", [*DECODERS][1:])
 def test_halves_in_a_row_give_what_the_whole_gives(tiny, images, decoder):
     encoder, head = split_fcn(tiny[decoder])
     features = encoder(images, training=False)

@@ -1,6 +1,7 @@
 """`pneumo doctor`: what is there is found, what is missing comes with what to do."""
 
 import importlib.metadata
+import os
 import shutil
 from collections import namedtuple
 
@@ -8,6 +9,7 @@ import pytest
 
 from pneumo_lib import doctor
 from pneumo_lib.doctor import examine
+from pneumo_lib.phantom import make_phantoms
 
 
 @pytest.fixture
@@ -46,11 +48,14 @@ def test_what_is_in_place_is_found(home, png_release):
     assert findings["device"].state == "ok"
 
 
-def test_a_folder_of_something_else_is_no_data_set(tmp_path, monkeypatch):
+def test_phantoms_and_a_folder_of_something_else_are_no_real_xrays(tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
     (tmp_path / "data" / "notes").mkdir(parents=True)
     (tmp_path / "data" / "notes.txt").touch()
-    assert [finding.state for finding in doctor._data()] == ["missing"]
+    make_phantoms(tmp_path / "data" / "drawn", count=1, size=64)
+    drawn, real = doctor._data()
+    assert (drawn.state, real.state) == ("ok", "missing")
+    assert real.value == "no real X-rays in data/"
 
 
 def test_missing_packages_are_told_apart_by_need(home, monkeypatch):
@@ -61,7 +66,7 @@ def test_missing_packages_are_told_apart_by_need(home, monkeypatch):
             raise importlib.metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", look)
+    monkeypatch.setattr(doctor, "version", look)
     [extra], [needed] = found("extra dicom"), found("packages")
     assert (extra.state, extra.remedy) == ("missing", "pip install -e '.[dicom]'")
     assert "highdicom" in extra.value
@@ -73,3 +78,14 @@ def test_disk_that_fills_up_is_told(home, monkeypatch, free, state):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1e12, 0, free))
     assert doctor._disk().state == state
+
+
+def test_a_home_that_cannot_be_written_is_not_mended_by_free_space(home, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)  # root may write anywhere
+    assert doctor._disk().state == "wrong"
+    assert doctor._disk().remedy == "allow writing there, or set PNEUMO_HOME to another folder"
+
+
+def test_a_home_that_is_not_there_yet_has_the_disk_of_its_parent(home, monkeypatch):
+    monkeypatch.setenv("PNEUMO_HOME", str(home / "new" / "home"))
+    assert doctor._disk().value.endswith(f"free in {home}")

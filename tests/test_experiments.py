@@ -1,177 +1,178 @@
-"""Experiments: names and parameters from a file, each trained once."""
+"""Experiments: names and settings from a file, each trained once, as train() does it."""
 
-import json
 import re
-from types import SimpleNamespace
+from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import yaml
+from test_explorer import make_run
 
-from pneumo_lib import experiments, metrics, runs, training
+import pneumo_lib as pl
+from pneumo_lib import metrics, paths, runs
+from pneumo_lib.config import TrainingConfig
 from pneumo_lib.experiments import (
+    is_finished,
+    plan_run,
+    prepare_each,
     read_experiments,
     run_experiments,
     scores_at_operating_point,
 )
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import project_path
+from pneumo_lib.preparation import load_prepared, prepare
 
-DATA = SimpleNamespace(checksum="of the data")
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project with a training notebook and a file of three experiments."""
-    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
-    (tmp_path / "notebooks").mkdir()
-    nb = nbformat.v4.new_notebook()
-    source = 'data = "phantoms"\nsize = 64\nsplit = "auto"\nfold = None\n'
-    source += "seed = 0\nphantom_count = 8\n"
-    source += 'loss = "crossentropy"\nlearning_rate = 1e-3\nrun_name = None'
-    nb.cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})]
-    nbformat.write(nb, tmp_path / "notebooks" / "05_train_fcn.ipynb")
-    content = {
-        "base": {"size": 32},
-        "experiments": {
-            "loss": {"dice": {"loss": "dice"}},
-            "rate": {0.1: {"learning_rate": "1e-1"}},
-        },
-    }
-    write(tmp_path, content)
-    return tmp_path
+ROOT = Path(__file__).parents[1]
+BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}
 
 
-def write(project, content):
-    (project / "small.yaml").write_text(yaml.safe_dump(content))
+@pytest.fixture(scope="module")
+def project(home):
+    """A project with a file of three experiments."""
+    write(home, {"loss": {"Dice": {"loss": "dice"}}, "rate": {0.1: {"learning_rate": "1e-1"}}})
+    return home
 
 
-@pytest.fixture
-def trained(monkeypatch):
-    """Names of the runs that were trained, by a stand-in for papermill and the notebook."""
-    names = []
-
-    def execute(notebook, output, parameters, **settings):
-        nb = nbformat.read(notebook, as_version=4)
-        nb.metadata["papermill"] = {"parameters": parameters}
-        nb.cells[0].execution_count = 1
-        nbformat.write(nb, output)
-        folder = project_path("runs") / parameters["run_name"]
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {"results_version": runs.RESULTS_VERSION, "data_checksum": DATA.checksum}
-        runs.write_json(folder / "config.json", config | {"loss": parameters.get("loss")})
-        for name in ("history.csv", "scores.csv"):
-            (folder / name).write_text("epoch\n1\n")
-        names.append(parameters["run_name"])
-        return nb
-
-    monkeypatch.setattr(papermill, "execute_notebook", execute)
-    monkeypatch.setattr(experiments, "prepare_data", lambda data, **settings: DATA)
-    monkeypatch.setattr(runs, "data_checksum", lambda data: data.checksum)
-    return names
+def write(project, experiments, *, base=BASE, name="small"):
+    content = yaml.safe_dump({"base": base, "experiments": experiments})
+    (project / f"{name}.yaml").write_text(content)
 
 
 def test_experiments_are_the_base_and_one_change_each(project):
-    found = [(e.factor, e.level, e.run, e.parameters) for e in read_experiments("small.yaml")]
-    base = {"size": 32}
-    assert found == [
-        ("base", "", "small-base", base | {"run_name": "small-base"}),
-        ("loss", "dice", "small-loss-dice", base | {"loss": "dice", "run_name": "small-loss-dice"}),
-        (
-            "rate",
-            "0.1",
-            "small-rate-0.1",
-            base | {"learning_rate": 0.1, "run_name": "small-rate-0.1"},
-        ),
+    found = read_experiments("small.yaml")
+    assert [(e.name, e.factor, e.level, e.changes) for e in found] == [
+        ("small-base", "base", "", {}),
+        ("small-loss-Dice", "loss", "Dice", {"loss": "dice"}),
+        ("small-rate-0.1", "rate", "0.1", {"learning_rate": "1e-1"}),
     ]
+    assert [e.config.loss for e in found] == ["crossentropy", "dice", "crossentropy"]
+    assert [e.config.learning_rate for e in found] == [None, None, 0.1]
+    assert all(e.source["size"] == 32 for e in found)
 
 
 def test_overrides_are_stronger_than_the_base_and_weaker_than_a_level(project):
-    overrides = {"size": 96, "loss": "focal"}
-    base, dice, _ = read_experiments("small.yaml", overrides=overrides)
-    assert (base.parameters["size"], base.parameters["loss"]) == (96, "focal")
-    assert (dice.parameters["size"], dice.parameters["loss"]) == (96, "dice")
+    base, dice, _ = read_experiments("small.yaml", overrides={"size": 96, "loss": "focal"})
+    assert (base.source["size"], base.config.loss) == (96, "focal")
+    assert (dice.source["size"], dice.config.loss) == (96, "dice")
 
 
-def test_a_finished_experiment_is_not_repeated(project, trained):
-    first = run_experiments("small.yaml")
-    assert [run.folder.name for run in first] == trained
-    assert trained == ["small-base", "small-loss-dice", "small-rate-0.1"]
-    again = run_experiments("small.yaml")
-    assert len(trained) == 3
-    assert [run.config["loss"] for run in again] == [None, "dice", None]
+def test_what_a_file_leaves_out_has_the_defaults_of_train_and_prepare_data():
+    planned = plan_run("a", {})
+    assert (planned.config, planned.source) == (TrainingConfig(), {"data": "phantoms"})
 
 
-@pytest.mark.parametrize("change", ["parameter", "data", "version", "run"])
-def test_an_experiment_is_repeated_when_what_it_was_made_from_changed(
-    change, project, trained, monkeypatch
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"los": "dice"}, "Did you mean loss"),
+        ({"sise": 64}, "Did you mean size"),
+        ({"zebra": 1}, r"parameter `zebra`\. Known: data, size"),
+        ({"size": 100}, "`size` must be a multiple of 32"),
+        ({"phantom_count": 0}, "`phantom_count` must be a whole number"),
+        ({"epochs": 0}, "`epochs` must be a whole number"),
+        ({"fold": "7/5"}, "fold"),
+    ],
+)
+def test_a_wrong_setting_of_the_last_run_is_refused_before_the_first_is_trained(
+    project, change, message
 ):
-    run_experiments("small.yaml")
-    if change == "parameter":
-        write(project, {"base": {"size": 32}, "experiments": {"loss": {"dice": {"loss": "focal"}}}})
-    elif change == "data":
-        monkeypatch.setattr(DATA, "checksum", "of other data")
-    elif change == "version":
-        monkeypatch.setattr(runs, "RESULTS_VERSION", runs.RESULTS_VERSION + 1)
-    else:
-        (project / "runs" / "small-loss-dice" / "config.json").unlink()
-    del trained[:]
-    run_experiments("small.yaml")
-    one = ["small-loss-dice"]
-    every = ["small-base", "small-loss-dice", "small-rate-0.1"]
-    assert trained == {"parameter": one, "run": one, "data": every, "version": every}[change]
-
-
-def test_a_parameter_that_the_notebook_does_not_know_is_refused(project):
-    write(project, {"base": {}, "experiments": {"loss": {"dice": {"los": "dice"}}}})
-    with pytest.raises(ValueError, match="Did you mean `loss`"):
-        read_experiments("small.yaml")
+    write(project, {"a": {"right": {"seed": 1}, "wrong": change}}, name="wrong")
+    with pytest.raises(ValueError, match=message):
+        run_experiments("wrong.yaml")
+    assert not list(project.glob("runs/wrong-*"))
 
 
 def test_a_file_without_the_two_parts_is_refused(project):
-    write(project, {"loss": "dice"})
-    with pytest.raises(ValueError, match=r"small.yaml must have the parts .* \['loss'\]"):
-        read_experiments("small.yaml")
+    (project / "flat.yaml").write_text("loss: dice")
+    with pytest.raises(ValueError, match=r"flat.yaml must have the parts .* \['loss'\]"):
+        read_experiments("flat.yaml")
 
 
 @pytest.mark.parametrize(("name", "at_least"), [("better", 15), ("siim_better", 4), ("trial", 3)])
 def test_the_experiments_of_the_project_can_be_read(name, at_least):
-    names = [experiment.run for experiment in read_experiments(f"params/{name}.yaml")]
+    overrides = {"data": "phantoms"} if name == "siim_better" else None  # its data is not here
+    names = [run.name for run in read_experiments(f"params/{name}.yaml", overrides=overrides)]
     assert names[0] == f"{name}-base"
     assert len(set(names)) == len(names) > at_least
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
 
 
-def test_experiments_in_this_process_are_trained_on_their_own_data(project, monkeypatch):
-    write(project, {"base": {"size": 32}, "experiments": {"seed": {1: {"seed": 1}}}})
-    prepared = lambda data, **source: (data, source)  # noqa: E731
-    monkeypatch.setattr(experiments, "prepare_data", prepared)
-    monkeypatch.setattr(training, "train", lambda data, **settings: (data, settings))
-    assert run_experiments("small.yaml", in_kernels=False) == [
-        (("phantoms", {"size": 32}), {"run": "small-base", "seed": 0}),
-        (("phantoms", {"size": 32, "seed": 1}), {"run": "small-seed-1", "seed": 1}),
-    ]
+def test_experiments_are_trained_as_train_does_it_and_only_once(project):
+    write(project, {"loss": {"Dice": {"loss": "dice"}}}, name="two")
+    base, dice = run_experiments("two.yaml")
+    settings = {name: BASE[name] for name in ("backbone", "epochs", "batch_size")}
+    by_hand = pl.train(pl.prepare_data(phantom_count=12, size=32), run="by-hand", **settings)
+    columns = by_hand.history.columns.drop("seconds")
+    pd.testing.assert_frame_equal(base.history[columns], by_hand.history[columns])
+    assert [dice.folder.name, dice.config["loss"]] == ["two-loss-Dice", "dice"]
+    written = [(run.folder / "config.json").stat().st_mtime_ns for run in (base, dice)]
+    again = run_experiments("two.yaml")
+    assert [(run.folder / "config.json").stat().st_mtime_ns for run in again] == written
 
 
-def test_scores_at_the_operating_point_are_those_of_the_masks_it_draws(data):
-    data.folder.mkdir(parents=True)
-    for name in ("images", "masks"):
-        np.save(data.folder / f"{name}.npy", getattr(data, name))
-    data.cases.to_csv(data.folder / "cases.csv", index=False)
-    columns = {"columns": dict.fromkeys(data.cases, "str")}
-    (data.folder / "meta.json").write_text(json.dumps(data.meta | columns))
-    rng = np.random.default_rng(0)
-    probabilities = rng.integers(0, 256, data.masks.shape, dtype="uint8")
-    np.save(data.folder / "probabilities.npy", probabilities)
+def test_a_run_is_finished_until_settings_data_results_or_folder_change(project, monkeypatch):
+    write(project, {}, name="two")
+    [base] = run_experiments("two.yaml")
+    [planned] = read_experiments("two.yaml")
+    [data] = prepare_each([planned])
+    assert is_finished(planned, data)
+    assert not is_finished(plan_run(planned.name, BASE | {"loss": "focal"}), data)
+    other = plan_run(planned.name, BASE | {"phantom_count": 13})
+    assert not is_finished(other, *prepare_each([other]))
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "RESULTS_VERSION", runs.RESULTS_VERSION + 1)
+        assert not is_finished(planned, data)
+    (base.folder / "config.json").rename(base.folder / "kept.json")
+    assert not is_finished(planned, data)
+    (base.folder / "kept.json").rename(base.folder / "config.json")
+
+
+def test_a_run_from_another_is_finished_until_that_one_is_trained_again(project):
+    write(project, {}, name="two")
+    [base] = run_experiments("two.yaml")
+    write(project, {}, base=BASE | {"initial": "two-base"}, name="more")
+    run_experiments("more.yaml")
+    [planned] = read_experiments("more.yaml")
+    [data] = prepare_each([planned])
+    assert is_finished(planned, data)
+    (base.folder / "model.keras").write_bytes(b"other weights")
+    assert not is_finished(planned, data)
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A finished run with its prepared data, see `make_run()`."""
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    return runs.load_run(make_run(tmp_path))
+
+
+def test_scores_at_the_operating_point_are_those_of_the_masks_it_draws(finished):
+    _, masks, cases, *_ = load_prepared(project_path(finished.config["data"]))
+    probabilities = np.random.default_rng(0).integers(0, 256, masks.shape, dtype="uint8")
+    np.save(finished.folder / "probabilities.npy", probabilities)
     point = OperatingPoint(0.9, 0.1, 0.3)
-    runs.write_json(data.folder / "operating_point.json", point._asdict())
-    run = SimpleNamespace(folder=data.folder, config={"data": data.folder})
-    scores = scores_at_operating_point(run)
+    paths.write_json(finished.folder / "operating_point.json", point._asdict())
+    scores = scores_at_operating_point(finished)
     sure = (probabilities >= 230).mean(axis=(1, 2)) >= 0.1  # 0.9 of 255 is 229.5
-    masks = (probabilities >= 77) & sure[:, None, None]  # 0.3 of 255 is 76.5
-    expected = pd.DataFrame(metrics.confusion_counts(data.masks, masks))
+    drawn = (probabilities >= 77) & sure[:, None, None]  # 0.3 of 255 is 76.5
+    expected = pd.DataFrame(metrics.confusion_counts(masks, drawn))
     pd.testing.assert_frame_equal(scores[list(expected)], expected)
-    assert list(scores["image_id"]) == list(data.cases["image_id"])
+    assert list(scores["image_id"]) == list(cases["image_id"])
+
+
+def notebook_08(run):
+    """The cell of notebook 08 that shows the operating point of a run."""
+    nb = nbformat.read(ROOT / "notebooks" / "08_better_fcn.ipynb", as_version=4)
+    (cell,) = (cell for cell in nb.cells if "operating_point_chart" in cell.source)
+    exec(cell.source, {"pl": pl, "np": np, "runs": [run], "figures": {}, "note": ""})
+
+
+@pytest.mark.parametrize("pair", [scores_at_operating_point, notebook_08])
+def test_predictions_are_not_scored_on_data_that_changed_after_the_training(finished, pair):
+    data = load_prepared(project_path(finished.config["data"]))
+    cases = data.cases.assign(split=["validation"] + ["test"] * (len(data.cases) - 1))
+    prepare(cases, data.folder, size=32)
+    with pytest.raises(ValueError, match=r"changed after phantoms-small was trained. Train the"):
+        pair(finished)

@@ -1,7 +1,7 @@
 """The case explorer without a browser: which cases, which pixels, which scores, which words."""
 
 import json
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import pneumo_lib as pl
 from pneumo_lib import explorer, explorer_panel, metrics, runs
 from pneumo_lib.dataset import read_cases
 from pneumo_lib.explorer_panel import Panel
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.preparation import prepare
+from pneumo_lib.runs import open_run
 from pneumo_lib.style import ORANGE, SKY, VERMILION, YELLOW
 
 # Lesion and prediction as (first row, last row, first column, last column) of a 32 x 32 image,
@@ -105,7 +107,7 @@ def folder(own_home):
 
 @pytest.fixture
 def opened(folder):
-    return explorer.open_run(folder)
+    return open_run(folder)
 
 
 @pytest.fixture
@@ -138,37 +140,34 @@ def test_a_lesion_that_vanished_when_it_was_made_small_counts_as_missed(folder):
     scores = pd.read_csv(folder / "scores.csv")
     scores.loc[scores["image_id"] == "missed small", ["tp", "fp", "fn"]] = 0
     scores.to_csv(folder / "scores.csv", index=False)
-    opened = explorer.open_run(folder)
+    opened = open_run(folder)
     assert opened.cases.set_index("image_id")["dice"]["missed small"] == 0
 
 
 @pytest.mark.parametrize(
-    ("prepared", "remedy"),
-    [
-        (
-            "phantoms-40-seed3_64_auto-split3",
-            """pl.prepare_data("phantoms", size=32, split='auto', seed=3, phantom_count=40)""",
-        ),
-        (
-            "siim_real-0a1b2c_64_patient-split1",
-            """pl.prepare_data("<the folder siim>", size=32, split='patient', seed=1)""",
-        ),
-        (
-            "siim_real-0a1b2c_64_patient-split1-fold2of5",
-            "size=32, split='patient', seed=1, fold='2/5')",
-        ),
-    ],
+    "options",
+    [{"split": "patient", "seed": 1}, {"split": "patient", "fold": "2/3"}, {"phantom_count": 12}],
 )
-def test_a_run_without_its_data_says_how_to_make_them_again(folder, prepared, remedy):
-    change_config(folder, data=f"data/prepared/{prepared}", data_name="siim")
-    with pytest.raises(FileNotFoundError, match=re.escape(remedy)):
-        explorer.open_run(folder)
+def test_the_call_that_a_run_without_its_data_names_prepares_them_again(
+    own_home, png_release, options
+):
+    data = pl.prepare_data(
+        "phantoms" if "phantom_count" in options else png_release, size=32, **options
+    )
+    run = pl.train(data, run="trained", backbone="small", epochs=1)
+    shutil.rmtree(data.folder)
+    with pytest.raises(
+        FileNotFoundError, match=r"trained, without .*Prepare them again"
+    ) as refused:
+        open_run(run)
+    exec(str(refused.value).split("again: ")[1], {"pl": pl})
+    pd.testing.assert_frame_equal(open_run(run).data.cases, data.cases)
 
 
-def test_a_run_whose_data_changed_is_refused(folder):
-    change_config(folder, data_checksum="another")
-    with pytest.raises(ValueError, match="changed after phantoms-small was trained"):
-        explorer.open_run(folder)
+def test_an_older_run_without_its_data_names_what_it_knows_of_them(folder):
+    change_config(folder, data="data/prepared/gone")
+    with pytest.raises(FileNotFoundError, match=r"prepare_data\(\) on 'phantoms' with size=32"):
+        open_run(folder)
 
 
 # -- which cases
@@ -180,9 +179,9 @@ def test_a_run_whose_data_changed_is_refused(folder):
         ("best", ["perfect", "half found", "missed large", "missed small"]),
         ("worst", ["missed large", "missed small", "half found", "perfect"]),
         ("missed", ["missed large", "missed small"]),
-        ("false alarm", ["alarm"]),
+        ("false positive", ["alarm"]),
         (
-            "image evidence",
+            "image-level score",
             ["half found", "perfect", "alarm", "missed small", "missed large", "<b>healthy</b>"],
         ),
         (
@@ -191,7 +190,7 @@ def test_a_run_whose_data_changed_is_refused(folder):
         ),
     ],
 )
-def test_cases_of_one_part_come_in_the_order_asked_for(opened, order, names):
+def test_cases_of_one_split_come_in_the_order_asked_for(opened, order, names):
     assert ids(opened, explorer.order_cases(opened, order, split="test")) == names
 
 
@@ -201,9 +200,9 @@ def test_a_random_order_holds_every_case_once_and_follows_the_seed(opened):
     assert sorted(first) == sorted(other) == list(range(len(CASES)))
 
 
-def test_a_part_without_such_a_case_gives_an_empty_list(opened):
+def test_a_split_without_such_a_case_gives_an_empty_list(opened):
     assert explorer.order_cases(opened, "missed", split="train") == []
-    assert explorer.order_cases(opened, "image evidence", split="validation") == []
+    assert explorer.order_cases(opened, "image-level score", split="validation") == []
 
 
 def test_an_unknown_order_is_refused(opened):
@@ -230,7 +229,7 @@ def test_a_case_whose_file_is_gone_is_shown_as_it_was_prepared(opened):
 def test_scores_of_a_case_are_those_one_counts_by_hand():
     mask = np.zeros((10, 10), np.uint8)
     prediction = mask.copy()
-    mask[0, :4], prediction[0, 1:7] = 1, 1  # 3 right, 3 false alarms, 1 missed
+    mask[0, :4], prediction[0, 1:7] = 1, 1  # 3 right, 3 false positives, 1 missed
     scores = explorer.case_scores(prediction, prediction * np.float32(0.75), mask)
     assert scores == {
         "Dice": "0.60",
@@ -239,7 +238,7 @@ def test_scores_of_a_case_are_those_one_counts_by_hand():
         "Precision": "0.50",
         "True area": "4.00 %",
         "Predicted area": "6.00 %",
-        "Image evidence": "0.75",
+        "Image-level score": "0.75",
     }
 
 
@@ -248,7 +247,7 @@ def test_scores_that_are_not_defined_are_a_dash_and_without_truth_there_are_none
     scores = explorer.case_scores(nothing, nothing.astype("float32"), nothing)
     assert (scores["Dice"], scores["Sensitivity"], scores["Precision"]) == ("1.00", "–", "–")
     scores = explorer.case_scores(nothing, nothing.astype("float32"))
-    assert list(scores) == ["Predicted area", "Image evidence"]
+    assert list(scores) == ["Predicted area", "Image-level score"]
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (2048, 1024), (1024, 512)])
@@ -263,7 +262,7 @@ def test_a_background_that_is_not_smooth_shows_the_pixels_as_they_are():
 
 
 def paint(layers, **options):
-    """A grey picture, 8 times as large as masks of one pixel each: found, missed, false alarm."""
+    """A grey picture, 8 times as large as masks of a pixel each: found, missed, false positive."""
     mask = np.array([[1, 1, 0, 0]] * 2, np.uint8)
     prediction = np.array([[1, 0, 1, 0]] * 2, np.uint8)
     options = {"mask": mask, "opacity": 1.0, "probability": np.float32(prediction)} | options
@@ -275,7 +274,7 @@ def hexadecimal(pixel):
     return "#{:02X}{:02X}{:02X}".format(*pixel)
 
 
-def test_found_missed_and_false_alarm_have_the_colours_of_the_figures():
+def test_found_missed_and_false_positive_have_the_colours_of_the_figures():
     picture = paint(["errors"])
     colours = [hexadecimal(picture[4, column]) for column in (4, 12, 20, 28)]
     assert colours == [SKY, VERMILION, YELLOW, "#646464"]
@@ -332,7 +331,7 @@ def test_the_legend_names_the_colours_of_the_layers_on_show():
 # -- the panel
 
 
-def test_the_panel_opens_with_the_best_case_of_the_test_part(panel):
+def test_the_panel_opens_with_the_best_case_of_the_test_split(panel):
     assert "test · pneumothorax · perfect" in panel.title.value
     assert panel.viewer.position == "1 / 4"
     assert hexadecimal_near(shown(panel)[256, 192], mixed(SKY, 60))
@@ -412,7 +411,7 @@ def test_markup_in_an_id_stays_text(panel):
 
 
 def test_two_runs_stand_side_by_side_on_the_same_case(own_home, opened):
-    other = explorer.open_run(make_run(own_home, "<i>other"))
+    other = open_run(make_run(own_home, "<i>other"))
     panel = Panel(opened, other)
     press(panel, "ArrowRight")
     assert [caption.split(" · ")[0] for caption in panel.viewer.captions] == [
@@ -426,7 +425,7 @@ def test_two_runs_stand_side_by_side_on_the_same_case(own_home, opened):
 
 
 def test_a_run_that_does_not_know_the_case_says_so(own_home, opened):
-    other = explorer.open_run(make_run(own_home, "other"))
+    other = open_run(make_run(own_home, "other"))
     other.cases["image_id"] += " of another data set"
     panel = Panel(opened, other)
     assert len(panel.viewer.pictures) == 1
@@ -439,7 +438,7 @@ def test_choosing_a_run_without_its_data_says_why_and_goes_back(own_home, opened
     panel = Panel(opened)
     panel.run.value = other
     assert panel.run.value == opened.run.folder
-    assert "Make them again" in panel.status.value
+    assert "Prepare them again" in panel.status.value
     assert "perfect" in panel.title.value
 
 
@@ -476,7 +475,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PNEUMO_HOME", str(home))
         run = train(make_data(home, 32), run="trained", backbone="small", epochs=1, batch_size=2)
-        yield explorer.open_run(run)
+        yield open_run(run)
 
 
 def test_an_own_file_in_pieces_is_predicted_as_the_run_predicts_it(trained):
@@ -524,9 +523,3 @@ def test_a_file_beyond_the_limit_is_dropped_while_it_comes(panel, monkeypatch):
     assert "may hold 64 MiB" in panel.status.value
     panel._hear({"kind": "too large", "name": "large.png"}, [])
     assert "may hold 64 MiB" in panel.status.value
-
-
-def test_the_panel_takes_the_files_that_predict_takes():
-    from pneumo_lib import inference
-
-    assert explorer_panel.SUFFIXES == inference.SUFFIXES

@@ -23,10 +23,10 @@ import pandas as pd
 import psutil
 import pytest
 
-from pneumo_lib import arrays, paths, phantom, preparation
+from pneumo_lib import arrays, phantom, preparation
 from pneumo_lib.dataset import read_cases
 from pneumo_lib.kernels import NotebookError
-from pneumo_lib.paths import alone
+from pneumo_lib.paths import file_lock, new_array
 from pneumo_lib.phantom import make_phantoms
 from pneumo_lib.preparation import load_prepared, prepare
 from pneumo_lib.splits import near_duplicate_pairs, split_cases
@@ -103,15 +103,14 @@ def test_work_killed_at_a_file_event_ends_as_if_undisturbed(job, points, png_rel
 
 
 def test_the_second_process_waits_says_so_and_then_finds_the_work_done(tmp_path, caplog):
-    pytest.importorskip("fcntl", reason="Windows has no flock")
     order = []
 
     def second():
-        with alone(tmp_path / "made"):
+        with file_lock(tmp_path / "made"):
             order.append("second")
 
     waiting = threading.Thread(target=second)
-    with caplog.at_level("INFO", "pneumo_lib"), alone(tmp_path / "made"):
+    with caplog.at_level("INFO", "pneumo_lib"), file_lock(tmp_path / "made"):
         waiting.start()
         while "waiting for it to end" not in caplog.text:
             time.sleep(0.005)
@@ -130,71 +129,60 @@ def test_who_waited_for_another_process_finds_its_work_and_does_none(cases, tmp_
 
         @contextmanager
         def after_another(path, module=module, work=work):
-            monkeypatch.setattr(module, "alone", alone)
+            monkeypatch.setattr(module, "file_lock", file_lock)
             work()
             monkeypatch.setattr(arrays, "fill", None)
             monkeypatch.setattr(phantom, "_draw_all", None)
             yield
 
-        monkeypatch.setattr(module, "alone", after_another)
+        monkeypatch.setattr(module, "file_lock", after_another)
         work()
         monkeypatch.undo()
 
 
-def test_alone_works_where_a_file_system_has_no_locks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_gets_a_warning_and_no_lock(
+    number, tmp_path, monkeypatch, caplog
+):
     fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
 
     def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with alone(tmp_path / "made"):
+    with file_lock(tmp_path / "made"):
         (tmp_path / "made").touch()
+    assert "let one process at a time make it" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_alone_works_without_fcntl_as_on_windows(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "fcntl", None)
-    with alone(tmp_path / "made"):
-        assert list(tmp_path.iterdir()) == []
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from pneumo_lib.paths import atomic_write, file_lock
+made = Path(sys.argv[1])
+with file_lock(made):
+    names = ["made/history.csv", "made/masks/1.png", "made.count", "made", "other.count"]
+    asides = [atomic_write(made.parent / name).__enter__() for name in names]
+    for aside in asides:
+        aside.mkdir() if aside.name.endswith("-made") else aside.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-def test_lock_left_by_a_killed_process_keeps_nobody_out(tmp_path):
-    (tmp_path / ".made.lock").touch()
-    with alone(tmp_path / "made"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_process_left_aside_is_gone_once_another_is_alone(tmp_path):
-    pytest.importorskip("fcntl", reason="Windows has no flock")
-    made, asides = tmp_path / "made", []
-    made.mkdir()
+@posix
+def test_killed_writer_keeps_nobody_out_and_what_it_left_is_removed(tmp_path):
+    made = tmp_path / "made"
+    (made / "masks").mkdir(parents=True)
     (made / ".hidden-notes.txt").touch()
-    for path in (made / "history.csv", tmp_path / "made.count", tmp_path / "other.count"):
-        with paths.written_aside(path) as aside:
-            aside.touch()
-        aside.touch()  # as if killed before it got its name
-        asides.append(aside)
-    with alone(made):
-        assert [aside.exists() for aside in asides] == [False, False, True]
-    assert {path.name for path in made.iterdir()} == {".hidden-notes.txt", "history.csv"}
-
-
-def test_a_lock_file_replaced_while_waiting_is_locked_anew(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
-    lock, calls = fcntl.flock, []
-
-    def replace_once(handle, how):
-        lock(handle, how)
-        calls.append(how)
-        if len(calls) == 1:  # as its former owner does when it ends
-            (tmp_path / ".made.lock").unlink()
-            (tmp_path / ".made.lock").touch()
-
-    monkeypatch.setattr(fcntl, "flock", replace_once)
-    with alone(tmp_path / "made"):
-        assert len(calls) == 2
+    process = start(KILLED_WRITER, made)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob(".*"))) == 7  # five unfinished, the notes, the lock
+    with file_lock(made):
+        left = {path.name.split("-")[-1] for path in tmp_path.rglob(".*")}
+    assert left == {".made.lock", "notes.txt", "other.count"}
+    assert not (tmp_path / ".made.lock").exists()
 
 
 @pytest.mark.parametrize("wanted", [lambda f: f / "made", lambda f: f / "new" / "made"])
@@ -227,7 +215,7 @@ def test_finished_work_is_opened_where_nothing_can_be_written(wanted, cases, tmp
 )
 def test_errors_of_writing_come_with_what_to_do(number, remedy, tmp_path):
     def fail():
-        with alone(tmp_path / "made"):
+        with file_lock(tmp_path / "made"):
             raise OSError(number, os.strerror(number), "here.npy")
 
     with pytest.raises(OSError, match=rf"{remedy}.*finished is kept.*here\.npy") as raised:
@@ -237,7 +225,7 @@ def test_errors_of_writing_come_with_what_to_do(number, remedy, tmp_path):
 
 def test_other_errors_pass_unchanged(tmp_path):
     def fail():
-        with alone(tmp_path / "made"):
+        with file_lock(tmp_path / "made"):
             raise FileNotFoundError(errno.ENOENT, "as it was")
 
     with pytest.raises(FileNotFoundError, match=r"as it was$"):
@@ -246,7 +234,7 @@ def test_other_errors_pass_unchanged(tmp_path):
 
 @posix
 def test_new_array_reserves_its_disk_space(tmp_path):
-    array = arrays.new_array(tmp_path / "a.npy", (1000, 1000), "u1")
+    array = new_array(tmp_path / "a.npy", (1000, 1000), "u1")
     status = (tmp_path / "a.npy").stat()
     assert not array.any()
     if hasattr(os, "posix_fallocate"):
@@ -258,7 +246,7 @@ def test_new_array_goes_without_where_space_cannot_be_reserved(tmp_path, monkeyp
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
-    assert arrays.new_array(tmp_path / "a.npy", (3, 4), "u1").shape == (3, 4)
+    assert new_array(tmp_path / "a.npy", (3, 4), "u1").shape == (3, 4)
 
 
 LIMITED = """

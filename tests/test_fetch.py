@@ -1,6 +1,8 @@
 import errno
 import os
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +15,9 @@ def kagglehub(monkeypatch, png_release):
     """A stand-in that "downloads" the tiny data set and records what was asked for."""
     asked = []
 
-    def dataset_download(handle):
+    def dataset_download(handle, *, output_dir):
         asked.append(handle)
-        return str(png_release)
+        return shutil.copytree(png_release, output_dir, symlinks=True)
 
     module = SimpleNamespace(dataset_download=dataset_download, asked=asked)
     monkeypatch.setitem(sys.modules, "kagglehub", module)
@@ -34,18 +36,18 @@ def test_fetch_asks_for_the_official_files(kagglehub, tmp_path):
     assert kagglehub.asked == ["seesee/siim-train-test"]
 
 
-def test_fetch_again_keeps_the_files_that_are_there(kagglehub, tmp_path):
+def test_fetch_again_only_checks_what_is_there(kagglehub, tmp_path):
     fetch(tmp_path / "siim")
     fetch(tmp_path / "siim")
-    assert len(kagglehub.asked) == 2
+    assert len(kagglehub.asked) == 1
 
 
-def test_fetch_copies_where_it_cannot_link(kagglehub, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("cross-device link")
-
-    monkeypatch.setattr("os.link", refuse)
+def test_fetch_copies_where_kaggle_has_the_files_on_its_own_machine(
+    kagglehub, png_release, tmp_path
+):
+    kagglehub.dataset_download = lambda handle, *, output_dir: str(png_release)
     assert (fetch(tmp_path / "siim") / "patients.csv").is_file()
+    assert png_release.is_dir()
 
 
 @pytest.mark.parametrize("target", ["/etc", "/etc/passwd", "../secret", "nowhere"])
@@ -58,21 +60,18 @@ def test_fetch_refuses_links_which_could_lead_out_of_the_archive(
     assert not (tmp_path / "siim").exists()
 
 
-def test_fetch_never_keeps_a_torn_copy(kagglehub, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("cross-device link")
+def test_fetch_never_keeps_half_a_download(kagglehub, tmp_path, monkeypatch):
+    def tear(handle, *, output_dir):
+        Path(output_dir).mkdir()
+        (Path(output_dir) / "patients.csv").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), output_dir)
 
-    def tear(source, target):
-        target.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-
-    monkeypatch.setattr("os.link", refuse)
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.copy2", tear)
+        patch.setattr(kagglehub, "dataset_download", tear)
         with pytest.raises(OSError, match="free some space"):
             fetch(tmp_path / "siim")
-    assert fetch(tmp_path / "siim").is_dir()
-    assert all(path.read_bytes() != b"half" for path in tmp_path.rglob("*.*") if path.is_file())
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+    assert (fetch(tmp_path / "siim") / "patients.csv").read_bytes() != b"half"
 
 
 def test_fetch_refuses_a_download_that_is_not_whole(kagglehub, png_release, tmp_path):
@@ -82,7 +81,7 @@ def test_fetch_refuses_a_download_that_is_not_whole(kagglehub, png_release, tmp_
 
 
 def test_fetch_without_credentials_says_what_to_do(monkeypatch, tmp_path):
-    def dataset_download(handle):
+    def dataset_download(handle, *, output_dir):
         raise RuntimeError("401 unauthorized")
 
     monkeypatch.setitem(

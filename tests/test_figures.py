@@ -102,7 +102,7 @@ def test_show_case_colours_each_pixel_by_what_happened_there():
     pixels, colours = shown_colours(ax)
     assert pixels == [{0}, {1}, {2}]
     assert colours == [to_rgb(colour) for colour in figures.ERRORS.values()]
-    assert legend_names(ax) == ["found", "missed", "false alarm"]
+    assert legend_names(ax) == ["found", "missed", "false positive"]
 
 
 @pytest.mark.parametrize(

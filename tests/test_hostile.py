@@ -485,10 +485,10 @@ def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path):
     write(v4.new_notebook(cells=[heading]), tmp_path / "01_a.ipynb")
     record = {"name": "01_a", "parameters": {"data": evil}, "learnt": None}
     record |= {"seconds": 1, "peak_gb": 1}
-    page = pages.write_index(tmp_path, [record], {"data": f"/data/{evil}", "weights": evil})
-    text = page.read_text()
+    settings = {"data": f"/data/{evil}", "weights": f"a\n\n{evil}\n\n# H"}
+    text = pages.write_report(tmp_path, [record], settings, runs=[]).read_text()
     assert "<img src=x" not in text
-    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    assert "<td>a &lt;img src=x onerror=alert(1)&gt;" in text  # no empty line ends the table
 
 
 def test_network_file_with_a_lambda_layer_is_refused(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from conftest import CASES, SIZE
 
 import pneumo_lib as pl
-from pneumo_lib import inference
+from pneumo_lib import inference, runs
 from pneumo_lib.dicom import XRay
 from pneumo_lib.inference import Prediction, find_images, predict
 from pneumo_lib.operating_point import OperatingPoint
@@ -88,7 +88,7 @@ def test_frame_around_an_xray_changes_nothing_within_it(run, data, tmp_path, lev
     sure = float(np.quantile(next(predict(tmp_path / "a.png", run)).probability, 0.7))
     one, other = predict(tmp_path, run, operating_point=OperatingPoint(sure, 0.1, sure))
     assert one.mask.any()
-    np.testing.assert_allclose(other.evidence, one.evidence, atol=1e-6)
+    np.testing.assert_allclose(other.score, one.score, atol=1e-6)
     assert other.mask.shape == framed.shape
     np.testing.assert_array_equal(other.mask[SIZE + 20 : -20, 20 : -20 - 2 * SIZE], one.mask)
     assert other.mask.sum() == one.mask.sum()
@@ -153,18 +153,17 @@ def test_masks_of_a_given_shape_are_drawn_at_it(run, files):
     assert prediction.mask.shape == (50, 70)
 
 
-def test_kept_results_hold_the_xray_and_its_checksum_and_known_files_are_passed_over(run, files):
-    first, second = predict(files[:2], run, keep=True)
-    assert first.sha256 == hashlib.sha256(files[0].read_bytes()).hexdigest()
-    np.testing.assert_array_equal(first.xray.image, cv2.imread(str(files[0]), 0))
-    again, other = predict(files[:2], run, keep=True, skip={(files[0], first.sha256)})
-    assert (again.probability, again.error, again.sha256) == (None, None, first.sha256)
-    np.testing.assert_allclose(other.probability, second.probability, atol=1e-5)
+def test_kept_results_hold_the_xray_and_all_hold_the_checksum_of_the_file(run, files):
+    [kept] = predict(files[0], run, keep=True)
+    assert kept.sha256 == hashlib.sha256(files[0].read_bytes()).hexdigest()
+    np.testing.assert_array_equal(kept.xray.image, cv2.imread(str(files[0]), 0))
+    [plain] = predict(files[0], run)
+    assert (plain.sha256, plain.xray.image) == (kept.sha256, None)
 
 
-def test_evidence_is_that_of_the_probability_map(run, files):
+def test_image_level_score_is_that_of_the_probability_map(run, files):
     [prediction] = predict(files[0], run)
-    assert prediction.evidence == pl.image_evidence(prediction.probability[None])[0]
+    assert prediction.score == pl.image_evidence(prediction.probability[None])[0]
 
 
 def test_network_with_code_inside_is_refused(run, tmp_path):
@@ -172,7 +171,7 @@ def test_network_with_code_inside_is_refused(run, tmp_path):
     outputs = keras.layers.Lambda(lambda x: x[..., :2])(inputs)
     keras.Model(inputs, outputs).save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match=r"hold no code of its own.*model\.keras"):
-        inference.load_network(run._replace(folder=tmp_path))
+        runs.load_network(run._replace(folder=tmp_path))
 
 
 def test_network_that_is_a_pickle_is_refused_unopened(run, tmp_path):
@@ -182,7 +181,7 @@ def test_network_that_is_a_pickle_is_refused_unopened(run, tmp_path):
 
     (tmp_path / "model.keras").write_bytes(pickle.dumps(Planted()))
     with pytest.raises(ValueError, match="hold no code of its own"):
-        inference.load_network(run._replace(folder=tmp_path))
+        runs.load_network(run._replace(folder=tmp_path))
     assert not (tmp_path / "ran").exists()
 
 

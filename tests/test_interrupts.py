@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pneumo_lib import cli, interrupts
+from pneumo_lib import cli, doctor, interrupts
 from pneumo_lib.interrupts import ended_by_ctrl_c
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C to a console only")
@@ -28,8 +28,9 @@ def deaf():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     time.sleep(600)
 
-def command(options):
-    if options.debug:
+@cli.command("pneumo busy --parent")
+def busy(parent: bool = False):
+    if parent:
         multiprocessing.get_context("spawn").Process(target=deaf).start()
         kernel = "import time; print(flush=True); time.sleep(600)"
         kernel = subprocess.Popen([sys.executable, "-c", kernel], stdout=-1, start_new_session=True)
@@ -38,19 +39,16 @@ def command(options):
     compute()
 
 if __name__ == "__main__":
-    if sys.argv[2] == "without psutil":
-        sys.modules["psutil"] = None
-    cli._COMMANDS["doctor"] = command
-    sys.exit(cli.main(sys.argv[1].split()))
+    sys.exit(cli.main())
 """
 
 
 @contextmanager
-def command(tmp_path, arguments, how=""):
+def command(tmp_path, *arguments):
     """A command that has begun to compute in C; killed if a test leaves it alive."""
     script = tmp_path / "command.py"  # a file: the process of a pool imports it
     script.write_text(COMMAND)
-    line = [sys.executable, str(script), arguments, how]
+    line = [sys.executable, str(script), "busy", *arguments]
     with subprocess.Popen(line, stdout=-1, stderr=-1, text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"
@@ -61,7 +59,7 @@ def command(tmp_path, arguments, how=""):
 
 @posix
 def test_a_command_that_computes_in_c_is_ended_and_says_how_to_go_on(tmp_path):
-    with command(tmp_path, "doctor") as process:
+    with command(tmp_path) as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, STOPPED)
@@ -69,7 +67,7 @@ def test_a_command_that_computes_in_c_is_ended_and_says_how_to_go_on(tmp_path):
 
 @posix
 def test_processes_that_it_started_end_with_it(tmp_path):
-    with command(tmp_path, "--debug doctor") as process:
+    with command(tmp_path, "--parent") as process:
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)  # to it alone, not to its group as a terminal would
         process.wait(60)
@@ -78,22 +76,8 @@ def test_processes_that_it_started_end_with_it(tmp_path):
 
 
 @posix
-def test_without_psutil_the_processes_of_a_pool_end_with_it(tmp_path):
-    with command(tmp_path, "--debug doctor", "without psutil") as process:
-        children = psutil.Process(process.pid).children(recursive=True)
-        pool = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-    assert len(pool) == 1
-    assert psutil.wait_procs(pool, timeout=60)[1] == []
-    for child in children:
-        if child.is_running():  # what stands for a kernel here
-            child.kill()
-
-
-@posix
 def test_a_command_that_hears_the_interrupt_ends_itself(monkeypatch, capsys):
-    monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(doctor, "examine", lambda: signal.raise_signal(signal.SIGINT))
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == STOPPED
 
@@ -106,26 +90,26 @@ class Kept:
     def __del__(self):
         os.write(1, b"object by object")
 
-def command(options):
+@cli.command("pneumo end --parent")
+def end(parent: bool = False):
     atexit.register(print, "registered")
-    if options.debug:  # the child holds the screen open
+    if parent:  # the child holds the screen open
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     raise KeyboardInterrupt
 
 kept = Kept()
-cli._COMMANDS["doctor"] = command
 __main__.run()
 """
 
 
 def test_after_the_interrupt_only_what_is_registered_is_cleared_up():
-    line = [sys.executable, "-c", AT_THE_END, "doctor"]
+    line = [sys.executable, "-c", AT_THE_END, "end"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "registered\n", STOPPED)
 
 
 def test_after_the_interrupt_processes_that_are_left_are_ended():
-    line = [sys.executable, "-c", AT_THE_END, "--debug", "doctor"]
+    line = [sys.executable, "-c", AT_THE_END, "end", "--parent"]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (130, STOPPED)
 
@@ -168,7 +152,7 @@ def test_other_signals_do_not_end_a_command(monkeypatch):
         pytest.skip("Windows has no such signals")
     heard = []
     former = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
-    monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _: signal.raise_signal(signal.SIGUSR1))
+    monkeypatch.setattr(doctor, "examine", lambda: signal.raise_signal(signal.SIGUSR1) or [])
     assert cli.main(["doctor"]) == 0
     signal.signal(signal.SIGUSR1, former)
     assert heard == [signal.SIGUSR1]
@@ -184,8 +168,8 @@ def test_nothing_is_left_of_the_watch_after_a_command():
 
 def test_a_command_runs_in_another_thread_which_signals_never_reach(monkeypatch):
     results = []
-    monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _: 7)
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("wrong", "disk", "full")])
     thread = threading.Thread(target=lambda: results.append(cli.main(["doctor"])))
     thread.start()
     thread.join()
-    assert results == [7]
+    assert results == [1]

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from dataclasses import asdict
 from inspect import ismodule
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import yaml
 
 import pneumo_lib as pl
 from pneumo_lib import report
+from pneumo_lib.config import TrainingConfig, describe
+from pneumo_lib.parameters import read_params
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -111,7 +114,8 @@ def test_links_to_notebooks_open_and_the_next_one_is_linked(path):
 def test_code_is_plain_python_of_at_most_25_lines_a_cell(path):
     for cell in code_cells(path):
         ast.parse(cell.source)  # no `!command` (papermill passes `!false`) and no magic
-        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
+        if "parameters" not in cell.metadata.get("tags", []):  # one parameter a line
+            assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
 
 
 @each_notebook
@@ -179,18 +183,33 @@ def test_a_parameter_has_the_same_default_in_every_notebook():
             assert defaults.setdefault(name, value) == value, f"{name} in {path.stem}"
 
 
-def test_the_embedded_defaults_are_those_of_the_demo_file():
+def test_the_training_notebook_has_every_setting_with_its_default_and_help():
+    path = ROOT / "notebooks/05_train_fcn.ipynb"
+    of_data = {"data", "phantom_count", "size", "split", "fold"}
+    settings = report.notebook_parameters(path)
+    settings = {n: v for n, v in settings.items() if n not in of_data | {"run_name", "export"}}
+    assert settings == asdict(TrainingConfig())
+    [cell] = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    lines = cell.source.splitlines()
+    for name, text in describe().items():
+        assert any(re.fullmatch(f"{name} = .*  # {re.escape(text)}", line) for line in lines)
+
+
+def test_the_demo_file_lists_every_default_of_a_report_with_its_help():
+    text = (ROOT / "params/demo.yaml").read_text()
+    assert yaml.safe_load(text) is None  # only what differs from the defaults counts
+    listed = yaml.safe_load(re.sub(r"^# (\w+: )", r"\1", text, flags=re.M))
     embedded = {}
     for path in NOTEBOOKS:
         embedded |= report.notebook_parameters(path)
-    demo = yaml.safe_load((ROOT / "params/demo.yaml").read_text())
-    assert tuple(demo.pop("backbones")) == report.BACKBONES
-    assert {k: v for k, v in embedded.items() if k not in SET_BY_THE_REPORT | OF_ONE_RUN} == demo
+    assert tuple(listed.pop("backbones")) == report.BACKBONES
+    assert {k: v for k, v in embedded.items() if k not in SET_BY_THE_REPORT | OF_ONE_RUN} == listed
+    assert all(f"# {help}\n" in text for name, help in describe().items() if name in listed)
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.stem)
 def test_a_parameter_file_holds_only_what_notebooks_declare(path):
-    settings = yaml.safe_load(path.read_text())
+    settings = read_params(path)
     steps = report.plan(NOTEBOOKS, settings)  # refuses unknown names and other types
     assert {"backbones"} | {n for s in steps for n in s.parameters} >= settings.keys()
 

@@ -11,8 +11,8 @@ from pneumo_lib.operating_point import (
     OperatingPoint,
     apply_operating_point,
     choose_operating_point,
-    load_operating_point,
 )
+from pneumo_lib.runs import load_operating_point
 
 
 def siim_dice(y_true, y_pred, point):

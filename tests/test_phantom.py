@@ -303,7 +303,7 @@ def test_make_phantoms_returns_at_once_when_all_is_there(folder):
 def test_make_phantoms_draws_only_what_is_missing_after_an_interruption(tmp_path):
     settings = {"count": 8, "workers": 1, **SMALL}
     make_phantoms(tmp_path, **settings)
-    (tmp_path / "phantoms.json").rename(tmp_path / "phantoms.json.part")
+    (tmp_path / "patients.csv").unlink()
     images = sorted((tmp_path / "png_images").iterdir())
     kept = {path: path.stat().st_mtime_ns for path in images[2:]}
     lost = contents(tmp_path / "png_images")[images[0].name]
@@ -313,21 +313,20 @@ def test_make_phantoms_draws_only_what_is_missing_after_an_interruption(tmp_path
     assert images[0].read_bytes() == lost
     assert (tmp_path / "png_masks" / images[1].name).exists()
     assert {path: path.stat().st_mtime_ns for path in images[2:]} == kept
+    assert len(pd.read_csv(tmp_path / "patients.csv")) == 8
     assert json.loads((tmp_path / "phantoms.json").read_text())["count"] == 8
 
 
-@pytest.mark.parametrize("marker", ["phantoms.json", "phantoms.json.part"])
-def test_make_phantoms_refuses_a_folder_made_with_other_settings(tmp_path, marker):
+def test_make_phantoms_refuses_a_folder_made_with_other_settings(tmp_path):
     make_phantoms(tmp_path, count=1, size=64)
-    (tmp_path / "phantoms.json").rename(tmp_path / marker)
-    with pytest.raises(ValueError, match=r"keeps the settings it was made with.*another folder"):
+    with pytest.raises(ValueError, match=r"A set of phantoms needs.*\(seed: 0, now 1\)"):
         make_phantoms(tmp_path, count=1, size=64, seed=1)
 
 
 def test_make_phantoms_refuses_a_folder_with_images_from_elsewhere(tmp_path):
     (tmp_path / "png_images").mkdir()
     (tmp_path / "png_images" / "0_train_0_.png").write_bytes(b"a real one")
-    with pytest.raises(ValueError, match=r"must be new or hold phantoms only.*another folder"):
+    with pytest.raises(ValueError, match=r"A set of phantoms needs.*which holds other files"):
         make_phantoms(tmp_path, count=1)
 
 

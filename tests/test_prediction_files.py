@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import shutil
 
 import cv2
@@ -12,10 +13,11 @@ import pytest
 from test_dicom import RAMP, dicom_bytes
 
 import pneumo_lib as pl
-from pneumo_lib import prediction_files
+from pneumo_lib import runs
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.overlay import draw_overlay
-from pneumo_lib.prediction_files import COLUMNS, KINDS, NOTE, predict_files, read_table, side_of
+from pneumo_lib.prediction_files import KINDS, predict_files, read_table
+from pneumo_lib.prediction_rows import FILE_COLUMNS, NOTE, side_of
 
 SIZE = 32
 
@@ -57,16 +59,16 @@ def test_each_file_gets_a_map_a_mask_an_overlay_and_a_row(run, xrays, tmp_path):
     assert (outcome.predicted, outcome.failed) == (3, [])
     with (out / "predictions.csv").open(newline="") as file:
         dark, half, white = csv.DictReader(file)
-    assert tuple(dark) == COLUMNS
+    assert tuple(dark) == FILE_COLUMNS
     assert [row["file"] for row in (dark, half, white)] == [
         str(xrays / name) for name in ("dark.png", "half.png", "white.dcm")
     ]
     assert [row["area_px"] for row in (dark, half, white)] == ["0", "1200", "1500"]
-    assert [row["area_cm2"] for row in (dark, half, white)] == ["", "", "1.50"]  # 0.1 mm2 each
+    assert [row["area_cm2"] for row in (dark, half, white)] == ["", "", "1.5"]  # 0.1 mm2 each
     assert [row["side"] for row in (dark, half, white)] == ["", "right", "both"]
     assert [float(row["probability"]) for row in (dark, half, white)] == [0, 1, 1]
     assert {row["note"] for row in (dark, half, white)} == {NOTE}
-    assert {row["run"] for row in (dark, half, white)} == {prediction_files.run_id(run)}
+    assert {row["run"] for row in (dark, half, white)} == {runs.run_id(run)}
     assert [half[name] for name in ("top_threshold", "min_area", "bottom_threshold")] == [
         "0.5", "0.0", "0.5"
     ]  # fmt: skip
@@ -169,28 +171,42 @@ def test_folder_with_something_else_is_refused_untouched(run, xrays, tmp_path):
 
 def test_folder_of_another_operating_point_is_refused(run, xrays, tmp_path):
     predict_files(xrays, run, tmp_path / "out")
-    with pytest.raises(ValueError, match="another network or operating point"):
+    with pytest.raises(
+        ValueError, match=r"holds predictions of other settings \(operating_point\)"
+    ):
         predict_files(xrays, run, tmp_path / "out", operating_point=OperatingPoint(0.9, 0, 0.9))
 
 
-@pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@x.png"])
-def test_file_names_are_no_formulas_in_the_table(run, xrays, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(xrays)
-    shutil.copy("half.png", name)
-    for predicted in (1, 0):
-        outcome = predict_files(prediction_files.Path(name), run, tmp_path / "out")
-        assert outcome.predicted == predicted
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x"])
+def test_names_are_no_formulas_in_the_table(run, xrays, tmp_path, name):
+    folder = shutil.copytree(run.folder, tmp_path / name)
+    predict_files(xrays / "half.png", run._replace(folder=folder), tmp_path / "out")
     with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-        assert list(csv.reader(file))[1][0] == f"'{name}"
+        [row] = csv.DictReader(file)
+    assert row["run"].startswith(f"'{name}@")
+
+
+def test_relative_path_is_another_file_in_another_folder(run, xrays, tmp_path, monkeypatch):
+    (xrays / "below").mkdir()
+    shutil.copy(xrays / "dark.png", xrays / "below" / "half.png")
+    for folder in (xrays, xrays / "below", xrays):
+        monkeypatch.chdir(folder)
+        predict_files("half.png", run, tmp_path / "out")
+    assert {row["file"]: row["area_px"] for row in read_table(tmp_path / "out")} == {
+        str(xrays / "half.png"): "1200",
+        str(xrays / "below" / "half.png"): "0",
+    }
 
 
 def test_names_that_are_no_text_or_hold_lines_are_survived(run, xrays, tmp_path):
     for name in (b"caf\xe9.png", b"two\nlines.png", b'a,"b".png', b"<script>.png"):
         shutil.copy(xrays / "half.png", bytes(xrays) + b"/" + name)
+    (xrays / "x.png").write_bytes(b"torn")
+    os.rename(xrays / "x.png", bytes(xrays) + b"/torn\xe9.png")
     out = tmp_path / "out"
     assert [predict_files(xrays, run, out).predicted for _ in range(2)] == [7, 0]
     assert {path.name.isascii() for path in (out / "masks").iterdir()} == {True}
-    assert len(read_table(out)) == 7
+    assert len(read_table(out)) == 8
 
 
 # -- the patient's side

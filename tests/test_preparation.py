@@ -149,8 +149,8 @@ def test_prepare_again_returns_at_once(cases, tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["file", "time", "size", "split"])
 def test_prepare_never_serves_stale_arrays(cases, tmp_path, change):
     former = prepare(cases, tmp_path / "out", size=32)
-    (tmp_path / "out.former").mkdir()
-    (tmp_path / "out.former" / "left by a kill").touch()
+    (tmp_path / ".0123456789ab-out").mkdir()
+    (tmp_path / ".0123456789ab-out" / "left by a kill").touch()
     size = 32
     if change == "time":  # a file may be written anew at the same size
         os.utime(cases["image_path"][0], (1, 1))
@@ -163,10 +163,10 @@ def test_prepare_never_serves_stale_arrays(cases, tmp_path, change):
     prepared = prepare(cases, tmp_path / "out", size=size)
     fresh = prepare(cases, tmp_path / "fresh", size=size)
     assert prepared.meta == fresh.meta
-    assert prepared.meta["inputs"] != former.meta["inputs"]
+    assert prepared.meta["request"] != former.meta["request"]
     np.testing.assert_array_equal(prepared.images, fresh.images)
     pd.testing.assert_frame_equal(prepared.cases, cases)
-    assert not list(tmp_path.glob("out.*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out", "release"]
 
 
 SLOW_PREPARE = """
@@ -248,9 +248,9 @@ def test_prepare_starts_over_from_a_torn_partial_folder(cases, tmp_path, torn):
 
 def test_prepare_ends_a_swap_that_was_killed(cases, tmp_path):
     expected = contents(prepare(cases, tmp_path / "out", size=32).folder)
-    (tmp_path / "out").rename(tmp_path / "out.former")
+    (tmp_path / "out").rename(tmp_path / ".0123456789ab-out")
     assert contents(prepare(cases, tmp_path / "out", size=32).folder) == expected
-    assert not (tmp_path / "out.former").exists()
+    assert not (tmp_path / ".0123456789ab-out").exists()
 
 
 # Broken images

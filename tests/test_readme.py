@@ -16,9 +16,11 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill
+from typer.main import get_command
 
-from pneumo_lib.cli_options import parser
-from pneumo_lib.report import check_parameters, notebook_parameters
+from pneumo_lib.cli import app
+from pneumo_lib.parameters import check_parameters
+from pneumo_lib.report import notebook_parameters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -69,7 +71,7 @@ def test_papermill_takes_the_notebook_and_its_parameters(command, tmp_path):
 
 @named("pneumo")
 def test_pneumo_takes_the_options(command):
-    assert parser().parse_args(command[1:]).command == command[1]
+    assert get_command(app).commands[command[1]].make_context(command[1], command[2:])
 
 
 @named("dask")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import SIZE
 
-from pneumo_lib import runs
+from pneumo_lib import paths, runs
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def write_run(folder, data, **settings):
     config = {"name": folder.name, "data_name": "squares", "size": SIZE, "backbone": "vgg19"}
     config |= {"decoder": "deconvolution", "data_checksum": runs.data_checksum(data)}
     folder.mkdir(parents=True)
-    runs.write_json(folder / "config.json", config | settings)
+    paths.write_json(folder / "config.json", config | settings)
     for table in ("history.csv", "scores.csv"):
-        runs.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
+        paths.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
 
 
 def names(found):

@@ -40,6 +40,16 @@ def test_a_page_loads_nothing_from_other_hosts(site, name):
     assert all((site / source.split("?")[0]).is_file() for source in sources if source[0] != "#")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_describes_its_figures_and_offers_its_notebook_for_download(site, name):
+    built = page(site, name)
+    described = [image["alt"] for image in built.select("article img")]
+    assert described
+    assert all(text.startswith("Figure: ") for text in described)
+    (button,) = built.select("a.btn-download-source-button")
+    assert (site / button["href"]).read_bytes() == (ROOT / f"notebooks/{name}.ipynb").read_bytes()
+
+
 def test_formulas_are_drawn_by_the_browser_itself(site):
     text = page(site, "01_introduction")
     assert text.select("math mfrac")

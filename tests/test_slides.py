@@ -1,5 +1,6 @@
 """The talk: what is read from executed notebooks, and what stands in the two decks."""
 
+import json
 import re
 from pathlib import Path
 
@@ -41,26 +42,26 @@ on a second line.
 def report(tmp_path):
     """A report of one notebook with a table, a printed line and a figure."""
     printed = new_output("stream", text="Found: 0.61\nof nothing\n")
+    warned = new_output("stream", name="stderr", text="A warning.\n")
     shown = new_output("execute_result", data={"text/html": TABLE})
-    label = "> **Every number below holds for: synthetic · split: official.**"
     cells = [
         new_markdown_cell(PROSE),
-        new_code_cell("print()", outputs=[printed]),
+        new_code_cell("print()", outputs=[warned, printed]),
         new_markdown_cell("Then.\n\nFigures are exported only when the parameter asks for it."),
         new_code_cell("table", outputs=[shown]),
         new_markdown_cell("## What was trained"),
-        new_code_cell("note", outputs=[new_output("display_data", data={"text/markdown": label})]),
     ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "05_train_fcn-resnet50.ipynb")
     nbformat.write(new_notebook(cells=[]), tmp_path / "05_train_fcn-small.ipynb")
     Image.new("RGB", (3840, 2160), "red").save(tmp_path / "05_train_fcn_red.png")
+    content = {"figures": str(tmp_path), "caveats": "synthetic · split: official"}
+    (tmp_path / "report.json").write_text(json.dumps(content))
     return tmp_path
 
 
 def use_order(monkeypatch, folder, *entries):
     path = folder / "order.yaml"
-    order = {"small print": "05_train_fcn / What was", "slides": list(entries)}
-    path.write_text(yaml.safe_dump(order))
+    path.write_text(yaml.safe_dump(list(entries)))
     monkeypatch.setattr(slides, "_ORDER", path)
 
 
@@ -99,7 +100,7 @@ def test_row_numbers_that_name_nothing_are_left_out():
 
 def test_a_slide_takes_what_it_shows_from_a_section(report, monkeypatch):
     use_order(monkeypatch, report, entry(table=1, points=["Mind:"], printed=1), entry())
-    (slide, plain), note = plan_slides(report, report)
+    (slide, plain), note = plan_slides(report)
     assert slide.points == ["Mind:", "Found: 0.61"]
     assert slide.table == [["name", "value"], ["one", "1"]]
     assert slide.notes.endswith("Then.")
@@ -110,14 +111,15 @@ def test_a_slide_takes_what_it_shows_from_a_section(report, monkeypatch):
 def test_an_optional_slide_is_left_out_where_its_notebook_was_not_run(report, monkeypatch):
     missing = {"from": "08_better_fcn / What helps", "optional": True}
     use_order(monkeypatch, report, entry(**missing), entry(title="Here", optional=True))
-    assert [slide.title for slide in plan_slides(report, report)[0]] == ["Here"]
+    assert [slide.title for slide in plan_slides(report)[0]] == ["Here"]
 
 
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
         ({"from": "05_train_fcn / Second"}, ValueError, "Received: 05_train_fcn / Second. Sect"),
-        ({"table": 3}, ValueError, "table 3 of 05_train_fcn / First, which has 2"),
+        ({"table": 3}, ValueError, "table 3 and 0 printed lines of 05_train_fcn / First, which"),
+        ({"printed": 3}, ValueError, "3 printed lines of 05_train_fcn / First, which has 2 and 2"),
         ({"figure": "05_train_fcn_blue"}, FileNotFoundError, "05_train_fcn_blue.png. Export"),
         ({"from": "06_results / First"}, FileNotFoundError, "Make the report first: make report"),
     ],
@@ -125,19 +127,32 @@ def test_an_optional_slide_is_left_out_where_its_notebook_was_not_run(report, mo
 def test_what_is_missing_is_named_with_the_remedy(report, monkeypatch, more, error, message):
     use_order(monkeypatch, report, entry(**more))
     with pytest.raises(error, match=re.escape(message)):
-        plan_slides(report, report)
+        plan_slides(report)
+
+
+@pytest.mark.parametrize("caveats", [None, ""])
+def test_a_report_without_caveats_gets_no_slides(report, caveats):
+    content = {"figures": str(report), "caveats": caveats}
+    (report / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"Every slide carries the caveats.*names none"):
+        plan_slides(report)
+    (report / "report.json").unlink()
+    with pytest.raises(FileNotFoundError, match="The talk needs the report in"):
+        plan_slides(report)
 
 
 def test_both_decks_show_the_same_natively(report, monkeypatch):
     use_order(
         monkeypatch, report, entry(), entry(table=1, printed=2), entry(figure="05_train_fcn_red")
     )
-    monkeypatch.setattr(slides, "figures_folder", lambda data: report)
     powerpoint, page = write_slides(folder=report)
 
     deck = Presentation(powerpoint)
     assert deck.slide_width / deck.slide_height == pytest.approx(16 / 9, rel=1e-3)
     opening, table, figure = deck.slides
+    for number, slide in enumerate(deck.slides, start=1):
+        texts = [shape.text_frame.text for shape in slide.shapes if shape.has_text_frame]
+        assert f"synthetic · split: official   {number}" in texts
     assert opening.shapes.title.text == "A title"
     assert opening.notes_slide.notes_text_frame.text.startswith("Read this and that")
     (drawn,) = (shape.table for shape in table.shapes if shape.has_table)
@@ -152,6 +167,7 @@ def test_both_decks_show_the_same_natively(report, monkeypatch):
     html = page.read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|<script[^>]*src""", html)
     sections = BeautifulSoup(html, "html.parser").select("section")
+    assert {tag.footer.span.get_text() for tag in sections} == {"synthetic · split: official"}
     assert [tag.get_text() for tag in sections[1].select("td")] == ["one", "1"]
     assert sections[2].img["src"].startswith("data:image/png;base64,")
     assert [tag.aside.get_text() for tag in sections] == [
@@ -162,7 +178,7 @@ def test_both_decks_show_the_same_natively(report, monkeypatch):
 # -- the order in which the report is told
 
 
-@pytest.mark.parametrize("slide", ORDER["slides"], ids=lambda slide: slide["title"])
+@pytest.mark.parametrize("slide", ORDER, ids=lambda slide: slide["title"])
 def test_a_slide_of_the_talk_finds_its_section_in_the_stored_notebooks(slide):
     section = slides._section(ROOT / "notebooks", slide["from"], {})
     assert section.prose  # for the speaker
@@ -170,7 +186,7 @@ def test_a_slide_of_the_talk_finds_its_section_in_the_stored_notebooks(slide):
     assert len(section.printed) >= slide.get("printed", 0)
 
 
-@pytest.mark.parametrize("slide", ORDER["slides"], ids=lambda slide: slide["title"])
+@pytest.mark.parametrize("slide", ORDER, ids=lambda slide: slide["title"])
 def test_a_slide_of_the_talk_has_a_title_of_one_line_and_a_figure_that_is_listed(slide):
     assert len(slide["title"]) <= 45
     listed = (ROOT / "figures/README.md").read_text()

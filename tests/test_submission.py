@@ -5,6 +5,7 @@ import csv
 import cv2
 import numpy as np
 import pytest
+from test_dicom import dicom_bytes
 from test_prediction_files import run  # noqa: F401  (a fixture)
 
 from pneumo_lib.rle import rle_decode
@@ -120,6 +121,25 @@ def test_unknown_options_are_refused(images, run, tmp_path, options):  # noqa: F
 
 def test_data_set_without_parts_is_predicted_whole(siim_dicom, run, tmp_path):  # noqa: F811
     assert write_submission(siim_dicom, run, tmp_path / "s.csv") == (10, [])
+
+
+@pytest.mark.parametrize("below", ["", "dicom-images-test"])
+def test_test_images_of_the_official_download_are_those_of_its_sample(run, tmp_path, below):  # noqa: F811
+    for name in ("train/1.1", "train/1.2", "test/1.3", "test/1.4"):
+        path = tmp_path / "siim" / f"dicom-images-{name}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(dicom_bytes(np.zeros((64, 64), np.uint8)))
+    (tmp_path / "siim" / "train-rle.csv").write_text("ImageId, EncodedPixels\n1.1, -1\n1.2, 9 5\n")
+    sample = tmp_path / "siim" / below / "sample_submission.csv"
+    sample.write_text("ImageId,EncodedPixels\n1.3,-1\n1.4,-1\n")
+    assert write_submission(tmp_path / "siim" / below, run, tmp_path / "s.csv") == (2, [])
+    assert [name for name, _ in written(tmp_path / "s.csv")[1:]] == ["1.3", "1.4"]
+
+
+def test_uid_without_a_suffix_is_the_image_id(run, tmp_path):  # noqa: F811
+    (tmp_path / "1.2.276.0.878027").write_bytes(dicom_bytes(np.zeros((64, 64), np.uint8)))
+    write_submission(tmp_path, run, tmp_path / "s.csv")
+    assert written(tmp_path / "s.csv")[1][0] == "1.2.276.0.878027"
 
 
 def test_data_set_without_an_image_of_the_part_is_refused(png_release, run, tmp_path):  # noqa: F811

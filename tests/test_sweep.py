@@ -1,10 +1,5 @@
-"""Sweeps: what a file means, and real worker processes that fail, stall and die.
+"""Sweeps: what a file means, and real trainings in worker processes that fail, stall and die."""
 
-A notebook of milliseconds stands for training. It notes each start, with its own process and its
-worker's, and does what its parameter `event` says.
-"""
-
-import json
 import os
 import signal
 import subprocess
@@ -14,67 +9,31 @@ import time
 from collections import Counter
 from types import SimpleNamespace
 
-import nbformat
 import pandas as pd
-import psutil
 import pytest
 import yaml
 
 from pneumo_lib import runs
-from pneumo_lib.paths import project_path
+from pneumo_lib.experiments import plan_run, run_experiments
 
 sweep = pytest.importorskip("pneumo_lib.sweep", reason="the extra `cluster` is missing")
 
 from pneumo_lib import cluster as clusters  # noqa: E402
-from pneumo_lib import sweep_results, sweep_worker  # noqa: E402
+from pneumo_lib import sweep_results  # noqa: E402
 
-keep_results = sweep_results.keep_results  # before a fixture replaces it
-PARAMETERS = """data = "phantoms"
-phantom_count = 8
-size = 32
-split = "auto"
-fold = None
-seed = 0
-backbone = "small"
-loss = "crossentropy"
-learning_rate = 1e-3
-event = ""
-run_name = None"""
-TRAINING = """
-import json, os, time
-from pathlib import Path
-
-home = Path(os.environ["PNEUMO_HOME"])
-folder = home / "runs" / run_name
-folder.mkdir(parents=True, exist_ok=True)
-with open(folder / "starts.txt", "a") as starts:
-    starts.write(f"{os.getpid()} {os.getppid()}\\n")
-first = len((folder / "starts.txt").read_text().splitlines()) == 1
-if event == "fail":
-    raise ValueError("no such loss")
-if event == "kill the worker" and first:
-    os.kill(os.getppid(), 9)
-if event == "kill the scheduler" and first:
-    os.kill(int((home / "scheduler.pid").read_text()), 9)
-if event == "eat":
-    much = b"x" * 600_000_000
-while event == "slow" and seed == 0 and len(list(home.glob("runs/*/config.json"))) < 3:
-    time.sleep(0.1)  # until the three others are done
-if event in ("eat", "wait") or "kill" in event and first:
-    time.sleep(600)
-(folder / "scores.csv").write_text((home / "scores.csv").read_text())
-(folder / "history.csv").write_text("epoch\\n2\\n")
-config = json.loads((home / "config.json").read_text())
-(folder / "config.json").write_text(json.dumps(config | {"backbone": backbone, "loss": loss}))
-"""
-SCORES = """epoch,image_id,split,has_pneumothorax,tp,fp,fn,tn
-1,a,validation,True,0,0,4,12
-2,a,validation,True,2,0,2,12
-2,b,validation,False,0,0,0,16
-2,c,test,True,0,0,4,12
-2,d,test,False,0,1,0,15
-2,e,train,True,4,0,0,12
-"""
+BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}
+LONG = BASE | {"epochs": 5000}  # never trained to its end
+SCORES = pd.DataFrame(
+    [
+        (1, "a", "validation", True, 0, 0, 4, 12),
+        (2, "a", "validation", True, 2, 0, 2, 12),
+        (2, "b", "validation", False, 0, 0, 0, 16),
+        (2, "c", "test", True, 0, 0, 4, 12),
+        (2, "d", "test", False, 0, 1, 0, 15),
+        (2, "e", "train", True, 4, 0, 0, 12),
+    ],
+    columns=["epoch", "image_id", "split", "has_pneumothorax", "tp", "fp", "fn", "tn"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,54 +45,39 @@ def cluster():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project with the notebook above, and data that need no preparation."""
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
-    (tmp_path / "notebooks").mkdir()
-    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
-    cells.append(nbformat.v4.new_code_cell(TRAINING))
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nb = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    nbformat.write(nb, tmp_path / "notebooks" / "05_train_fcn.ipynb")
-    config = {"results_version": runs.RESULTS_VERSION, "data_checksum": "of the data"}
-    config |= {
-        "leaked_patients": 0,
-        "weights": "from scratch",
-        "synthetic": True,
-        "split_scheme": "patient",
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "scores.csv").write_text(SCORES)
-    monkeypatch.setattr(sweep, "prepare_for", lambda parameters: SimpleNamespace())
-    monkeypatch.setattr(runs, "data_checksum", lambda data: "of the data")
-    monkeypatch.setattr(sweep_results, "keep_results", lambda *args: None)  # draws for seconds
     return tmp_path
 
 
-def write(project, grid, base=None):
+def write(project, grid, base=BASE):
     (project / "try.yaml").write_text(yaml.safe_dump({"base": base, "grid": grid}, sort_keys=False))
 
 
-def starts(name):
-    """`(kernel, worker)` process ids of each time that a run was started."""
-    path = project_path("runs") / name / "starts.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [tuple(map(int, line.split())) for line in lines]
+def starts(client):
+    """How often each run was started, by its name."""
+    return Counter(name for _, name in client.get_events(sweep.STARTED))
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
 
 
-def is_gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+def once_it_trains(project, name, do):
+    """A thread that calls `do()` when the run `name` has finished an epoch."""
+
+    def wait():
+        wait_for((project / "runs" / name / "state.npz").exists)
+        do()
+
+    threading.Thread(target=wait).start()
 
 
 SERVER = """
 import asyncio
-from distributed import Scheduler, Worker
+from distributed import Nanny, Scheduler
 
 async def serve():
     async with {} as server:
@@ -154,24 +98,21 @@ def start_server(server):
 
 
 def test_a_sweep_is_the_product_of_its_lists(project):
-    write(project, {"loss": ["dice", "a + b"], "seed": [0, 1]}, {"size": 64})
+    write(project, {"loss": ["dice", "dice + focal"], "seed": [0, 1]}, {"size": 64})
     axes, found = sweep.read_sweep("try.yaml")
     assert axes == ["loss", "seed"]
-    assert list(found) == ["try-dice-seed0", "try-dice-seed1", "try-a-b-seed0", "try-a-b-seed1"]
-    assert found["try-a-b-seed1"] == {
-        "data": "phantoms",
-        "size": 64,
-        "loss": "a + b",
-        "seed": 1,
-        "run_name": "try-a-b-seed1",
-    }
+    assert [(run.name, run.config.loss, run.config.seed, run.source) for run in found] == [
+        (f"try-{name}-seed{seed}", loss, seed, {"data": "phantoms", "size": 64, "seed": seed})
+        for name, loss in (("dice", "dice"), ("dice-focal", "dice + focal"))
+        for seed in (0, 1)
+    ]
 
 
-def test_an_override_replaces_a_shared_parameter_or_a_whole_axis(project):
+def test_an_override_replaces_a_shared_setting_or_a_whole_axis(project):
     write(project, {"loss": ["dice", "focal"], "seed": [0, 1]}, {"size": 64})
     _, found = sweep.read_sweep("try.yaml", overrides={"size": 96, "seed": [7, 8], "loss": "dice"})
-    assert list(found) == ["try-dice-seed7", "try-dice-seed8"]
-    assert found["try-dice-seed7"]["size"] == 96
+    assert [run.name for run in found] == ["try-dice-seed7", "try-dice-seed8"]
+    assert found[0].source["size"] == 96
 
 
 @pytest.mark.parametrize(
@@ -179,10 +120,11 @@ def test_an_override_replaces_a_shared_parameter_or_a_whole_axis(project):
     [
         ({"base": {}, "runs": {}}, r"try.yaml must have the parts `base` and `grid`"),
         ({"base": {}, "grid": {"loss": "dice"}}, r"a list of values.* loss='dice'"),
-        ({"base": {}, "grid": {"los": ["dice"]}}, r"Did you mean `loss`"),
-        ({"base": {"sise": 3}, "grid": {}}, r"Did you mean `size`"),
+        ({"base": {}, "grid": {"los": ["dice"]}}, r"Did you mean loss"),
+        ({"base": {"sise": 3}, "grid": {}}, r"Did you mean size"),
         ({"base": {}, "grid": {"seed": [0, 0]}}, r"try-seed0, more than once"),
         ({"base": {}, "grid": {"learning_rate": [1, "1.0"]}}, r"learning_rate1.0, more than once"),
+        ({"base": {}, "grid": {"epochs": [1, 0]}}, r"`epochs` must be a whole number"),
     ],
 )
 def test_a_file_that_means_no_sweep_is_refused(project, content, message):
@@ -202,126 +144,121 @@ def test_the_sweeps_of_the_project_can_be_read(name, count):
 
 
 def test_a_sweep_trains_each_run_once_and_a_failure_stops_no_other(project, cluster, caplog):
-    write(project, {"event": ["fail", ""]})
+    write(project, {"learning_rate": [1e-3, 1e38]})
     done = sweep.run_sweep("try.yaml", scheduler=cluster)
-    assert (len(starts("try")), len(starts("try-fail"))) == (1, 2)  # which is tried again
-    why, notebook = done.failed.pop("try-fail")
+    right, wrong = "try-learning_rate0.001", "try-learning_rate1e-38"
+    assert (starts(cluster)[right], starts(cluster)[wrong]) == (1, 2)  # it is tried again
+    why, log = done.failed.pop(wrong)
     assert done.failed == {}
-    assert why == "ValueError: no such loss"
-    assert "no such loss" in notebook.read_text()
-    assert "try-fail failed: ValueError: no such loss" in caplog.text
+    assert "loss" in why
+    assert "Traceback" in log.read_text()
+    assert f"{wrong} failed: {why}" in caplog.text
+    assert set(done.table["run"]) == {right}
+    pd.testing.assert_frame_equal(pd.read_csv(done.folder / "table.csv"), done.table)
     again = sweep.run_sweep("try.yaml", scheduler=cluster, retries=0)
-    assert (len(starts("try")), len(starts("try-fail"))) == (1, 3)
+    assert (starts(cluster)[right], starts(cluster)[wrong]) == (1, 3)
     pd.testing.assert_frame_equal(again.table, done.table)
+    only = {"learning_rate": 1e-3}  # all of it finished: no cluster is looked for
+    sweep.run_sweep("try.yaml", overrides=only, scheduler="tcp://127.0.0.1:9")
+    # the same file of settings as an experiment: but for threads, which add in another order
+    (project / "one.yaml").write_text(yaml.safe_dump({"base": BASE | only, "experiments": {}}))
+    [here] = run_experiments("one.yaml")
+    there = runs.load_run(right)
+    columns = here.history.columns.drop("seconds")
+    pd.testing.assert_frame_equal(there.history[columns], here.history[columns], rtol=1e-4)
 
 
-def test_the_table_holds_the_last_scores_of_each_run_and_part(project, cluster, monkeypatch):
-    monkeypatch.setattr(sweep_results, "keep_results", keep_results)
-    monkeypatch.setattr(sweep_results, "export", lambda figure, name, folder: None)
-    write(project, {"loss": ["dice"], "seed": [0, 1]})
+def test_a_result_that_did_not_come_here_is_a_failure(project, cluster, monkeypatch):
+    write(project, {"seed": [0]})
+    monkeypatch.setattr(runs, "is_finished", lambda folder: False)  # here, not in the workers
     done = sweep.run_sweep("try.yaml", scheduler=cluster)
-    table = pd.read_csv(done.folder / "table.csv")
-    pd.testing.assert_frame_equal(table, done.table)
+    assert "all must share the folder PNEUMO_HOME" in done.failed["try-seed0"][0]
+    assert done.table.empty
+
+
+def test_the_table_holds_the_last_scores_of_each_run_and_part():
+    found = [
+        (SimpleNamespace(folder=SimpleNamespace(name=f"try-{seed}"), scores=SCORES), {"seed": seed})
+        for seed in (0, 1)
+    ]
+    table = sweep_results.sweep_table(found, axes=["seed"])
     assert Counter(table["part"]) == {"validation": 6, "test": 6}
-    values = table.set_index(["run", "part", "score"])["value"]["try-dice-seed1"]
+    values = table.set_index(["run", "part", "score"])["value"]["try-1"]
     # one positive of 4 pixels, half of it found, and one empty mask that is right or is not
     assert values["validation", "dice_positive"] == pytest.approx(2 * 2 / (2 * 2 + 2))
     assert values["validation", "siim_dice"] == pytest.approx((2 / 3 + 1) / 2)
     assert values["validation", "iou"] == pytest.approx(2 / 4)
     assert values["test", "siim_dice"] == 0
-    nothing = table.set_index(["run", "part", "score"])["all_background"]["try-dice-seed0"]
+    nothing = table.set_index(["run", "part", "score"])["all_background"]["try-0"]
     assert nothing["test", "siim_dice"] == 0.5
-    summary = done.summary.set_index(["loss", "part", "score"])
-    assert summary.loc[("dice", "test", "iou"), ["runs", "mean", "sd"]].tolist() == [2, 0, 0]
+    summary = sweep_results.summarise(table, axes=["seed"]).set_index(["part", "score"])
+    assert summary.loc[("test", "iou"), ["runs", "mean", "sd"]].tolist() == [2, 0, 0]
 
 
 # Workers that do not
 
 
-def test_a_lost_worker_costs_only_its_own_run(project, cluster):
-    write(project, {"event": ["kill the worker", ""]})
+def test_a_run_whose_worker_is_lost_goes_on_elsewhere(project, cluster):
+    write(project, {"seed": [0]}, BASE | {"epochs": 60})
+
+    def kill():
+        [(worker, _)] = [(w, keys) for w, keys in cluster.processing().items() if keys]
+        os.kill(cluster.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
+
+    before = starts(cluster)["try-seed0"]
+    once_it_trains(project, "try-seed0", kill)
     done = sweep.run_sweep("try.yaml", scheduler=cluster, retries=0)
-    assert set(done.table["run"]) == {"try-kill-the-worker", "try"}
-    assert (len(starts("try-kill-the-worker")), len(starts("try"))) == (2, 1)
-    wait_for(lambda: is_gone(starts("try-kill-the-worker")[0][0]))  # the lost worker's kernel
+    assert done.failed == {}
+    assert starts(cluster)["try-seed0"] == before + 2
+    assert list(runs.load_run("try-seed0").history["epoch"]) == list(range(1, 61))
 
 
-def test_a_slow_worker_leaves_the_other_runs_to_the_others(project, cluster):
-    write(project, {"seed": [0, 1, 2, 3]}, {"event": "slow"})
-    sweep.run_sweep("try.yaml", scheduler=cluster)
-    workers = [starts(f"try-seed{seed}")[0][1] for seed in range(4)]
-    assert workers.count(workers[0]) == 1
+def test_a_run_that_takes_too_much_memory_is_ended_and_named(project):
+    write(project, {"seed": [0]})
+    done = sweep.run_sweep("try.yaml", workers=1, retries=0, memory="350MB")
+    assert "more memory than it may" in done.failed["try-seed0"][0]
 
 
-def test_a_run_that_takes_too_much_memory_is_ended_and_named(project, cluster):
-    write(project, {"event": ["eat"]})
-    done = sweep.run_sweep("try.yaml", scheduler=cluster, retries=0, memory="600MB")
-    assert "A run may take 0.6 GB with its worker" in done.failed["try-eat"][0]
+def test_an_interrupt_ends_what_is_under_way(project, cluster):
+    def busy():
+        return any(cluster.run(lambda dask_worker: len(dask_worker.active_threads)).values())
 
-
-def test_an_interrupt_ends_what_is_under_way_and_the_same_call_goes_on(project, cluster):
-    write(project, {"event": ["wait"]})
-
-    def interrupt():
-        wait_for(lambda: starts("try-wait"))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
+    write(project, {"seed": [0]}, LONG)
+    once_it_trains(project, "try-seed0", lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         sweep.run_sweep("try.yaml", scheduler=cluster)
-    wait_for(lambda: is_gone(starts("try-wait")[0][0]))
-    notebook = project / "notebooks" / "05_train_fcn.ipynb"
-    notebook.write_text(notebook.read_text().replace('(\\"eat\\", \\"wait\\")', '(\\"eat\\",)'))
-    assert sweep.run_sweep("try.yaml", scheduler=cluster).failed == {}
+    wait_for(lambda: not busy())  # which Dask itself does not bring about
+    assert not runs.is_finished(project / "runs" / "try-seed0")
 
 
-def test_the_death_of_the_scheduler_is_one_error_and_the_same_call_goes_on(project, cluster):
-    write(project, {"event": ["kill the scheduler"]})
+def test_the_death_of_the_scheduler_is_one_error_and_ends_the_training(project):
+    write(project, {"seed": [0]}, LONG)
     with start_server("Scheduler(host='127.0.0.1', port=0, dashboard=False)") as scheduler:
-        (project / "scheduler.pid").write_text(str(scheduler.pid))
         address = scheduler.stdout.readline().strip()
+        once_it_trains(project, "try-seed0", scheduler.kill)
         with (
-            start_server(f"Worker({address!r}, nthreads=1)"),  # which ends with its scheduler
+            start_server(f"Nanny({address!r}, nthreads=1)"),  # whose end is waited for
             pytest.raises(clusters.LostCluster, match="the same command"),
         ):
             sweep.run_sweep("try.yaml", scheduler=address)
-    wait_for(lambda: is_gone(starts("try-kill-the-scheduler")[0][0]))
-    done = sweep.run_sweep("try.yaml", scheduler=cluster)
-    assert done.failed == {}
-    assert len(starts("try-kill-the-scheduler")) == 2
+    assert not runs.is_finished(project / "runs" / "try-seed0")
 
 
 # Workers that are not alike
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"version": 0}, "must have the same pneumo_lib. Received: another one on tcp:"),
-        ({"executed": "/nowhere/a.ipynb"}, "must share the folder PNEUMO_HOME"),
-    ],
-)
-def test_a_worker_refuses_what_it_would_do_in_vain(project, cluster, changes, message):
-    given = {"executed": str(project / "a.ipynb"), "version": runs.RESULTS_VERSION} | changes
-    future = cluster.submit(
-        sweep_worker.train_on_worker, {"run_name": "a"}, home=str(project), pure=False, **given
-    )
-    with pytest.raises((RuntimeError, FileNotFoundError), match=message):
+@pytest.mark.parametrize("changes", [{"version": 0}, {"folder": "/nowhere"}])
+def test_a_worker_refuses_what_it_would_do_in_vain(project, cluster, changes):
+    given = {"folder": str(project), "version": runs.RESULTS_VERSION} | changes
+    planned = plan_run("a", {})
+    future = cluster.submit(sweep.train_on_worker, planned, home="home", pure=False, **given)
+    with pytest.raises(RuntimeError, match="must share the folder PNEUMO_HOME and have the same"):
         future.result()
 
 
 def test_a_sweep_that_waits_for_a_resource_says_so(cluster, caplog):
     sweep._warn_of_missing(cluster, {"GPU": 1})
     assert "No worker has GPU=1 yet" in caplog.text
-
-
-def test_a_result_that_did_not_come_here_is_a_failure(project, cluster):
-    write(project, {"event": [""]})
-    config = project / "config.json"
-    config.write_text(config.read_text().replace("of the data", "of other data"))
-    done = sweep.run_sweep("try.yaml", scheduler=cluster)
-    assert "client and workers must share PNEUMO_HOME" in done.failed["try"][0]
-    assert done.table.empty
 
 
 # The figure
@@ -358,6 +295,6 @@ def test_the_files_of_a_sweep_can_be_read_again_and_name_the_folds(project, monk
     monkeypatch.setattr(sweep_results.plt, "close", lambda figure: None)
     config = {"backbone": "vgg16", "weights": "random features", "synthetic": True}
     config |= {"split_scheme": "patient, fold 2/5", "leaked_patients": 0}
-    keep_results(rows_of(), rows_of(), [SimpleNamespace(config=config)] * 2, project)
+    sweep_results.keep_results(rows_of(), rows_of(), [SimpleNamespace(config=config)] * 2, project)
     assert notes == ["synthetic radiographs · random features: vgg16 · split: patient, 5 folds"]
     pd.testing.assert_frame_equal(pd.read_csv(project / "table.csv"), rows_of())

@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 from pneumo_lib import fcn, taps, training
 from pneumo_lib.backbones import preprocess
 from pneumo_lib.export import export_network
-from pneumo_lib.inference import load_network
 from pneumo_lib.paths import project_path
+from pneumo_lib.runs import load_network
 from pneumo_lib.taps import fit_projections, principal_projection
 from pneumo_lib.training import train
 from pneumo_lib.verify import verify_run

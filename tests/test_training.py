@@ -1,11 +1,13 @@
 """Training: equal seeds, equal numbers; whatever happens in between."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +18,16 @@ import pandas as pd
 import pytest
 from conftest import CASES, SIZE, make_data
 
-from pneumo_lib import fcn, features, inference, metrics, runs, steps, training
-from pneumo_lib.operating_point import choose_operating_point, load_operating_point
-from pneumo_lib.optimisers import build_optimiser
+import pneumo_lib as pl
+from pneumo_lib import fcn, features, inference, metrics, paths, runs, steps, training
+from pneumo_lib.config import TrainingConfig
+from pneumo_lib.experiments import read_experiments, run_experiments
+from pneumo_lib.operating_point import choose_operating_point
+from pneumo_lib.optimisers import build_optimizer
+from pneumo_lib.runs import load_operating_point
 from pneumo_lib.training import train
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
 
 
@@ -153,7 +160,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_numbers(settings, finished, d
     died = subprocess.run(command, env=os.environ, check=False)
     assert died.returncode == -signal.SIGKILL
     assert not runs.is_finished(home / "runs" / "killed")
-    first_rows = runs.read_csv(home / "runs" / "killed" / "history.csv")
+    first_rows = paths.read_csv(home / "runs" / "killed" / "history.csv")
     assert len(first_rows) == 2
     resumed = train(data, run="killed", **globals()[settings])
     if settings != "SETTINGS":
@@ -219,8 +226,8 @@ def test_an_initial_run_must_be_of_the_same_network(finished, data):
 def test_averaged_weights_are_what_is_validated_and_kept(data):
     one_step = SETTINGS | {"batch_size": 14, "milestones": []}
     first = train(data, run="one-step", **one_step | {"epochs": 1})
-    # A momentum of 1 never lets go of the first step, however long the training goes on.
-    averaged = train(data, run="averaged", **one_step | {"epochs": 3, "ema": 1.0})
+    # A momentum of nearly 1 never lets go of the first step, however long the training goes on.
+    averaged = train(data, run="averaged", **one_step | {"epochs": 3, "ema": 1 - 1e-9})
     for path, weight in weights_of(first).items():
         np.testing.assert_allclose(weights_of(averaged)[path], weight, atol=1e-7)
     validated = averaged.history["val_loss"]
@@ -286,10 +293,10 @@ def test_training_on_cached_features_equals_training_through_the_frozen_backbone
                 for flipped in (False, True)
             )
         )
-        optimiser = build_optimiser("adam", network.trainable_variables, learning_rate=1e-3)
+        optimizer = build_optimizer("adam", network.trainable_variables, learning_rate=1e-3)
         step, _ = steps.compile_steps(
             network,
-            optimiser,
+            optimizer,
             loss="crossentropy",
             batch_size=4,
             backbone="vgg19" if through_backbone else None,
@@ -312,7 +319,7 @@ def test_finished_run_is_returned_without_building_a_network(
             path = finished.folder.with_name(layout) / name
             kept = json.loads(path.read_text())
             assert kept.pop("results_version") == runs.RESULTS_VERSION
-            runs.write_json(path, kept | {"code": "0123456789abcdef"})
+            paths.write_json(path, kept | {"code": "0123456789abcdef"})
     monkeypatch.setattr(training, "_build", None)
     again = train(data, run=layout, **SETTINGS)
     pd.testing.assert_frame_equal(again.history, finished.history)
@@ -343,26 +350,6 @@ def test_small_fcn_learns_the_square_from_scratch(data):
     assert run.history["dice"].iloc[-1] > 0.9
 
 
-@pytest.mark.parametrize(
-    ("backbone", "fine_tune", "chosen"),
-    [
-        ("vgg19", "none", ("constant", "none", 1e-3)),
-        ("vgg19", "last", ("cosine", "flip", 1e-3)),
-        ("small", "none", ("cosine", "flip", 2e-3)),
-    ],
-)
-def test_auto_means_as_in_the_report_for_a_frozen_backbone_and_its_best_elsewhere(
-    backbone, fine_tune, chosen
-):
-    settings = {"backbone": backbone, "fine_tune": fine_tune}
-    settings |= {"schedule": "auto", "augmentation": "auto", "learning_rate": None}
-    assert training._automatic(settings) == dict(
-        zip(("schedule", "augmentation", "learning_rate"), chosen, strict=True)
-    )
-    given = {"schedule": "cosine", "augmentation": "full", "learning_rate": 0.1}
-    assert training._automatic(settings | given) == {}
-
-
 def test_mixed_precision_trains_and_still_outputs_float32(data):
     run = train(data, run="mixed", **SETTINGS | {"precision": "mixed_float16", "epochs": 1})
     assert np.isfinite(run.history["loss"]).all()
@@ -386,7 +373,7 @@ def test_images_are_augmented_in_the_step_and_mirrors_of_features_come_from_disk
 ):
     seen = {}
 
-    def look(network, optimiser, *, backbone, augmentation, **rest):
+    def look(network, optimizer, *, backbone, augmentation, **rest):
         seen["in_the_step"] = augmentation if backbone else None
         return "train", "evaluate"
 
@@ -410,20 +397,58 @@ def test_bfloat16_features_train_to_nearly_the_same_scores(finished, data):
             np.testing.assert_allclose(near, exact, atol=tolerance)
 
 
+def test_weights_that_are_no_numbers_end_a_training_and_leave_what_was_finished(data, home):
+    settings = SETTINGS | {"backbone": "vgg16", "learning_rate": 1e9}
+    with pytest.raises(ValueError, match=r"loss .* must stay finite. Received: .*'too-fast'. Take"):
+        train(data, run="too-fast", **settings)
+    assert (home / "runs" / "too-fast" / "settings.json").exists()
+    assert not runs.is_finished(home / "runs" / "too-fast")
+
+
+def test_a_training_that_diverged_says_so(finished, data, caplog):
+    run = train(data, backbone="small", epochs=2, batch_size=7, learning_rate=1e9, dropout=0.3)
+    assert run.config["diverged"]
+    assert "squares-small-32 diverged" in caplog.text
+    assert "dropout=0.3 changes nothing in this training: the small FCN" in caplog.text
+    assert runs.caveats([run]).endswith("training diverged: small")
+    assert not finished.config["diverged"]
+
+
+def test_an_unknown_setting_is_refused(data):
+    with pytest.raises(ValueError, match=r"no setting of that name\. Received: epoch"):
+        train(data, epoch=1)
+
+
+def test_runs_that_follow_each_other_are_no_retracing_to_tensorflow(data, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    config = TrainingConfig(backbone="small", epochs=1, batch_size=10)
+    for seed in range(6):
+        train(data, config, run=f"traced-{seed}", seed=seed)
+    assert "retracing" not in caplog.text
+
+
+def test_a_file_gives_the_same_training_in_the_notebook_and_in_this_process(home):
+    """The notebook's own cells are run here: parameters, papermill's after them, settings."""
+    path = home / "same.yaml"
+    path.write_text("base: {backbone: small, phantom_count: 40, size: 32}\nexperiments: {}\n")
+    [experiment] = read_experiments(path)
+    [run] = run_experiments(path, in_kernels=False)
+    settings = json.loads((run.folder / "settings.json").read_text())
+    cells = json.loads((ROOT / "notebooks/05_train_fcn.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {"pl": pl}
+    exec(sources[0], names)
+    names |= experiment.parameters
+    exec(next(s for s in sources if "TrainingConfig(" in s).partition("\nrun = ")[0], names)
+    expected = json.loads(json.dumps(asdict(names["config"].resolved())))
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["epochs"] == 20
+
+
 def test_training_needs_training_cases(data):
     nothing = SimpleNamespace(**vars(data) | {"cases": data.cases.assign(split="test")})
     with pytest.raises(ValueError, match="needs cases in the split 'train'"):
         train(nothing, **SETTINGS)
-
-
-def test_unknown_augmentation_is_refused(data):
-    with pytest.raises(ValueError, match=r"`augmentation` must be .* augmentation='mixup'"):
-        train(data, **SETTINGS | {"augmentation": "mixup"})
-
-
-def test_unknown_precision_is_refused(data):
-    with pytest.raises(ValueError, match=r"`precision` must be .* Received: precision='half'"):
-        train(data, **SETTINGS | {"precision": "half"})
 
 
 def test_caveats_name_what_limits_the_numbers(finished):

@@ -20,7 +20,7 @@ from keras.initializers import GlorotUniform as glorot
 
 from pneumo_lib import distribution, replicas, steps, training
 from pneumo_lib.dropout import HashedDropout, SharedSpatialDropout2D
-from pneumo_lib.optimisers import build_optimiser
+from pneumo_lib.optimisers import build_optimizer
 
 SETTINGS = {"weights": None, "batch_size": 4, "epochs": 2}
 HEAD = SETTINGS | {"backbone": "vgg16", "run": "head"}
@@ -170,11 +170,11 @@ def train_tiny(strategy):
         )
         variables = network.trainable_variables
         slow = {"slow": variables[:1], "slow_factor": 0.1}
-        optimiser = build_optimiser("sgd", variables, learning_rate=0.1, ema=0.5, **slow)
+        optimizer = build_optimizer("sgd", variables, learning_rate=0.1, ema=0.5, **slow)
         draws = keras.random.SeedGenerator(5)
     settings = {"loss": "crossentropy", "batch_size": 4, "backbone": "small", "seed": draws}
     step, evaluate = steps.compile_steps(
-        network, optimiser, **settings, augmentation="flip", strategy=strategy
+        network, optimizer, **settings, augmentation="flip", strategy=strategy
     )
     # Last batches of one image and of three.
     passes = [(step, 13), (step, 15), (evaluate, 13)]
@@ -182,7 +182,7 @@ def train_tiny(strategy):
         steps.run_epoch(one, data.images, data.masks, np.arange(n), 4, strategy=strategy)["loss"]
         for one, n in passes
     ]
-    every = [*network.variables, *optimiser.variables]
+    every = [*network.variables, *optimizer.variables]
     return {"losses": losses, "weights": [np.asarray(v).tolist() for v in every]}
 
 
@@ -192,19 +192,19 @@ def overflow_on_one_replica(strategy):
         layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
         layer.build((None, 1))
         variables = layer.trainable_variables
-        optimiser = build_optimiser("sgd", variables, learning_rate=0.1, scale_loss=True)
+        optimizer = build_optimizer("sgd", variables, learning_rate=0.1, scale_loss=True)
 
     @tf.function
     def apply():
         def one():
             number = tf.distribute.get_replica_context().replica_id_in_sync_group
             gradient = tf.where(tf.equal(number, 1), np.inf, 1.0) * tf.ones((1, 1))
-            replicas.apply_gradients(optimiser, layer, [gradient])
+            replicas.apply_gradients(optimizer, layer, [gradient])
 
         strategy.run(one)
 
     apply()
-    scale = optimiser.dynamic_scale
+    scale = optimizer.dynamic_scale
     copies = [strategy.experimental_local_results(v.value) for v in (layer.kernel, scale)]
     return [[float(np.squeeze(copy)) for copy in both] for both in copies]
 

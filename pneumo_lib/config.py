@@ -1,0 +1,288 @@
+"""The settings of a training: each with its name, default, check and one line of help.
+
+Everything that starts a training fills a `TrainingConfig`: `train()`, the parameters cell of
+notebook 05, parameter files, the command line, sweeps and experiments. Keras is not imported
+here, so that settings are checked before anything that takes time.
+"""
+
+import ast
+import math
+import numbers
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from pneumo_lib.names import BACKBONES, DECODERS, check_name, did_you_mean
+
+LOSSES = (
+    "crossentropy",
+    "weighted_crossentropy",
+    "focal",
+    "dice",
+    "dice_of_positives",
+    "tversky",
+    "lovasz",
+    "crossentropy_dice",
+)
+AUGMENTATIONS = ("none", "flip", "full")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "warmup-cosine")
+FINE_TUNE = ("none", "last", "whole")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
+def parse_loss(loss):
+    """`[(weight, name), ...]` of a loss such as "dice" or "3*crossentropy+dice".
+
+    Raises:
+        ValueError: if a name is none of `LOSSES`, or a weight no positive number.
+    """
+    terms = [term.strip().rpartition("*") for term in str(loss).split("+")]
+    try:
+        terms = [(float(weight or 1), name.strip()) for weight, _, name in terms]
+    except ValueError:
+        terms = []
+    if not terms or not all(name in LOSSES and 0 < w < math.inf for w, name in terms):
+        raise ValueError(
+            f"`loss` must be one of {', '.join(LOSSES)}, or a sum such as '2*crossentropy+dice'. "
+            f"Received: loss={loss!r}{did_you_mean(loss, LOSSES)}"
+        )
+    return terms
+
+
+def as_value(value):
+    """`value`, or what it means where a parameter file or papermill gave a number as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        return value
+
+
+def check_number(name, value, *, whole=False, low=0, above=None, below=math.inf):
+    """`value` as an int (`whole`) or a float, at least `low` or above `above`, and below `below`.
+
+    Raises:
+        ValueError: if it is none, naming the setting and its range.
+    """
+    number, kind = as_value(value), numbers.Integral if whole else numbers.Real
+    right = isinstance(number, kind) and not isinstance(number, bool)
+    if right and (number > above if above is not None else number >= low) and number < below:
+        return int(number) if whole else float(number)
+    least = f"above {above}" if above is not None else f"of {low} or more"
+    most = "" if below == math.inf else f" and below {below}"
+    raise ValueError(
+        f"`{name}` must be a {'whole number' if whole else 'number'} {least}{most}. "
+        f"Received: {name}={value!r}"
+    )
+
+
+def _number(**limits):
+    return lambda name, value: check_number(name, value, **limits)
+
+
+def _one_of(*known):
+    def check(name, value):
+        check_name(name, value, known)
+        return value
+
+    return check
+
+
+def _optional(check):
+    return lambda name, value: None if value in (None, "None") else check(name, value)
+
+
+def _text(name, value):
+    if isinstance(value, bool | float | list | tuple | dict) or not str(value).strip():
+        raise ValueError(f"`{name}` must be a name or a path. Received: {name}={value!r}")
+    return str(value)  # a name of digits comes as a number
+
+
+def _switch(name, value):
+    if not isinstance(as_value(value), bool):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return as_value(value)
+
+
+def _loss(name, value):
+    parse_loss(value)
+    return value
+
+
+def _epochs(name, value):
+    found = as_value(value)
+    whole = isinstance(found, list | tuple) and all(type(epoch) is int for epoch in found)
+    if not whole or any(epoch < 1 for epoch in found):
+        raise ValueError(
+            f"`{name}` must be a list of epochs from 1 on, such as [5, 10], or None. "
+            f"Received: {name}={value!r}"
+        )
+    return tuple(sorted(set(found)))
+
+
+def _shares(name, value):
+    found = as_value(value)
+    two = isinstance(found, list | tuple) and len(found) == 2
+    if not two or not all(isinstance(s, numbers.Real) and 0 <= s <= 1 for s in found):
+        raise ValueError(
+            f"`{name}` must be two shares from 0 to 1, in the first and the last epoch, or None. "
+            f"Received: {name}={value!r}"
+        )
+    return tuple(map(float, found))
+
+
+def _setting(default, check, text):
+    return field(default=default, metadata={"check": check, "help": text})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of one training; all are checked, and numbers that came as text are converted.
+
+    The help of each setting is in its field's metadata; `describe()` lists them all.
+
+    Raises:
+        ValueError: for a value that a setting cannot have, naming the setting and its rule.
+    """
+
+    backbone: str = _setting(
+        "vgg19", _one_of(*BACKBONES), f"{', '.join(BACKBONES)}: from scratch, the control"
+    )
+    decoder: str = _setting(
+        "deconvolution",
+        _one_of(*DECODERS),
+        f"as in the report; or {', '.join(list(DECODERS)[1:])}",
+    )
+    weights: str | None = _setting(
+        "auto", _optional(_text), "of the backbone: auto, imagenet, a file, or None: random"
+    )
+    initial: str | None = _setting(
+        None, _optional(_text), "finished run of the same network, at any size, to start from"
+    )
+    fine_tune: str = _setting(
+        "none", _one_of(*FINE_TUNE), "part of the backbone that learns too: none, last, whole"
+    )
+    epochs: int = _setting(20, _number(whole=True, low=1), "passes over the training cases")
+    milestones: tuple | None = _setting(
+        None,
+        _optional(_epochs),
+        "epochs after which all are scored; None: a quarter, half and all of them",
+    )
+    batch_size: int = _setting(16, _number(whole=True, low=1), "images in one training step")
+    optimizer: str = _setting("adam", _one_of(*OPTIMIZERS), "adam (as in the report), adamw, sgd")
+    learning_rate: float | None = _setting(
+        None, _optional(_number(above=0)), "of the decoder; None: 0.001, and 0.002 for small"
+    )
+    backbone_learning_rate: float = _setting(
+        1e-5, _number(above=0), "of the part of the backbone that fine_tune lets learn"
+    )
+    schedule: str = _setting(
+        "auto",
+        _one_of("auto", *SCHEDULES),
+        "constant, cosine, warmup-cosine; auto: cosine for small and fine-tuning",
+    )
+    loss: str = _setting(
+        "crossentropy", _loss, "a name in pl.losses.LOSSES, or a sum such as 2*crossentropy+dice"
+    )
+    dropout: float = _setting(
+        0.5, _number(below=1), "share of the values, or channels, that the decoder drops"
+    )
+    augmentation: str = _setting(
+        "auto",
+        _one_of("auto", *AUGMENTATIONS),
+        "none, flip, full; auto: flip for small and fine-tuning, else none",
+    )
+    positive_share: tuple | None = _setting(
+        None,
+        _optional(_shares),
+        "of the first and the last epoch, such as [0.8, 0.4]; None: as given",
+    )
+    ema: float = _setting(
+        0.0, _number(below=1), "momentum of the average of the weights that is kept; 0: none"
+    )
+    test_time_flip: bool = _setting(
+        False, _switch, "whether predictions are means over an image and its mirror image"
+    )
+    precision: str = _setting(
+        "auto",
+        _one_of("auto", *PRECISIONS),
+        f"{', '.join(PRECISIONS)}; auto: by the device",
+    )
+    feature_precision: str = _setting(
+        "float32", _one_of("float32", "bfloat16"), "of a frozen backbone: float32, bfloat16"
+    )
+    seed: int = _setting(
+        0,
+        _number(whole=True),
+        "of the phantoms, the split, the first weights and the order of the images",
+    )
+
+    def __post_init__(self):
+        for one in fields(self):
+            value = one.metadata["check"](one.name, getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
+        if self.milestones and self.milestones[-1] > self.epochs:
+            raise ValueError(
+                "`milestones` must not lie beyond the last of the `epochs`. Received: "
+                f"milestones={list(self.milestones)}, epochs={self.epochs}. Train longer, or "
+                "leave `milestones` out"
+            )
+
+    @classmethod
+    def from_settings(cls, settings):
+        """The config of a dict of settings; those that it lacks have their defaults.
+
+        Raises:
+            ValueError: for an unknown name, and as `TrainingConfig`.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in settings:
+            if name not in known:
+                hint = did_you_mean(name, known) or f". Known: {', '.join(known)}"
+                raise ValueError(f"A training has no setting of that name. Received: {name}{hint}")
+        return cls(**settings)
+
+    def resolved(self, *, gpu=False):
+        """The same training with nothing left that is chosen automatically, but for `weights`.
+
+        Args:
+            gpu: whether a GPU trains, which decides the precision.
+        """
+        as_reported = self.backbone != "small" and self.fine_tune == "none"
+        chosen = {
+            "schedule": "constant" if as_reported else "cosine",
+            "augmentation": "none" if as_reported else "flip",
+            "precision": "mixed_float16" if gpu else "float32",
+        }
+        chosen = {name: value for name, value in chosen.items() if getattr(self, name) == "auto"}
+        if self.learning_rate is None:
+            chosen["learning_rate"] = 2e-3 if self.backbone == "small" else 1e-3
+        milestones = self.milestones
+        if milestones is None:
+            milestones = [math.ceil(self.epochs * share) for share in (0.25, 0.5)]
+        chosen["milestones"] = {*milestones, self.epochs}
+        return replace(self, **chosen | {"milestones": sorted(chosen["milestones"])})
+
+    def trains_on_images(self):
+        """Whether each step runs the whole network on images, not a decoder on kept features."""
+        return self.backbone == "small" or self.fine_tune != "none" or self.augmentation == "full"
+
+    def without_effect(self):
+        """Settings that were given and change nothing, `{name: why}`."""
+        unused = {}
+        if self.backbone == "small":
+            names = ["decoder", "fine_tune", "dropout", *(["weights"] if self.weights else [])]
+            unused |= dict.fromkeys(names, "the small FCN has neither backbone nor dropout")
+        if self.initial:
+            unused["weights"] = "the weights are those of `initial`"
+        if self.backbone == "small" or self.fine_tune == "none":
+            unused["backbone_learning_rate"] = "no part of a backbone learns"
+        if self.trains_on_images():
+            unused["feature_precision"] = "no features are kept"
+        defaults = asdict(TrainingConfig())
+        return {n: why for n, why in unused.items() if getattr(self, n) != defaults[n]}
+
+
+def describe():
+    """One line of help for each setting of a training, `{name: help}`, in their order."""
+    return {one.name: one.metadata["help"] for one in fields(TrainingConfig)}

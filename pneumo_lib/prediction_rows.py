@@ -1,0 +1,131 @@
+"""Rows of predictions and the folders that hold them, alike for single files and for archives."""
+
+import json
+import textwrap
+
+import numpy as np
+
+NOTE = "research and teaching, not a medical device"
+IDENTITY = "prediction.json"
+_COLUMNS = (  # name, type in Parquet, what it holds
+    ("file", "string", "absolute path of the X-ray, or its URL"),
+    ("sha256", "string", "of the file"),
+    ("probability", "double", "image-level score: pneumothorax anywhere in the X-ray, 0 to 1, not "
+     "calibrated"),
+    ("area_px", "int64", "of the mask"),
+    ("area_cm2", "double", "of the mask, where the file gives the pixel spacing"),
+    ("side", "string", "of the PATIENT: left, right, both (a quarter or more on each), unknown"),
+    ("side_source", "string", "field of the header that gives the side; \"convention\": there is "
+     "none, so the patient's left is taken to be at the right edge"),
+    ("height", "int32", "of the X-ray in pixels"),
+    ("width", "int32", "of the X-ray in pixels"),
+    ("EncodedPixels", "string", "the mask as SIIM run lengths, -1 if it is empty"),
+    ("top_threshold", "double", "operating point: a mask is drawn where at least the share "
+     "min_area of the pixels reaches top_threshold"),
+    ("min_area", "double", "see top_threshold"),
+    ("bottom_threshold", "double", "the mask, if drawn, holds all pixels that reach it"),
+    ("run", "string", "the network, and the first digits of its checksum"),
+    ("output", "string", "name of the pictures in the folders below"),
+    ("error", "string", "why a file has no prediction"),
+    ("note", "string", NOTE),
+)  # fmt: skip
+_ONLY_IN_ARCHIVES = ("height", "width", "EncodedPixels")  # in place of the pictures
+FILE_COLUMNS = tuple(name for name, *_ in _COLUMNS if name not in _ONLY_IN_ARCHIVES)
+ARCHIVE_COLUMNS = {name: arrow for name, arrow, _ in _COLUMNS if name != "output"}
+
+
+def describe(prediction, settings):
+    """Row of one prediction: dict of numbers and text by column, `None` where there is nothing.
+
+    Args:
+        prediction: `inference.Prediction`.
+        settings: dict with `run`, see `run_id()`, and `operating_point`, three numbers.
+    """
+    row = {name: None for name, *_ in _COLUMNS} | {"run": settings["run"], "note": NOTE}
+    row |= {"file": text_of(prediction.path), "sha256": prediction.sha256}
+    if prediction.error is not None:
+        return row | {"error": text_of(prediction.error)}
+    mask, xray = prediction.mask, prediction.xray
+    area = np.count_nonzero(mask)
+    top, min_area, bottom = settings["operating_point"]
+    return row | {
+        "probability": round(prediction.score, 4),
+        "area_px": area,
+        "area_cm2": round(area * float(np.prod(xray.spacing)) / 100, 2) if xray.spacing else None,
+        "side": side_of(mask, xray.patients_left) or None,
+        "side_source": xray.side_source,
+        "height": mask.shape[0],
+        "width": mask.shape[1],
+        "top_threshold": top,
+        "min_area": min_area,
+        "bottom_threshold": bottom,
+    }
+
+
+def side_of(mask, patients_left):
+    """Side of the patient that a mask lies on: "left", "right", "both", "unknown" or ""."""
+    if not mask.any():
+        return ""
+    if patients_left not in ("left", "right", "top", "bottom"):
+        return {"everywhere": "left", "nowhere": "right"}.get(patients_left, "unknown")
+    along = mask.sum(axis=0 if patients_left in ("left", "right") else 1, dtype=np.int64)
+    along = along if patients_left in ("left", "top") else along[::-1]
+    half = len(along) // 2
+    left, right = along[:half].sum(), along[len(along) - half :].sum()
+    share = left / max(left + right, 1)
+    return "both" if 0.25 <= share <= 0.75 else "left" if share > 0.5 else "right"
+
+
+def text_of(path):
+    """A path as text that any reader of UTF-8 takes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def readme(table, columns, folders):
+    """Text of a `README.txt`: what the columns of a table hold, and what lies beside it.
+
+    Args:
+        table: where the rows are.
+        columns: names of the table's columns.
+        folders: text about the rest.
+    """
+    lines = [
+        textwrap.fill(text, 96, initial_indent=f"  {name:18}", subsequent_indent=20 * " ")
+        for name, _, text in _COLUMNS
+        if name in columns
+    ]
+    return "\n".join([f"Predictions of pneumo: {NOTE}.", "", f"{table}:", *lines, "", folders])
+
+
+def create_results_folder(folder, settings, readme, *, names, identity, write):
+    """Begin a folder of predictions, or go on in one of the same settings.
+
+    `IDENTITY` is written before anything else: a process that is killed after it leaves
+    a folder that the next call knows as its own.
+
+    Args:
+        folder: path or URL, for the error.
+        settings: dict that decides the predictions.
+        readme: text of `README.txt`.
+        names: of what lies in the folder. Hidden files do not count: those of locks and of
+            interrupted writes are hidden.
+        identity: content of its `IDENTITY`; `None` without one.
+        write: function `write(name, data)` that writes a file of the folder atomically.
+
+    Raises:
+        ValueError: if the folder holds other files, or predictions of other settings.
+    """
+    held = None
+    if identity is not None:
+        found = json.loads(identity)
+        if differs := [name for name in settings if found.get(name) != settings[name]]:
+            held = f"predictions of other settings ({', '.join(differs)})"
+    elif any(not name.startswith(".") for name in names):
+        held = "other files"
+    if held:
+        raise ValueError(
+            "Predictions need a folder of their own: give another --out. "
+            f"Received: {folder}, which holds {held}"
+        )
+    write(IDENTITY, f"{json.dumps(settings, indent=2)}\n".encode())
+    write("README.txt", readme.encode())

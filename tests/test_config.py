@@ -1,0 +1,121 @@
+"""Settings of a training: what each may be, and what happens to text, gaps and contradictions."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pneumo_lib.config import TrainingConfig, describe
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("backbone", "resnet101", r"one of vgg16, .*='resnet101'. Did you mean resnet50\?"),
+        ("decoder", "skip", r"one of deconvolution, .*='skip'. Did you mean skips\?"),
+        ("weights", ["a.npz"], r"a name or a path. Received: weights=\['a.npz'\]"),
+        ("fine_tune", "first", r"one of none, last, whole. Received: fine_tune='first'"),
+        ("epochs", 0, "a whole number of 1 or more. Received: epochs=0"),
+        ("epochs", 3.0, "a whole number of 1 or more. Received: epochs=3.0"),
+        ("epochs", True, "a whole number of 1 or more. Received: epochs=True"),
+        ("milestones", 3, r"a list of epochs from 1 on, such as \[5, 10\].* milestones=3"),
+        ("milestones", [0], r"a list of epochs from 1 on, such as \[5, 10\].* milestones=\[0\]"),
+        ("milestones", [30], r"beyond the last of the `epochs`.*=\[30\], epochs=20. Train longer"),
+        ("batch_size", 0, "a whole number of 1 or more. Received: batch_size=0"),
+        ("optimizer", "lion", "one of adam, adamw, sgd. Received: optimizer='lion'"),
+        ("learning_rate", "abc", "a number above 0. Received: learning_rate='abc'"),
+        ("learning_rate", float("nan"), "a number above 0. Received: learning_rate=nan"),
+        ("backbone_learning_rate", 0, "a number above 0. Received: backbone_learning_rate=0"),
+        ("schedule", "linear", "one of auto, constant, cosine, .* schedule='linear'"),
+        ("loss", "dise", r"one of crossentropy, .*loss='dise'. Did you mean dice\?"),
+        ("loss", "0*dice", r"or a sum such as .*Received: loss='0\*dice'"),
+        ("dropout", 1.0, "of 0 or more and below 1. Received: dropout=1.0"),
+        ("augmentation", "mixup", "one of auto, none, flip, full. .* augmentation='mixup'"),
+        ("positive_share", 0.5, "two shares from 0 to 1, .*Received: positive_share=0.5"),
+        ("positive_share", [0.5, 1.5], r"two shares from 0 to 1, .*positive_share=\[0.5, 1.5\]"),
+        ("ema", 1, "of 0 or more and below 1. Received: ema=1"),
+        ("test_time_flip", "maybe", "True or False. Received: test_time_flip='maybe'"),
+        ("precision", "half", "one of auto, float32, .* precision='half'"),
+        ("feature_precision", "float16", "one of float32, bfloat16. .*='float16'"),
+        ("seed", -1, "a whole number of 0 or more. Received: seed=-1"),
+    ],
+)
+def test_a_value_that_a_setting_cannot_have_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=f"`{name}` must (be )?.*{message}"):
+        TrainingConfig(**{name: value})
+
+
+def test_an_unknown_setting_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(ValueError, match=r"no setting of that name.*: epoch. Did you mean epochs"):
+        TrainingConfig.from_settings({"epoch": 1})
+    with pytest.raises(ValueError, match=r"Received: zebra. Known: backbone, decoder"):
+        TrainingConfig.from_settings({"zebra": 1})
+
+
+def test_numbers_lists_and_none_may_come_as_text_and_names_as_numbers():
+    text = {"epochs": "3", "learning_rate": "1e-3", "milestones": "[1]", "initial": 2024}
+    text |= {"positive_share": "[0.8, 0.4]", "test_time_flip": "True", "weights": "None"}
+    values = {"epochs": 3, "learning_rate": 0.001, "milestones": (1,), "initial": "2024"}
+    values |= {"positive_share": (0.8, 0.4), "test_time_flip": True, "weights": None}
+    assert TrainingConfig(**text) == TrainingConfig(**values)
+    assert type(TrainingConfig(learning_rate=1).learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({}, ("constant", "none", 1e-3)),
+        ({"fine_tune": "last"}, ("cosine", "flip", 1e-3)),
+        ({"backbone": "small"}, ("cosine", "flip", 2e-3)),
+        (
+            given := {"schedule": "warmup-cosine", "augmentation": "full", "learning_rate": 0.1},
+            None,
+        ),
+        ({"backbone": "small"} | given, None),
+    ],
+)
+def test_auto_means_as_in_the_report_for_a_frozen_backbone_and_its_best_elsewhere(settings, chosen):
+    config = TrainingConfig(**settings).resolved()
+    found = config.schedule, config.augmentation, config.learning_rate
+    assert found == (chosen or ("warmup-cosine", "full", 0.1))
+    assert config.precision == "float32"
+    assert TrainingConfig(**settings).resolved(gpu=True).precision == "mixed_float16"
+    assert config.resolved(gpu=True) == config
+
+
+@pytest.mark.parametrize(
+    ("epochs", "given", "milestones"),
+    [(20, None, (5, 10, 20)), (2, None, (1, 2)), (1, None, (1,)), (9, [], (9,)), (9, [4], (4, 9))],
+)
+def test_the_last_epoch_is_a_milestone_and_by_default_a_quarter_and_half(epochs, given, milestones):
+    config = TrainingConfig(epochs=epochs, milestones=given)
+    assert config.resolved().milestones == milestones
+
+
+@pytest.mark.parametrize(
+    ("settings", "unused"),
+    [
+        ({}, set()),
+        ({"backbone": "small", "weights": None}, set()),
+        (
+            {"backbone": "small", "dropout": 0.3, "decoder": "skips", "weights": "imagenet"},
+            {"dropout", "decoder", "weights"},
+        ),
+        ({"backbone_learning_rate": 1e-4}, {"backbone_learning_rate"}),
+        ({"backbone_learning_rate": 1e-4, "fine_tune": "last"}, set()),
+        ({"initial": "run", "weights": "imagenet"}, {"weights"}),
+        ({"feature_precision": "bfloat16"}, set()),
+        ({"feature_precision": "bfloat16", "augmentation": "full"}, {"feature_precision"}),
+    ],
+)
+def test_settings_that_change_nothing_are_named(settings, unused):
+    assert set(TrainingConfig(**settings).without_effect()) == unused
+
+
+def test_settings_are_checked_without_keras():
+    code = "import sys, pneumo_lib.parameters; assert not {'keras', 'tensorflow'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_setting_has_a_line_of_help():
+    assert all(0 < len(text) <= 80 for text in describe().values())
