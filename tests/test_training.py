@@ -310,7 +310,9 @@ def test_training_on_cached_features_equals_training_through_the_frozen_backbone
 
 
 @pytest.mark.parametrize("layout", ["of today", "with a checksum of the source files"])
-def test_finished_run_is_returned_without_building_a_network(finished, data, monkeypatch, layout):
+def test_finished_run_is_returned_without_building_a_network(
+    finished, data, monkeypatch, tmp_path, layout
+):
     shutil.copytree(finished.folder, finished.folder.with_name(layout))
     if layout != "of today":
         for name in ("settings.json", "config.json"):
@@ -322,8 +324,8 @@ def test_finished_run_is_returned_without_building_a_network(finished, data, mon
     again = train(data, run=layout, **SETTINGS)
     pd.testing.assert_frame_equal(again.history, finished.history)
     assert layout in {run.folder.name for run in runs.find_runs(data=data)}
-    cv2.imwrite(str(data.folder / "a.png"), data.images[0])
-    (prediction,) = inference.predict(data.folder / "a.png", layout)
+    cv2.imwrite(str(tmp_path / "a.png"), data.images[0])
+    (prediction,) = inference.predict(tmp_path / "a.png", layout)
     assert prediction.mask.shape == (SIZE, SIZE)
 
 
