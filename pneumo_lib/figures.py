@@ -28,20 +28,7 @@ from pneumo_lib.style import (
 )
 from pneumo_lib.tables import HEADINGS
 
-__all__ = [
-    "BACKBONES",
-    "class_balance",
-    "export",
-    "gallery",
-    "learning_curves",
-    "mask_areas",
-    "mask_heatmap",
-    "milestone_chart",
-    "prediction_grid",
-    "show_case",
-    "show_table",
-    "use_style",
-]
+__all__ = ["export", "use_style"]
 ERRORS = {"found": SKY, "missed": VERMILION, "false positive": YELLOW}
 REPORT_MEAN_IOU = {  # as the report logged it after 300 epochs
     "vgg19": {"train": 0.3012, "validation": 0.3054, "test": 0.3190},

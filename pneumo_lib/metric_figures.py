@@ -25,15 +25,6 @@ from pneumo_lib.style import (
 )
 from pneumo_lib.tables import HEADINGS
 
-__all__ = [
-    "group_chart",
-    "outline_figure",
-    "paired_chart",
-    "reliability_chart",
-    "roc_chart",
-    "saturation_chart",
-    "split_chart",
-]
 _SIDES = {"train": SKY, "validation": GREEN, "test": ORANGE}
 
 

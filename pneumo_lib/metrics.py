@@ -39,8 +39,8 @@ def confusion_counts(y_true, y_pred, *, threshold=0.5):
         )
     rows = []
     for truth, probability in zip(y_true, y_pred, strict=True):  # one image: flat memory
-        truth = _checked(truth, "y_true")
-        predicted = _checked(probability, "y_pred") >= threshold
+        truth = checked_values(truth, "y_true")
+        predicted = checked_values(probability, "y_pred") >= threshold
         tp = np.count_nonzero(truth & predicted)
         fp, fn = np.count_nonzero(predicted) - tp, np.count_nonzero(truth) - tp
         rows.append((tp, fp, fn, truth.size - tp - fp - fn))
@@ -55,7 +55,7 @@ def pool(counts):
 
 def pixel_accuracy(counts):
     """Share of the pixels that are right: always near 1 where the target is rare."""
-    return ratio(counts["tp"] + counts["tn"], _pixels(counts), empty_score=np.nan)
+    return ratio(counts["tp"] + counts["tn"], pixel_count(counts), empty_score=np.nan)
 
 
 def iou(counts, *, class_id=1, empty_score=1.0):
@@ -163,7 +163,7 @@ def image_evidence(y_pred):
         )
     evidence = np.empty(len(y_pred))
     for row, probability in enumerate(y_pred):  # one image: flat memory
-        pixels = _checked(probability, "y_pred").ravel()
+        pixels = checked_values(probability, "y_pred").ravel()
         count = max(1, round(EVIDENCE_SHARE * pixels.size))
         evidence[row] = np.partition(pixels, -count)[-count:].mean(dtype=np.float64)
     return np.minimum(evidence, 1.0)
@@ -195,7 +195,7 @@ def saturation_counts(y_true, y_pred):
         )
     rows = []
     for truth, softmax in zip(y_true, y_pred, strict=True):
-        truth, softmax = _checked(truth, "y_true"), _checked(softmax, "y_pred")
+        truth, softmax = checked_values(truth, "y_true"), checked_values(softmax, "y_pred")
         of_true_class = np.where(truth, softmax[..., 1], softmax[..., 0])
         right = np.count_nonzero(of_true_class >= 1)
         wrong = np.count_nonzero(softmax >= 1) - right
@@ -207,7 +207,7 @@ def saturation_counts(y_true, y_pred):
 
 def logged_mean_iou(counts):
     """`as_logged_mean_iou()` from the counts of `confusion_counts()` and `saturation_counts()`."""
-    right, wrong, pixels = counts["saturated_right"], counts["saturated_wrong"], _pixels(counts)
+    right, wrong, pixels = counts["saturated_right"], counts["saturated_wrong"], pixel_count(counts)
     # Of 2 * pixels one-hot elements half are 1; all that are not saturated were "predicted" 0.
     ones = ratio(right, pixels + wrong, empty_score=np.nan)
     zeros = ratio(pixels - wrong, 2 * pixels - right, empty_score=np.nan)
@@ -234,7 +234,7 @@ def as_logged_mean_iou(y_true, y_pred):
 
 def logged_dice(counts):
     """`as_logged_dice()` from the counts of `confusion_counts()` and `saturation_counts()`."""
-    return ratio(counts["true_class_probability"], _pixels(counts), empty_score=np.nan)
+    return ratio(counts["true_class_probability"], pixel_count(counts), empty_score=np.nan)
 
 
 def as_logged_dice(y_true, y_pred):
@@ -268,7 +268,7 @@ def history_scores(sums):
     }
 
 
-def _pixels(counts):
+def pixel_count(counts):
     return counts["tp"] + counts["fp"] + counts["fn"] + counts["tn"]
 
 
@@ -281,7 +281,7 @@ def ratio(numerator, denominator, *, empty_score):
     return np.divide(numerator, denominator, out=out, where=denominator != 0)
 
 
-def _checked(values, name):
+def checked_values(values, name):
     """`values` as booleans (`y_true`) or as they are (`y_pred`), refused outside their range."""
     values = np.asarray(values)
     if name == "y_true":

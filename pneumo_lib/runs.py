@@ -33,7 +33,7 @@ from pneumo_lib.paths import (
 from pneumo_lib.preparation import Prepared, load_prepared
 
 logger = logging.getLogger(__name__)
-_RECORD = "settings.json"
+SETTINGS = "settings.json"
 ORDER = tuple(BACKBONES)
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
@@ -370,7 +370,7 @@ def claim(name, settings):
     """
     folder = project_path(Path("runs") / name)
     settings = json.loads(json.dumps(settings))
-    former = made_from(folder, record=_RECORD)
+    former = made_from(folder, record=SETTINGS)
     if former is not None:
         kept = former | {"results_version": results_version(former)}
         kept.pop("code", None)  # what older runs held in its place
@@ -386,7 +386,7 @@ def claim(name, settings):
             )
         else:
             settings = former
-    begin_folder(folder, settings, record=_RECORD, what="A run")
+    begin_folder(folder, settings, record=SETTINGS, what="A run")
     if is_finished(folder):  # and killed just before its state was removed
         (folder / "state.npz").unlink(missing_ok=True)
     return folder
