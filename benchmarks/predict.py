@@ -24,8 +24,8 @@ from train_step import stock_twin
 import pneumo_lib as pl
 from pneumo_lib import features, inference
 from pneumo_lib.backbones import preprocess
+from pneumo_lib.data.images import read_reduced, resize_image
 from pneumo_lib.operating_point import OperatingPoint
-from pneumo_lib.pixels import read_reduced, resize_image
 
 SIZE, BATCH, FILES = 128, 32, 256
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -23,7 +23,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
 import pneumo_lib as pl
-from pneumo_lib.pixels import resize_mask
+from pneumo_lib.data.images import resize_mask
 
 SIZE, ALL = 128, 12_047
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -31,7 +31,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 def pydicom_pair(case):
     pixels = pydicom.dcmread(case["image_path"]).pixel_array
-    mask = resize_mask(pl.read_mask(case, pixels.shape), (SIZE, SIZE))
+    mask = resize_mask(pl.data.read_mask(case, pixels.shape), (SIZE, SIZE))
     return cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_AREA), mask
 
 
@@ -79,7 +79,7 @@ def measure(name, cases, *, dicom, rounds):
         count = iter(range(1000))
 
         def ours():
-            return pl.prepare(cases, Path(folder) / str(next(count)), size=SIZE)
+            return pl.data.prepare.prepare(cases, Path(folder) / str(next(count)), size=SIZE)
 
         ways = {"ours": ours}
         if dicom:
@@ -131,7 +131,7 @@ def as_dicom(cases, folder):
         file["PixelData"].VR = "OB"
         paths.append(str(folder / f"{number}.dcm"))
         file.save_as(paths[-1], enforce_file_format=True)
-    rles = [pl.rle_encode(pl.read_mask(case, pixels.shape)) for _, case in cases.iterrows()]
+    rles = [pl.rle_encode(pl.data.read_mask(case, pixels.shape)) for _, case in cases.iterrows()]
     columns = {"image_path": paths, "rles": [[rle] for rle in rles]}
     return cases.drop(columns="mask_path").assign(**columns)
 

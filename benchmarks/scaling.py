@@ -77,7 +77,7 @@ def prepare(folder, count, _):
     import pneumo_lib as pl
 
     cases = write_cases(folder, count)
-    return watched(lambda: pl.prepare(cases, folder / "prepared", size=SIZE))
+    return watched(lambda: pl.data.prepare.prepare(cases, folder / "prepared", size=SIZE))
 
 
 def train(folder, count, backbone):

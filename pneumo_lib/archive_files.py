@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from fsspec.core import url_to_fs
 
+from pneumo_lib.data.images import SUFFIXES, is_dicom
 from pneumo_lib.paths import written_aside
-from pneumo_lib.pixels import SUFFIXES, is_dicom
 
 _STAMPS = ("ETag", "etag", "mtime", "LastModified")  # one of which changes when a file is replaced
 

@@ -142,7 +142,7 @@ def fetch(
     layout: Annotated[Literal["png", "dicom"], Option(help="of the files")] = "png",
 ):
     """Download the SIIM-ACR data set from Kaggle."""
-    from pneumo_lib.fetch import fetch
+    from pneumo_lib.data.download import fetch
 
     folder = _short(fetch(to, layout))
     _show("Data set", folder)
@@ -157,7 +157,7 @@ def phantoms(
     seed: Annotated[int, Option(metavar="N", help="another one draws other X-rays")] = 0,
 ):
     """Draw synthetic chest X-rays in the layout of the real data set."""
-    from pneumo_lib.phantom import make_phantoms
+    from pneumo_lib.data.phantom.draw import make_phantoms
 
     _show("Phantoms", Path(make_phantoms(to, count=count, size=size, seed=seed)))
 

@@ -13,8 +13,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from pneumo_lib import __version__
+from pneumo_lib.data.images import is_dicom
 from pneumo_lib.paths import written_aside
-from pneumo_lib.pixels import is_dicom
 
 DESCRIPTION = "Research and teaching, not a medical device"
 PNEUMOTHORAX = Code("36118008", "SCT", "Pneumothorax")

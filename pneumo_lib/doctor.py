@@ -83,7 +83,8 @@ def _devices():
 
 def _weights():
     """Files of ImageNet weights, where Keras keeps them."""
-    from pneumo_lib.backbones import BACKBONES, published_weights
+    from pneumo_lib.backbones import published_weights
+    from pneumo_lib.names import PRETRAINED as BACKBONES
 
     for name in BACKBONES:
         file, url = published_weights(name)
@@ -96,7 +97,7 @@ def _weights():
 
 def _data():
     """Data sets below `data/`."""
-    from pneumo_lib.dataset import read_cases
+    from pneumo_lib.data.siim import read_cases
 
     found = False
     for folder in sorted(project_path("data").glob("*")):

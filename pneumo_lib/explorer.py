@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from pneumo_lib import metrics
+from pneumo_lib.data.images import read_image, resize_image
 from pneumo_lib.figures import ERRORS
-from pneumo_lib.pixels import read_image, resize_image
 from pneumo_lib.runs import open_run
 from pneumo_lib.style import ORANGE, SKY
 

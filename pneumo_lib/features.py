@@ -38,7 +38,7 @@ def cached_features(
 
     Args:
         encoder: `keras.Model`, `(batch, size, size, 3)` -> features, see `fcn.split_fcn()`.
-        data: `Prepared`, see `preparation.prepare()`.
+        data: `Prepared`, see `prepare.prepare()`.
         backbone: name that chooses the preprocessing, see `backbones.preprocess()`.
         flipped: features of the images mirrored left to right, a second file. They are not the
             mirrored features: a backbone's kernels are not symmetric.

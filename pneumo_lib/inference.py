@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 from pneumo_lib import fcn
-from pneumo_lib.dicom import XRay
+from pneumo_lib.data.dicom import XRay
+from pneumo_lib.data.images import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
 from pneumo_lib.features import as_graph, compiled
 from pneumo_lib.metrics import image_evidence
 from pneumo_lib.operating_point import apply_operating_point
-from pneumo_lib.pixels import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def predict(
     the next one is asked for.
 
     Args:
-        files: path or list of paths: PNG, JPEG, DICOM, see `pixels.read_image()`; folders are
+        files: path or list of paths: PNG, JPEG, DICOM, see `images.read_image()`; folders are
             searched, see `find_images()`.
         run: `Run`, or what `load_run()` takes.
         operating_point: `OperatingPoint` that cuts the masks; `None` is the run's own. Whether

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
+from pneumo_lib.data.images import resize_image, resize_mask
 from pneumo_lib.paths import written_aside
-from pneumo_lib.pixels import resize_image, resize_mask
 
 _SIDES = (512, 1024)  # the longer one is brought between these, so that the letters fit
 _ORANGE, _VERMILION = (0, 159, 230), (0, 94, 213)  # Okabe and Ito (2008), as BGR

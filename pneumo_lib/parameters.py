@@ -1,7 +1,7 @@
 """Parameters of the study: read from a file or the command line, and checked before anything runs.
 
 Each setting is checked where it is used: those of a training by `TrainingConfig`, those of the
-data by `preparation.check_data_settings()`.
+data by `prepare.check_data_settings()`.
 """
 
 from dataclasses import asdict, fields
@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from pneumo_lib.config import TrainingConfig, as_value
+from pneumo_lib.data.prepare import check_data_settings
 from pneumo_lib.names import check_size, did_you_mean
 from pneumo_lib.paths import project_path
-from pneumo_lib.preparation import check_data_settings
 from pneumo_lib.runs import load_run
 
 DATA = ("data", "size", "split", "fold", "seed", "phantom_count")  # they choose the cases

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo_lib import metrics
+from pneumo_lib.data.prepare import Prepared, load_prepared
 from pneumo_lib.names import BACKBONES
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import (
@@ -30,7 +31,6 @@ from pneumo_lib.paths import (
     read_csv,
     write_csv,
 )
-from pneumo_lib.preparation import Prepared, load_prepared
 
 logger = logging.getLogger(__name__)
 SETTINGS = "settings.json"

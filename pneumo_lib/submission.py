@@ -7,10 +7,11 @@ import cv2
 import pandas as pd
 from tqdm.auto import tqdm
 
-from pneumo_lib.dataset import read_cases
-from pneumo_lib.inference import SUFFIXES, find_images, predict
+from pneumo_lib.data.images import SUFFIXES
+from pneumo_lib.data.rle import rle_encode
+from pneumo_lib.data.siim import read_cases
+from pneumo_lib.inference import find_images, predict
 from pneumo_lib.paths import written_aside
-from pneumo_lib.rle import rle_encode
 
 HEADER = ("ImageId", "EncodedPixels")
 SHAPE = (1024, 1024)  # that of the competition's images, whatever copy of them is at hand
@@ -22,7 +23,7 @@ def write_submission(images, run, to, *, part="test", rows="image", operating_po
     """Predict the images of a competition folder and write their masks as run lengths.
 
     Args:
-        images: a data set, see `dataset.read_cases()`, the competition's whole download, or any
+        images: a data set, see `siim.read_cases()`, the competition's whole download, or any
             folder of X-rays whose file names without the suffix are the image ids.
         run: `Run`, or what `load_run()` takes.
         to: the CSV file.

@@ -39,7 +39,7 @@ def train(data, config=None, *, run=None, strategy=None, **changes):
     the milestones: choose among those by validation. Test cases never decide anything.
 
     Args:
-        data: `Prepared`, see `preparation.prepare()`.
+        data: `Prepared`, see `prepare.prepare()`.
         config: `TrainingConfig`; None: the defaults.
         run: name of the run folder below `runs/`; default `<data>-<backbone>-<size>`, with the
             decoder before the size unless it is the report's.

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib.preparation import load_prepared
+from pneumo_lib.data.prepare import load_prepared
 
 CASES, SIZE = 24, 32  # of `make_data()`
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

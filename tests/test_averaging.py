@@ -147,7 +147,9 @@ def test_member_is_not_replaced_by_the_mean(folder):
 
 
 def test_other_data_are_refused(data):
-    other = pl.Prepared(data.images, data.masks, data.cases, {**data.meta, "checksum": "x"}, "here")
+    other = pl.data.Prepared(
+        data.images, data.masks, data.cases, {**data.meta, "checksum": "x"}, "here"
+    )
     with pytest.raises(ValueError, match=r"scored on. Received: here, which changed"):
         average_runs(["a", "b"], run="refused", data=other)
 

@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 
 from pneumo_lib import backbones
-from pneumo_lib.backbones import BACKBONES, build_backbone, preprocess
+from pneumo_lib.backbones import build_backbone, preprocess
+from pneumo_lib.names import PRETRAINED as BACKBONES
 
 VGG16_FILE = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_notop.npz"
 KERAS_PREPROCESSING = {

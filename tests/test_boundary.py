@@ -129,7 +129,7 @@ def test_the_spacing_of_the_png_release_is_unknown():
 
 
 def test_the_spacing_in_the_official_headers_cannot_be_that_of_the_1024_pixels(siim_dicom):
-    from pneumo_lib.dataset import read_cases
+    from pneumo_lib.data.siim import read_cases
 
     width = 1024 * prepared_spacing(read_cases(siim_dicom), size=1024)
     assert width.max() < 200  # mm: no adult's chest, see the docstring

@@ -129,7 +129,7 @@ def test_fetch_names_the_folder_and_the_next_command(capsys, monkeypatch, tmp_pa
         received.append((to, layout))
         return tmp_path / to
 
-    monkeypatch.setattr("pneumo_lib.fetch.fetch", download)
+    monkeypatch.setattr("pneumo_lib.data.download.fetch", download)
     monkeypatch.chdir(tmp_path)
     assert main(["fetch", "siim", "--to", "xrays", "--layout", "dicom"]) == 0
     assert received == [("xrays", "dicom")]

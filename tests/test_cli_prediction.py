@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from pneumo_lib.cli import app, main
 from pneumo_lib.doctor import Finding
-from pneumo_lib.prediction_files import NOTE
+from pneumo_lib.prediction_rows import NOTE
 from pneumo_lib.verify import Verification
 
 

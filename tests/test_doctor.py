@@ -8,8 +8,8 @@ from collections import namedtuple
 import pytest
 
 from pneumo_lib import doctor
+from pneumo_lib.data.phantom.draw import make_phantoms
 from pneumo_lib.doctor import examine
-from pneumo_lib.phantom import make_phantoms
 
 
 @pytest.fixture

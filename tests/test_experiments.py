@@ -13,6 +13,7 @@ from test_explorer import make_run
 import pneumo_lib as pl
 from pneumo_lib import metrics, paths, runs
 from pneumo_lib.config import TrainingConfig
+from pneumo_lib.data.prepare import load_prepared, prepare
 from pneumo_lib.experiments import (
     is_finished,
     plan_run,
@@ -23,7 +24,6 @@ from pneumo_lib.experiments import (
 )
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import project_path
-from pneumo_lib.preparation import load_prepared, prepare
 
 ROOT = Path(__file__).parents[1]
 BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}

@@ -14,10 +14,10 @@ import pytest
 
 import pneumo_lib as pl
 from pneumo_lib import explorer, explorer_panel, metrics, runs
-from pneumo_lib.dataset import read_cases
+from pneumo_lib.data.prepare import prepare
+from pneumo_lib.data.siim import read_cases
 from pneumo_lib.explorer_panel import Panel
 from pneumo_lib.operating_point import OperatingPoint
-from pneumo_lib.preparation import prepare
 from pneumo_lib.runs import open_run
 from pneumo_lib.style import ORANGE, SKY, VERMILION, YELLOW
 

@@ -8,7 +8,7 @@ import pneumo_lib as pl
 from pneumo_lib import export
 from pneumo_lib.export import export_network
 from pneumo_lib.layers import FourierConv2DTranspose
-from pneumo_lib.prediction_files import NOTE
+from pneumo_lib.prediction_rows import NOTE
 
 
 @pytest.mark.parametrize("format", ["onnx", "savedmodel", "litert"])

@@ -23,13 +23,16 @@ import pandas as pd
 import psutil
 import pytest
 
-from pneumo_lib import arrays, phantom, preparation
-from pneumo_lib.dataset import read_cases
+from pneumo_lib.data import arrays
+from pneumo_lib.data import images as data_images
+from pneumo_lib.data import prepare as preparation
+from pneumo_lib.data.phantom import draw
+from pneumo_lib.data.phantom.draw import make_phantoms
+from pneumo_lib.data.prepare import load_prepared, prepare
+from pneumo_lib.data.siim import read_cases
+from pneumo_lib.data.splits import near_duplicate_pairs, split_cases
 from pneumo_lib.kernels import NotebookError
 from pneumo_lib.paths import file_lock, new_array
-from pneumo_lib.phantom import make_phantoms
-from pneumo_lib.preparation import load_prepared, prepare
-from pneumo_lib.splits import near_duplicate_pairs, split_cases
 
 ROOT = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX systems")
@@ -123,7 +126,7 @@ def test_the_second_process_waits_says_so_and_then_finds_the_work_done(tmp_path,
 def test_who_waited_for_another_process_finds_its_work_and_does_none(cases, tmp_path, monkeypatch):
     works = {
         preparation: lambda: prepare(cases, tmp_path / "arrays", size=16),
-        phantom: lambda: make_phantoms(tmp_path / "phantoms", count=2, size=64),
+        draw: lambda: make_phantoms(tmp_path / "phantoms", count=2, size=64),
     }
     for module, work in works.items():
 
@@ -132,7 +135,7 @@ def test_who_waited_for_another_process_finds_its_work_and_does_none(cases, tmp_
             monkeypatch.setattr(module, "file_lock", file_lock)
             work()
             monkeypatch.setattr(arrays, "fill", None)
-            monkeypatch.setattr(phantom, "_draw_all", None)
+            monkeypatch.setattr(draw, "_draw_all", None)
             yield
 
         monkeypatch.setattr(module, "file_lock", after_another)
@@ -334,7 +337,7 @@ def test_read_only_folder_is_one_error_that_names_pneumo_home(cases, read_only):
 def test_vanished_data_folder_is_one_error_not_a_list_of_broken_images(
     cases, png_release, tmp_path, monkeypatch
 ):
-    quick, read = arrays.read_pair, []
+    quick, read = data_images.read_pair, []
 
     def unplug(case, size):
         read.append(case["image_id"])
@@ -355,7 +358,7 @@ def test_vanished_data_folder_is_one_error_not_a_list_of_broken_images(
 
 
 def test_short_memory_ends_the_preparation_and_leaves_no_image_out(cases, tmp_path, monkeypatch):
-    quick = arrays.read_pair
+    quick = data_images.read_pair
 
     def starve(case, size):
         if case["image_id"] == "train.5":
@@ -414,7 +417,7 @@ def test_broken_pool_of_drawing_processes_is_told_with_what_to_do(tmp_path, monk
     def break_at_once(*_, **__):
         raise BrokenProcessPool
 
-    monkeypatch.setattr(phantom, "ProcessPoolExecutor", break_at_once)
+    monkeypatch.setattr(draw, "ProcessPoolExecutor", break_at_once)
     with pytest.raises(RuntimeError, match=r"must live.*workers=1.*one was killed"):
         make_phantoms(tmp_path / "phantoms", count=50, size=64, workers=2)
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo_lib.backbones import BACKBONES, build_backbone
+from pneumo_lib.backbones import build_backbone
 from pneumo_lib.decoders import DECONVOLUTIONS
 from pneumo_lib.fcn import (
     build_fcn,
@@ -15,6 +15,7 @@ from pneumo_lib.fcn import (
     parameters,
     split_fcn,
 )
+from pneumo_lib.names import PRETRAINED as BACKBONES
 
 # The report's table: total, trainable, then output side and parameters of each deconvolution.
 REPORT = {

@@ -15,10 +15,11 @@ from hostile_corpus import EITHER, REFUSED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pneumo_lib import arrays, dataset, pixels
-from pneumo_lib.dataset import read_cases, read_image, read_mask
-from pneumo_lib.preparation import prepare
-from pneumo_lib.rle import rle_decode
+from pneumo_lib.data import arrays, images, siim
+from pneumo_lib.data.images import read_image, read_mask
+from pneumo_lib.data.prepare import prepare
+from pneumo_lib.data.rle import rle_decode
+from pneumo_lib.data.siim import read_cases
 
 ROOT = Path(__file__).parents[1]
 IMAGES = [*corpus.images(), *corpus.dicoms()]
@@ -73,7 +74,7 @@ def test_reduced_reading_refuses_what_full_reading_refuses(at_least, tmp_path):
     for one in IMAGES:
         path = tmp_path / one.name
         path.write_bytes(one.content)
-        found = outcome(pixels.read_reduced, path, at_least=at_least)
+        found = outcome(images.read_reduced, path, at_least=at_least)
         refused = isinstance(found, str) and one.name in found
         if one.expected is not EITHER and refused != (one.expected is REFUSED):
             wrong.append(one.name)
@@ -317,7 +318,7 @@ def test_read_cases_names_a_broken_packed_table(packed, tmp_path):
 
 
 def test_packed_table_that_unpacks_to_gigabytes_is_refused_early(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_TABLE_BYTES", 1 << 20)
+    monkeypatch.setattr(siim, "_TABLE_BYTES", 1 << 20)
     (tmp_path / "a.dcm").write_bytes(corpus.dicom())
     (tmp_path / "train-rle.csv.gz").write_bytes(gzip.compress(b"a,-1\n" * 300_000))
     with pytest.raises(FileNotFoundError, match="more than 1 MB"):
@@ -339,7 +340,7 @@ def test_reading_any_table_gives_text_cells_or_a_value_error(tmp_path_factory, r
     text = "\n".join(",".join(f'"{c}"' if quoted else c for c in row) for row in rows)
     path = tmp_path_factory.mktemp("any") / "table.csv"
     path.write_bytes(text.encode())
-    table = outcome(dataset._read_csv, path)
+    table = outcome(siim._read_csv, path)
     if isinstance(table, str):
         assert "table.csv" in table
         return
@@ -367,12 +368,12 @@ def test_endless_header_of_a_dicom_file_is_read_to_a_bound_only(tmp_path, monkey
     one = next(i for i in corpus.dicoms() if i.name == "deflated-bomb.dcm")
     (tmp_path / "a.dcm").write_bytes(one.content)
     seen = []
-    read = dataset.pydicom.dcmread
+    read = siim.pydicom.dcmread
     monkeypatch.setattr(
-        dataset.pydicom, "dcmread", lambda f, **k: seen.append(len(f.getvalue())) or read(f, **k)
+        siim.pydicom, "dcmread", lambda f, **k: seen.append(len(f.getvalue())) or read(f, **k)
     )
-    values = dataset._read_header(tmp_path / "a.dcm")
-    assert seen == [dataset._HEADER_BYTES]
+    values = siim._read_header(tmp_path / "a.dcm")
+    assert seen == [siim._HEADER_BYTES]
     assert all(pd.isna(value) for value in values.values())
 
 
@@ -409,7 +410,7 @@ def test_the_library_starts_no_shell_evaluates_no_text_and_loads_no_pickles(path
 def test_arrays_of_a_prepared_folder_are_never_unpickled(png_release, tmp_path):
     prepared = prepare(read_cases(png_release), tmp_path / "out", size=16)
     np.save(tmp_path / "out" / "images.npy", np.array([print, len], object), allow_pickle=True)
-    from pneumo_lib.preparation import load_prepared
+    from pneumo_lib.data.prepare import load_prepared
 
     with pytest.raises(ValueError, match=r"allow_pickle|[Oo]bject"):
         load_prepared(prepared.folder)

@@ -19,7 +19,7 @@ from conftest import CASES, SIZE
 
 import pneumo_lib as pl
 from pneumo_lib import inference, runs
-from pneumo_lib.dicom import XRay
+from pneumo_lib.data.dicom import XRay
 from pneumo_lib.inference import Prediction, find_images, predict
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.training import train

@@ -16,7 +16,8 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from pneumo_lib import paths, phantom, report
+from pneumo_lib import paths, report
+from pneumo_lib.data.phantom import draw as phantom
 from pneumo_lib.kernels import NotebookError
 from pneumo_lib.parameters import check_parameters
 from pneumo_lib.paths import write_csv, write_json

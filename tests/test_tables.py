@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pneumo_lib import metrics
-from pneumo_lib.dataset import read_cases
+from pneumo_lib.data.siim import read_cases
 from pneumo_lib.tables import format_table, score_table, with_groups
 
 

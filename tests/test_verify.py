@@ -54,6 +54,8 @@ def test_changed_score_is_noticed_and_its_image_named(run, data):
 
 
 def test_other_data_than_those_scored_are_refused(run, data):
-    other = pl.Prepared(data.images, data.masks, data.cases, {**data.meta, "checksum": "x"}, "here")
+    other = pl.data.Prepared(
+        data.images, data.masks, data.cases, {**data.meta, "checksum": "x"}, "here"
+    )
     with pytest.raises(ValueError, match=r"it was scored on. Received: here, which changed"):
         verify_run(run, data=other)

@@ -14,7 +14,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["pneumo_lib", "pydicom"]):
-    from pneumo_lib import dataset, pixels, rle
+    from pneumo_lib.data import images, rle, siim
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import hostile_corpus
 
@@ -44,7 +44,7 @@ def tables(data):
             (folder / "a.dcm").write_bytes(hostile_corpus.dicom())
     name = {"png": "stage_1_train_images.csv", "dicom": "train-rle.csv"}[folder.name]
     (folder / name).write_bytes(data[1:])
-    cases = named(dataset.read_cases, folder)
+    cases = named(siim.read_cases, folder)
     if cases is not None:
         assert cases["image_id"].is_unique
         assert not cases["image_id"].str.startswith(("=", "+", "-", "@")).any()
@@ -53,15 +53,15 @@ def tables(data):
 def dicom(data):
     path = SCRATCH / "a.dcm"
     path.write_bytes(data)
-    image = named(pixels.read_image, path, mention=path.name)
+    image = named(images.read_image, path, mention=path.name)
     assert image is None or (image.ndim == 2 and image.dtype == "uint8" and image.size)
-    dataset._read_header(path)
+    siim._read_header(path)
 
 
 def image(data):
     path = SCRATCH / "a.png"
     path.write_bytes(data)
-    found = named(pixels.read_image, path, mention=path.name)
+    found = named(images.read_image, path, mention=path.name)
     assert found is None or (found.ndim == 2 and found.dtype == "uint8" and found.size)
 
 

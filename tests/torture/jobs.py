@@ -22,8 +22,9 @@ SETTINGS = {"weights": None, "epochs": 4, "milestones": [2], "batch_size": 4}
 
 def prepare(folder):
     """Arrays of the data set in the folder `data` beside, five images a chunk."""
-    from pneumo_lib import arrays, preparation
-    from pneumo_lib.dataset import read_cases
+    from pneumo_lib.data import arrays
+    from pneumo_lib.data import prepare as preparation
+    from pneumo_lib.data.siim import read_cases
 
     arrays.CHUNK = 5
     preparation.prepare(read_cases(folder.parent / "data"), folder / "made", size=32, workers=2)
@@ -31,7 +32,7 @@ def prepare(folder):
 
 def phantoms(folder):
     """Twelve phantoms, drawn in this process."""
-    from pneumo_lib.phantom import make_phantoms
+    from pneumo_lib.data.phantom.draw import make_phantoms
 
     make_phantoms(folder / "made", count=12, size=64, workers=1)
 
@@ -92,7 +93,7 @@ JOBS = {job.__name__: job for job in JOBS}
 # Each job is a fork of a process that has imported what jobs need and computed nothing, as
 # TensorFlow, once it computes, hangs in a fork; a new process would import for seconds.
 CHILDREN = multiprocessing.get_context("forkserver")
-LIGHT = ("jobs", "pneumo_lib.preparation", "pneumo_lib.phantom")
+LIGHT = ("jobs", "pneumo_lib.data.prepare", "pneumo_lib.data.phantom.draw")
 ALL = ("tensorflow", "pneumo_lib.training", "conftest", *LIGHT)
 
 

@@ -4,15 +4,13 @@ import logging
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-
 import cv2
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
-
-from .pixels import read_reduced
+from pneumo_lib.data.images import read_reduced
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib.dataset import read_cases
-from pneumo_lib.splits import leaked_patients, near_duplicate_pairs, split_cases
+from pneumo_lib.data.siim import read_cases
+from pneumo_lib.data.splits import leaked_patients, near_duplicate_pairs, split_cases
 
 SIDES = ["train", "validation", "test"]
 

@@ -10,12 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-
 import cv2
 import numpy as np
 from tqdm.auto import tqdm
-
-from pneumo_lib import anatomy, pneumothorax, projection, radiography
+from pneumo_lib.data.phantom import anatomy
+from pneumo_lib.data.phantom import collapse
+from pneumo_lib.data.phantom import geometry
+from pneumo_lib.data.phantom import radiography
 from pneumo_lib.paths import atomic_write, begin_folder, file_lock, made_from
 
 RECORD = "phantoms.json"  # the settings of a set of phantoms; marks images as synthetic
@@ -59,7 +60,7 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
     patient = anatomy.draw_patient(np.random.default_rng([seed, info.pop("patient"), 1]))
     rng = np.random.default_rng([seed, index])
     field = rng.uniform(32, 39) * patient["stature"]
-    view = projection.view(
+    view = geometry.view(
         3 * size // 2,  # drawn finer, then averaged: smooth edges
         field=field,
         turn=np.radians(rng.normal(0, 1.8)),
@@ -72,8 +73,8 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
         # A stream of its own: without the pneumothorax the rest of the image stays as it is.
         own = np.random.default_rng([seed, index, 5])
         whole = anatomy.lungs(patient, breath=breath)[side]
-        shrink = pneumothorax.collapse(whole, area, site=info["site"], rng=own)
-        mask = pneumothorax.rim_mask(view, whole, shrink(whole), size=size)
+        shrink = collapse.collapse(whole, area, site=info["site"], rng=own)
+        mask = collapse.rim_mask(view, whole, shrink(whole), size=size)
         lung = side, whole, shrink
     thickness = _chest(view, patient, breath=breath, arms=arms, collapsed=lung, rng=rng)
     added, info["mimics"] = radiography.mimics(view, rng=rng)
@@ -94,7 +95,7 @@ def _chest(view, patient, *, breath, arms, collapsed, rng):
     moved = {}
     if collapsed:
         side, whole, moved[collapsed[0]] = collapsed
-        filled, pleura = pneumothorax.air_rim(view, whole, moved[side](whole))
+        filled, pleura = collapse.air_rim(view, whole, moved[side](whole))
         lung *= filled
         soft += pleura
     soft += anatomy.vasculature(view, patient, lung, moved=moved)

@@ -5,13 +5,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
 import numpy as np
 from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
-
-from .paths import atomic_write, new_array
-from .pixels import read_pair
+from pneumo_lib.paths import atomic_write, new_array
+from pneumo_lib.data.images import read_pair
 
 PRINTS = "made_from.npy"  # fingerprints of the rows that are done
 CHUNK = 256  # images between two moments when everything done is safely on the disk

@@ -6,8 +6,7 @@ patient was traced.
 
 import cv2
 import numpy as np
-
-from pneumo_lib.projection import bulge, ellipse, fill, ribbon, smooth, stroke, zoom
+from pneumo_lib.data.phantom.geometry import bulge, ellipse, fill, ribbon, smooth, stroke, zoom
 
 WALL = [  # inner face of the rib cage, from the apex of a lung down: (x, y)
     (4.3, -13.0), (6.6, -12.2), (8.9, -9.6), (10.6, -6), (11.9, -2), (12.7, 2), (13.1, 6),

@@ -3,9 +3,8 @@
 import logging
 import shutil
 from pathlib import Path
-
-from .dataset import read_cases
-from .paths import REMEDIES, atomic_write, file_lock, holds_files
+from pneumo_lib.data.siim import read_cases
+from pneumo_lib.paths import REMEDIES, atomic_write, file_lock, holds_files
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ import math
 import zlib
 from io import BytesIO
 from typing import NamedTuple
-
 import cv2
 import numpy as np
 import pydicom
@@ -36,7 +35,7 @@ _CODECS = {
 
 
 class XRay(NamedTuple):
-    """One decoded X-ray, see `pixels.decode_xray()`."""
+    """One decoded X-ray, see `images.decode_xray()`."""
 
     image: np.ndarray  # (height, width) uint8, perhaps at 1/8 or 1/4 of the file's size
     shape: tuple  # (height, width) of the file
@@ -56,7 +55,7 @@ def decode_dicom(data, *, at_least=None):
     Args:
         data: the bytes of the file. Transfer syntaxes: uncompressed, deflated, RLE, JPEG
             baseline; with imagecodecs also JPEG extended, JPEG lossless, JPEG-LS, JPEG 2000.
-        at_least: see `pixels.read_reduced()`.
+        at_least: see `images.read_reduced()`.
 
     Returns:
         `XRay`.

@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib import anatomy, pneumothorax, projection, radiography
-from pneumo_lib.phantom import describe, draw_phantom, make_phantoms
+from pneumo_lib.data.phantom import anatomy
+from pneumo_lib.data.phantom import collapse
+from pneumo_lib.data.phantom import geometry
+from pneumo_lib.data.phantom import radiography
+from pneumo_lib.data.phantom.draw import describe, draw_phantom, make_phantoms
 
 SMALL = {"size": 64, "prevalence": 0.5}
 
@@ -85,12 +88,12 @@ def test_a_pneumothorax_is_darker_than_the_lung_that_was_there(twins):
 
 
 def test_vessels_shrink_with_the_lung_and_none_crosses_the_rim_of_air():
-    patient, view = anatomy.draw_patient(np.random.default_rng(0)), projection.view(384)
+    patient, view = anatomy.draw_patient(np.random.default_rng(0)), geometry.view(384)
     lung = anatomy.air_space(view, patient, breath=0.0)
     whole = anatomy.lungs(patient)["left"]
-    shrink = pneumothorax.collapse(whole, 60.0, site="lateral", rng=np.random.default_rng(1))
-    left = lung * pneumothorax.air_rim(view, whole, shrink(whole))[0]
-    deep = pneumothorax.rim_mask(view, whole, shrink(whole), size=384) == 1
+    shrink = collapse.collapse(whole, 60.0, site="lateral", rng=np.random.default_rng(1))
+    left = lung * collapse.air_rim(view, whole, shrink(whole))[0]
+    deep = collapse.rim_mask(view, whole, shrink(whole), size=384) == 1
     deep[lung < 1] = False
     before = anatomy.vasculature(view, patient, lung, moved={})
     after = anatomy.vasculature(view, patient, left, moved={"left": shrink})
@@ -100,11 +103,11 @@ def test_vessels_shrink_with_the_lung_and_none_crosses_the_rim_of_air():
 
 
 def test_air_rim_holds_no_lung_and_ends_in_a_line_of_pleura():
-    view = projection.view(384)
+    view = geometry.view(384)
     whole = anatomy.lungs(anatomy.draw_patient(np.random.default_rng(0)))["left"]
-    shrink = pneumothorax.collapse(whole, 60.0, site="apical", rng=np.random.default_rng(1))
-    filled, pleura = pneumothorax.air_rim(view, whole, shrink(whole))
-    rim = pneumothorax.rim_mask(view, whole, shrink(whole), size=384)
+    shrink = collapse.collapse(whole, 60.0, site="apical", rng=np.random.default_rng(1))
+    filled, pleura = collapse.air_rim(view, whole, shrink(whole))
+    rim = collapse.rim_mask(view, whole, shrink(whole), size=384)
     deep = cv2.erode(rim, np.ones((9, 9), np.uint8)) == 1
     assert filled[deep].max() == 0
     assert pleura[deep].max() == 0
@@ -220,9 +223,9 @@ def test_noise_falls_with_the_square_root_of_the_detector_area_of_a_pixel():
 
 
 def test_bulge_is_the_chord_of_a_sphere():
-    view = projection.view(200, field=20.0)  # 10 pixels a cm
-    filled = projection.fill(view, [projection.ellipse(5.0, 5.0)])
-    chord = projection.bulge(view, filled, 5.0)
+    view = geometry.view(200, field=20.0)  # 10 pixels a cm
+    filled = geometry.fill(view, [geometry.ellipse(5.0, 5.0)])
+    chord = geometry.bulge(view, filled, 5.0)
     row, column = np.mgrid[:200, :200] - 100
     off = np.hypot(row, column) / 10
     expected = np.sqrt(np.maximum(25 - off**2, 0)) / 5
@@ -231,12 +234,12 @@ def test_bulge_is_the_chord_of_a_sphere():
 
 
 def test_place_puts_the_patients_left_on_the_right_and_turns_front_against_back():
-    view = projection.view(100, field=10.0)
-    np.testing.assert_allclose(projection.place(view, np.array([[2.0, -3.0]])), [[70, 20]])
-    turned = projection.view(100, field=10.0, yaw=0.1)
+    view = geometry.view(100, field=10.0)
+    np.testing.assert_allclose(geometry.place(view, np.array([[2.0, -3.0]])), [[70, 20]])
+    turned = geometry.view(100, field=10.0, yaw=0.1)
     middle = np.zeros((1, 2))
-    assert projection.place(turned, middle, z=-5.0)[0, 0] < 50
-    assert projection.place(turned, middle, z=5.0)[0, 0] > 50
+    assert geometry.place(turned, middle, z=-5.0)[0, 0] < 50
+    assert geometry.place(turned, middle, z=5.0)[0, 0] > 50
 
 
 @pytest.mark.parametrize("site", ["apical", "lateral", "basal"])
@@ -244,12 +247,12 @@ def test_place_puts_the_patients_left_on_the_right_and_turns_front_against_back(
 def test_collapse_leaves_a_rim_of_the_wanted_area_inside_the_chest_wall(site, area):
     patient = anatomy.draw_patient(np.random.default_rng(3))
     whole = anatomy.lungs(patient)["right"]
-    shrink = pneumothorax.collapse(whole, area, site=site, rng=np.random.default_rng(0))
-    view = projection.view(800)  # 20 pixels a cm
-    rim = pneumothorax.rim_mask(view, whole, shrink(whole), size=800)
+    shrink = collapse.collapse(whole, area, site=site, rng=np.random.default_rng(0))
+    view = geometry.view(800)  # 20 pixels a cm
+    rim = collapse.rim_mask(view, whole, shrink(whole), size=800)
     wanted = min(area, 0.8 * cv2.contourArea(whole.astype(np.float32)))
     assert rim.sum() / 20**2 == pytest.approx(wanted, rel=0.12, abs=0.1)
-    assert not rim[projection.fill(view, [whole]) == 0].any()
+    assert not rim[geometry.fill(view, [whole]) == 0].any()
 
 
 # --- the folder --------------------------------------------------------------------------------

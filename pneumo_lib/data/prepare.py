@@ -7,14 +7,12 @@ import numbers
 import os
 from pathlib import Path
 from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
-
-from . import arrays
-from .dataset import read_cases
-from .paths import file_lock, holds_files, made_from, project_path, put_in_place, write_json
-from .splits import check_scheme, leaked_patients, split_cases
+from pneumo_lib.data import arrays
+from pneumo_lib.data.siim import read_cases
+from pneumo_lib.paths import file_lock, holds_files, made_from, project_path, put_in_place, write_json
+from pneumo_lib.data.splits import check_scheme, leaked_patients, split_cases
 
 logger = logging.getLogger(__name__)
 _RECORD = "meta.json"
@@ -211,7 +209,7 @@ def find_cases(data="phantoms", *, phantom_count=800, seed=0):
     """
     folder = _data_folder(str(data), phantom_count=phantom_count, seed=seed)
     if data == "phantoms":
-        from .phantom import make_phantoms  # its own imports are only needed to draw
+        from pneumo_lib.data.phantom.draw import make_phantoms  # its own imports are only needed to draw
 
         make_phantoms(folder, count=phantom_count, seed=seed)
     return read_cases(folder)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pneumo_lib.fetch import fetch
+from pneumo_lib.data.download import fetch
 
 
 @pytest.fixture

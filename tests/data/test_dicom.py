@@ -12,9 +12,9 @@ from pydicom import DataElement, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from pneumo_lib import dicom
-from pneumo_lib.dicom import decode_dicom
-from pneumo_lib.pixels import read_image
+from pneumo_lib.data import dicom
+from pneumo_lib.data.dicom import decode_dicom
+from pneumo_lib.data.images import read_image
 
 RAMP = np.arange(20 * 24).reshape(20, 24)  # more grey levels than 8 bits hold
 

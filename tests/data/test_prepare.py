@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib import arrays, preparation, runs
-from pneumo_lib.dataset import read_cases
-from pneumo_lib.preparation import find_cases, load_prepared, prepare, prepare_data
-from pneumo_lib.splits import split_cases
+from pneumo_lib import runs
+from pneumo_lib.data import arrays
+from pneumo_lib.data import images
+from pneumo_lib.data import prepare as preparation
+from pneumo_lib.data.siim import read_cases
+from pneumo_lib.data.prepare import find_cases, load_prepared, prepare, prepare_data
+from pneumo_lib.data.splits import split_cases
 
 FILES = ["cases.csv", "images.npy", "masks.npy", "meta.json"]
 
@@ -221,7 +224,7 @@ def test_prepare_killed_midway_ends_as_if_undisturbed(png_release, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
     read = []
-    quick = arrays.read_pair
+    quick = images.read_pair
     monkeypatch.setattr(
         arrays, "read_pair", lambda case, size: read.append(case) or quick(case, size)
     )
@@ -282,7 +285,7 @@ def test_prepare_after_mending_reads_only_what_was_broken(broken, tmp_path, monk
     for row in (2, 4):
         cv2.imwrite(broken["mask_path"][row], np.zeros((64, 64), np.uint8))
     read = []
-    quick = arrays.read_pair
+    quick = images.read_pair
     monkeypatch.setattr(
         arrays, "read_pair", lambda case, size: read.append(case) or quick(case, size)
     )
@@ -411,7 +414,7 @@ def test_prepare_refuses_a_disk_that_is_too_small(cases, tmp_path, monkeypatch):
 
 def test_prepare_keeps_other_processes_out_while_it_works(cases, tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
-    quick, refused = arrays.read_pair, []
+    quick, refused = images.read_pair, []
 
     def try_to_enter(case, size):
         handle = os.open(tmp_path / ".out.lock", os.O_RDONLY)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pneumo_lib.rle import rle_decode, rle_encode
+from pneumo_lib.data.rle import rle_decode, rle_encode
 
 masks = hnp.arrays(
     np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)

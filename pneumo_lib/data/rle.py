@@ -1,7 +1,6 @@
 """SIIM run-length masks: text in the competition's table, arrays here."""
 
 import re
-
 import numpy as np
 
 

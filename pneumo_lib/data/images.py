@@ -1,12 +1,10 @@
 """From one case to pixels: decoding X-rays and masks, and resizing them."""
 
 from pathlib import Path
-
 import cv2
 import numpy as np
-
-from .dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
-from .rle import rle_decode
+from pneumo_lib.data.dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
+from pneumo_lib.data.rle import rle_decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of X-ray files
 # Shapes of mask files without a pixel set, by their bytes. Three quarters of the masks are empty,

@@ -9,8 +9,9 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from pneumo_lib.dataset import read_cases, read_image, read_mask
-from pneumo_lib.pixels import read_pair, read_reduced, resize_image, resize_mask
+from pneumo_lib.data.siim import read_cases
+from pneumo_lib.data.images import read_image, read_mask
+from pneumo_lib.data.images import read_pair, read_reduced, resize_image, resize_mask
 
 
 def write_dicom(path, pixels=None, **fields):

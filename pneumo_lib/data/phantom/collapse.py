@@ -2,8 +2,7 @@
 
 import cv2
 import numpy as np
-
-from pneumo_lib.projection import bulge, fill, place, stroke, zoom
+from pneumo_lib.data.phantom.geometry import bulge, fill, place, stroke, zoom
 
 
 def collapse(outline, area, *, site, rng):

@@ -7,13 +7,11 @@ import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pydicom
 from tqdm.auto import tqdm
-
-from .pixels import read_image, read_mask
+from pneumo_lib.data.images import read_image, read_mask
 
 __all__ = ["read_cases", "read_image", "read_mask"]
 

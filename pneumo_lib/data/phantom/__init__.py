@@ -1,0 +1,5 @@
+"""Synthetic chest X-rays with exact masks, drawn by X-ray physics."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
