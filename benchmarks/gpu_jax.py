@@ -16,8 +16,8 @@ import pandas as pd
 from harness import check_same, compare, report
 from keras import ops
 
-from pneumo_lib.decoders import CLASSES, DECONVOLUTIONS
-from pneumo_lib.layers import FourierConv2DTranspose, fourier_conv_transpose
+from pneumo_lib.models.decoders import CLASSES, DECONVOLUTIONS
+from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose, fourier_conv_transpose
 
 BATCH, REPEATS = 16, 50
 FEATURES = {"vgg19": (4, 4, 512), "resnet50": (4, 4, 2048), "inceptionv3": (2, 2, 2048)}

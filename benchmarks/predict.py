@@ -22,9 +22,10 @@ from harness import check_same, compare, report
 from train_step import stock_twin
 
 import pneumo_lib as pl
-from pneumo_lib import features, inference
-from pneumo_lib.backbones import preprocess
+from pneumo_lib import inference
 from pneumo_lib.data.images import read_reduced, resize_image
+from pneumo_lib.models import forward as features
+from pneumo_lib.models.backbones import preprocess
 from pneumo_lib.operating_point import OperatingPoint
 
 SIZE, BATCH, FILES = 128, 32, 256
@@ -37,7 +38,7 @@ def measure(backbone, sources, folder, *, rounds):
     make_rare(network, np.concatenate([batch[:BATCH] for batch in images.values()]), backbone)
     network.save(folder / "model.keras")
     run = pl.Run(folder, {"size": SIZE, "backbone": backbone}, None, None)
-    encoder, _ = pl.split_fcn(network)
+    encoder, _ = pl.models.split_fcn(network)
     twin = stock_twin(network)
     tables = []
     for name, paths in sources.items():

@@ -86,7 +86,7 @@ def train(folder, count, backbone):
     import pneumo_lib as pl
     from pneumo_lib import steps
 
-    _, head = pl.split_fcn(pl.build_fcn(backbone, size=SIZE, weights=None))
+    _, head = pl.models.split_fcn(pl.build_fcn(backbone, size=SIZE, weights=None))
     optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(head.trainable_variables)
     step, _ = steps.compile_steps(

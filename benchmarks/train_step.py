@@ -19,8 +19,9 @@ import pandas as pd
 import tensorflow as tf
 from harness import check_same, compare, report
 
-from pneumo_lib import fcn, steps
-from pneumo_lib.backbones import preprocess
+from pneumo_lib import steps
+from pneumo_lib.models import fcn
+from pneumo_lib.models.backbones import preprocess
 
 try:
     import torch

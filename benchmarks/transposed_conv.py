@@ -16,7 +16,7 @@ import tensorflow as tf
 from harness import check_same, compare, report
 from keras import ops
 
-from pneumo_lib.layers import fourier_conv_transpose
+from pneumo_lib.models.layers.conv_transpose import fourier_conv_transpose
 
 try:
     import torch

@@ -8,7 +8,7 @@ from pneumo_lib.quiet import keras
 import numpy as np
 from keras import ops
 
-from pneumo_lib.batches import draw_for_batch
+from pneumo_lib.models.layers.replica_share import draw_for_batch
 
 
 def augment(images, masks, *, kind, seed):

@@ -7,8 +7,9 @@ from pneumo_lib.quiet import keras
 import numpy as np
 import pandas as pd
 
-from pneumo_lib import fcn, runs
+from pneumo_lib import runs
 from pneumo_lib.features import cached_features
+from pneumo_lib.models import fcn
 from pneumo_lib.paths import alone, project_path, write_csv
 from pneumo_lib.results import TrainedPart, keep_results, score_cases
 

@@ -10,7 +10,7 @@ import math
 import numbers
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from pneumo_lib.names import BACKBONES, DECODERS, check_name, did_you_mean
+from pneumo_lib.models.names import BACKBONES, DECODERS, check_name, did_you_mean
 
 LOSSES = (
     "crossentropy",

@@ -83,8 +83,8 @@ def _devices():
 
 def _weights():
     """Files of ImageNet weights, where Keras keeps them."""
-    from pneumo_lib.backbones import published_weights
-    from pneumo_lib.names import PRETRAINED as BACKBONES
+    from pneumo_lib.models.backbones import published_weights
+    from pneumo_lib.models.names import PRETRAINED as BACKBONES
 
     for name in BACKBONES:
         file, url = published_weights(name)

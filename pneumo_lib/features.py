@@ -8,9 +8,9 @@ from pneumo_lib.quiet import keras
 
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
-from pneumo_lib.backbones import preprocess
+from pneumo_lib.models.backbones import preprocess
+from pneumo_lib.models.forward import predict_batches
 from pneumo_lib.paths import atomic_write, file_lock, new_array, project_path
 
 _BATCHES_BETWEEN_FLUSHES = 32  # seconds of work to lose, and hardly any time to write
@@ -116,52 +116,6 @@ def _compute(encoder, images, backbone, path, *, batch_size):
     features.flush()
     unfinished.rename(path)
     count_file.unlink(missing_ok=True)
-
-
-def predict_batches(
-    network, inputs, backbone=None, *, batch_size=32, start=0, flipped=None, desc=None
-):
-    """Outputs of `network` for `inputs` from row `start` on, a batch at a time.
-
-    Args:
-        network: `keras.Model`.
-        inputs: array or memory map; images `(n, size, size)` if `backbone` is given.
-        backbone: preprocess for it first; None: `inputs` are what `network` takes.
-        batch_size: rows at a time.
-        start: first row.
-        flipped: like `inputs`, of the mirrored images: outputs are then `(n, h, w, ...)`, each the
-            mean of the image's and of its mirror's, mirrored back.
-        desc: of the progress bar, which appears where it takes more than a second.
-
-    Yields:
-        `(slice of the rows, NumPy array of their outputs)`.
-    """
-    predict = compiled(network, inputs.shape[1:], inputs.dtype, backbone)
-    bar = tqdm(total=len(inputs), initial=start, desc=desc, unit="image", delay=1, leave=False)
-    with bar:
-        for first in range(start, len(inputs), batch_size):
-            rows = slice(first, min(first + batch_size, len(inputs)))
-            output = predict(tf.constant(inputs[rows])).numpy()
-            if flipped is not None:
-                mirrored = predict(tf.constant(flipped[rows])).numpy()[:, :, ::-1]
-                output = (output + mirrored) / 2
-            yield rows, output
-            bar.update(len(output))
-
-
-def compiled(network, shape, dtype, backbone=None):
-    """`network` as a function of a batch `(any length, *shape)`, compiled once for all lengths.
-
-    Args:
-        network: `keras.Model`.
-        shape, dtype: of one input.
-        backbone: preprocess for it first, as in `predict_batches()`.
-    """
-
-    def predict(batch):
-        return network(batch if backbone is None else preprocess(batch, backbone), training=False)
-
-    return as_graph(predict, input_signature=[tf.TensorSpec([None, *shape], dtype)])
 
 
 def as_graph(function, **options):

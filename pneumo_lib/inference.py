@@ -13,11 +13,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pneumo_lib import fcn
 from pneumo_lib.data.dicom import XRay
 from pneumo_lib.data.images import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
-from pneumo_lib.features import as_graph, compiled
+from pneumo_lib.features import as_graph
 from pneumo_lib.metrics import image_evidence
+from pneumo_lib.models import fcn
+from pneumo_lib.models.forward import compiled
 from pneumo_lib.operating_point import apply_operating_point
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 

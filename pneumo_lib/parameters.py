@@ -11,7 +11,7 @@ import yaml
 
 from pneumo_lib.config import TrainingConfig, as_value
 from pneumo_lib.data.prepare import check_data_settings
-from pneumo_lib.names import check_size, did_you_mean
+from pneumo_lib.models.names import check_size, did_you_mean
 from pneumo_lib.paths import project_path
 from pneumo_lib.runs import load_run
 

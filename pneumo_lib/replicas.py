@@ -9,9 +9,10 @@ from pneumo_lib.quiet import keras
 import numpy as np
 import tensorflow as tf
 
-from pneumo_lib.batches import read_blocks, share_of, sharing
+from pneumo_lib.batches import read_blocks
 from pneumo_lib.distribution import SUM, local_replicas, per_replica
 from pneumo_lib.features import as_graph
+from pneumo_lib.models.layers.replica_share import share_of, sharing
 
 
 def synchronise(network, on=True):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import nbformat
 
-from pneumo_lib import names, pages
+from pneumo_lib import pages
 from pneumo_lib.kernels import Step, execute, measured
+from pneumo_lib.models import names
 from pneumo_lib.parameters import absolute_paths, check_parameters, read_params
 from pneumo_lib.paths import (
     alone,

@@ -8,10 +8,11 @@ from pneumo_lib.quiet import keras
 
 import numpy as np
 
-from pneumo_lib import distribution, fcn, metrics, runs
+from pneumo_lib import distribution, metrics, runs
 from pneumo_lib.devices import device_name
-from pneumo_lib.features import predict_batches
 from pneumo_lib.losses import get_loss
+from pneumo_lib.models import fcn
+from pneumo_lib.models.forward import predict_batches
 from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.paths import new_array, project_path, read_csv, write_json, written_aside
 from pneumo_lib.tables import count_cases

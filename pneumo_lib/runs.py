@@ -21,7 +21,7 @@ import pandas as pd
 
 from pneumo_lib import metrics
 from pneumo_lib.data.prepare import Prepared, load_prepared
-from pneumo_lib.names import BACKBONES
+from pneumo_lib.models.names import BACKBONES
 from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import (
     atomic_write,
@@ -333,7 +333,7 @@ def load_network(run):
     """
     import keras  # starts TensorFlow, which nothing else that reads a run needs
 
-    import pneumo_lib.fcn  # noqa: F401  (Keras must know the layers that a network may hold)
+    import pneumo_lib.models.fcn  # noqa: F401  (Keras must know the layers that a network may hold)
 
     path = run.folder / "model.keras"
     try:

@@ -10,10 +10,11 @@ from keras import ops
 
 from pneumo_lib import distribution, metrics, replicas
 from pneumo_lib.augmentation import augment
-from pneumo_lib.backbones import preprocess
-from pneumo_lib.batches import current_share, read_blocks
+from pneumo_lib.batches import read_blocks
 from pneumo_lib.features import as_graph
 from pneumo_lib.losses import TRAINING_COUNTS, get_loss, training_counts
+from pneumo_lib.models.backbones import preprocess
+from pneumo_lib.models.layers.replica_share import current_share
 
 
 def compile_steps(

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.table import Cell
 from matplotlib.text import Text
 
-from pneumo_lib import names
+from pneumo_lib.models import names
 
 # Okabe and Ito (2008): told apart with every common colour blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"

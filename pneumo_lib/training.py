@@ -12,17 +12,18 @@ from pneumo_lib.quiet import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib import distribution, fcn, runs
+from pneumo_lib import distribution, runs
 from pneumo_lib.batches import epoch_order, share_at
 from pneumo_lib.config import TrainingConfig
 from pneumo_lib.devices import dtype_policy, prepare_gpus
 from pneumo_lib.features import cached_features
+from pneumo_lib.models import fcn
 from pneumo_lib.optimisers import averaged_weights, optimizer_of_run
 from pneumo_lib.paths import alone, project_path, written_aside
 from pneumo_lib.replicas import synchronise
 from pneumo_lib.results import TrainedPart, keep_results, score_cases
 from pneumo_lib.steps import compile_steps, run_epoch
-from pneumo_lib.taps import fit_projections
+from pneumo_lib.training.projections import fit_projections
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pneumo_lib import metrics
-from pneumo_lib.features import predict_batches
+from pneumo_lib.models.forward import predict_batches
 from pneumo_lib.runs import load_network, load_run, load_run_data
 from pneumo_lib.tables import count_cases
 

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from pneumo_lib import diagrams
-from pneumo_lib.receptive_fields import ReceptiveField
+from pneumo_lib.models.receptive_field import ReceptiveField
 
 matplotlib.use("agg")
 

@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 
 from pneumo_lib import augmentation, batches, distribution, paths
-from pneumo_lib.dropout import HashedDropout, SharedSpatialDropout2D
+from pneumo_lib.models.layers import replica_share
+from pneumo_lib.models.layers.dropout import HashedDropout, SharedSpatialDropout2D
 from pneumo_lib.training import train
 
 TESTS = Path(__file__).parent
@@ -109,7 +110,7 @@ def test_a_loss_scale_falls_on_all_replicas_where_one_overflows(found):
 
 @pytest.mark.parametrize(("images", "replicas"), [(4, 2), (7, 3), (2, 2), (16, 5)])
 def test_shares_cover_the_batch_once_and_differ_by_one_image_at_most(images, replicas):
-    shares = [batches.share_of(images, replicas=replicas, number=n) for n in range(replicas)]
+    shares = [replica_share.share_of(images, replicas=replicas, number=n) for n in range(replicas)]
     rows = [row for share in shares for row in range(share.first, share.stop)]
     assert rows == list(range(images))
     sizes = [share.stop - share.first for share in shares]
@@ -118,7 +119,7 @@ def test_shares_cover_the_batch_once_and_differ_by_one_image_at_most(images, rep
 
 
 def test_fewer_images_than_replicas_are_shared_as_parts_of_each():
-    shares = {batches.share_of(2, replicas=4, number=n) for n in range(4)}
+    shares = {replica_share.share_of(2, replicas=4, number=n) for n in range(4)}
     assert shares == {(0, 2, 2, 0.25)}
 
 
@@ -145,7 +146,7 @@ def test_random_numbers_of_a_share_are_those_of_its_rows_in_the_whole_batch(what
     whole = np.asarray(draw(slice(0, 4)))
     parts = []
     for number in range(2):
-        with batches.sharing(batches.share_of(4, replicas=2, number=number)):
+        with replica_share.sharing(replica_share.share_of(4, replicas=2, number=number)):
             parts.append(np.asarray(draw(slice(2 * number, 2 * number + 2))))
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-6)
     assert np.ptp(whole[:2] - whole[2:]) > 0
@@ -154,10 +155,10 @@ def test_random_numbers_of_a_share_are_those_of_its_rows_in_the_whole_batch(what
 def test_without_a_share_the_batch_is_whole_again_after_an_error():
     with (
         pytest.raises(KeyboardInterrupt),
-        batches.sharing(batches.share_of(4, replicas=2, number=0)),
+        replica_share.sharing(replica_share.share_of(4, replicas=2, number=0)),
     ):
         raise KeyboardInterrupt
-    assert batches.current_share() is None
+    assert replica_share.current_share() is None
 
 
 class TwoReplicas(tf.distribute.Strategy):

@@ -7,7 +7,7 @@ from test_prediction_files import run  # noqa: F401  (a fixture)
 import pneumo_lib as pl
 from pneumo_lib import export
 from pneumo_lib.export import export_network
-from pneumo_lib.layers import FourierConv2DTranspose
+from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose
 from pneumo_lib.prediction_rows import NOTE
 
 

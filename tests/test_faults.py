@@ -502,7 +502,7 @@ def test_preparation_of_one_image_does_not_depend_on_the_others(cases, tmp_path)
 
 @pytest.mark.parametrize("backbone", ["vgg16", "vgg19", "resnet50", "inceptionv3", "small"])
 def test_preprocessing_of_one_image_does_not_depend_on_its_batch(backbone):
-    from pneumo_lib.backbones import preprocess
+    from pneumo_lib.models.backbones import preprocess
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 8, 8), np.uint8)

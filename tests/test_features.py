@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from conftest import SIZE, make_data
 
-from pneumo_lib import fcn, features
-from pneumo_lib.backbones import preprocess
+from pneumo_lib import features
+from pneumo_lib.models import fcn, forward
+from pneumo_lib.models.backbones import preprocess
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def test_features_are_computed_once_and_anew_for_other_weights_or_images(
 
 def test_interrupted_feature_computation_goes_on_where_it_was(encoder, data, home, monkeypatch):
     whole = features.cached_features(encoder, data, "vgg19", folder="whole", batch_size=2)
-    batches, starts = features.predict_batches, []
+    batches, starts = forward.predict_batches, []
 
     def interrupted(*args, start=0, **kwargs):
         starts.append(start)
@@ -38,7 +39,7 @@ def test_interrupted_feature_computation_goes_on_where_it_was(encoder, data, hom
             if len(starts) == 1 and rows.stop == 16:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(features, "predict_batches", interrupted)
+    monkeypatch.setattr(forward, "predict_batches", interrupted)
     monkeypatch.setattr(features, "_BATCHES_BETWEEN_FLUSHES", 4)
     with pytest.raises(KeyboardInterrupt):
         features.cached_features(encoder, data, "vgg19", folder="part", batch_size=2)

@@ -19,9 +19,10 @@ import pytest
 from conftest import CASES, SIZE, make_data
 
 import pneumo_lib as pl
-from pneumo_lib import fcn, features, inference, metrics, paths, runs, steps, training
+from pneumo_lib import features, inference, metrics, paths, runs, steps, training
 from pneumo_lib.config import TrainingConfig
 from pneumo_lib.experiments import read_experiments, run_experiments
+from pneumo_lib.models import fcn, forward
 from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.optimisers import build_optimizer
 from pneumo_lib.runs import load_operating_point
@@ -67,7 +68,7 @@ def test_run_folder_holds_everything_a_results_notebook_needs(finished, data):
 def test_saved_network_gives_the_saved_probabilities_and_scores(finished, data):
     network = keras.models.load_model(finished.folder / "model.keras")
     softmax = np.concatenate(
-        [batch for _, batch in features.predict_batches(network, data.images, "vgg19")]
+        [batch for _, batch in forward.predict_batches(network, data.images, "vgg19")]
     )
     kept = np.load(finished.folder / "probabilities.npy")
     np.testing.assert_allclose(kept / 255, softmax[..., 1], atol=0.5 / 255 + 1e-4)

@@ -19,7 +19,7 @@ from conftest import SIZE, make_data
 from keras.initializers import GlorotUniform as glorot
 
 from pneumo_lib import distribution, replicas, steps, training
-from pneumo_lib.dropout import HashedDropout, SharedSpatialDropout2D
+from pneumo_lib.models.layers.dropout import HashedDropout, SharedSpatialDropout2D
 from pneumo_lib.optimisers import build_optimizer
 
 SETTINGS = {"weights": None, "batch_size": 4, "epochs": 2}

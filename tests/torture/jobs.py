@@ -39,7 +39,8 @@ def phantoms(folder):
 
 def features(folder):
     """Features of 24 images, kept on disk every two batches."""
-    from pneumo_lib import fcn, features
+    from pneumo_lib import features
+    from pneumo_lib.models import fcn
 
     features._BATCHES_BETWEEN_FLUSHES = 2
     encoder, _ = fcn.split_fcn(fcn.build_fcn("vgg16", size=32, weights=None, seed=0))
@@ -159,7 +160,7 @@ def contents_of(made):
         elif path.suffix == ".keras":  # the zip and HDF5 containers hold times
             import keras
 
-            from pneumo_lib import fcn  # noqa: F401  (its layers must be known)
+            from pneumo_lib.models import fcn  # noqa: F401  (its layers must be known)
 
             network = keras.models.load_model(path, compile=False)
             found[name] = [weight.tobytes() for weight in network.get_weights()]

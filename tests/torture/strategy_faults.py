@@ -143,7 +143,8 @@ def difference(one, other):
     """Largest differences of the losses and of the last weights of two runs."""
     import keras
 
-    from pneumo_lib import fcn, paths  # noqa: F401  (its layers must be known)
+    from pneumo_lib import paths
+    from pneumo_lib.models import fcn  # noqa: F401  (its layers must be known)
 
     both = [folder / "runs" / "made" for folder in (one, other)]
     losses = [paths.read_csv(folder / "history.csv")[["loss", "val_loss"]] for folder in both]

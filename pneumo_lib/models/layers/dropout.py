@@ -5,7 +5,7 @@ from pneumo_lib.quiet import keras
 import numpy as np
 from keras import ops
 
-from pneumo_lib.batches import current_share, draw_for_batch
+from pneumo_lib.models.layers.replica_share import current_share, draw_for_batch
 
 
 @keras.saving.register_keras_serializable(package="pneumo")

@@ -18,8 +18,8 @@ from pneumo_lib.quiet import keras
 import numpy as np
 from keras import applications, ops
 
-from pneumo_lib.names import PRETRAINED as BACKBONES
-from pneumo_lib.names import check_name, check_size
+from pneumo_lib.models.names import PRETRAINED as BACKBONES
+from pneumo_lib.models.names import check_name, check_size
 from pneumo_lib.paths import project_path
 
 _DOWNLOADS = "https://storage.googleapis.com/tensorflow/keras-applications"

@@ -7,13 +7,15 @@ from conftest import SIZE, make_data
 from keras import initializers
 from sklearn.decomposition import PCA
 
-from pneumo_lib import fcn, taps, training
-from pneumo_lib.backbones import preprocess
+from pneumo_lib import training
 from pneumo_lib.export import export_network
+from pneumo_lib.models import fcn, skips
+from pneumo_lib.models.backbones import preprocess
 from pneumo_lib.paths import project_path
 from pneumo_lib.runs import load_network
-from pneumo_lib.taps import fit_projections, principal_projection
+from pneumo_lib.training import projections as training_projections
 from pneumo_lib.training import train
+from pneumo_lib.training.projections import fit_projections, principal_projection
 from pneumo_lib.verify import verify_run
 
 SETTINGS = {"backbone": "vgg16", "decoder": "skips", "weights": None, "epochs": 1, "batch_size": 4}
@@ -24,7 +26,7 @@ def fitted(data, **arguments):
     image = keras.Input((SIZE, SIZE, 3), name="image")
     start = initializers.HeNormal(0)
     tap = keras.layers.Conv2D(8, 3, strides=4, kernel_initializer=start, name="tap")(image)
-    model = keras.Model(image, taps.project({3: tap})[3])
+    model = keras.Model(image, skips.project({3: tap})[3])
     fit_projections(model, data, "vgg16", **arguments)
     return model
 
@@ -103,7 +105,7 @@ def test_projections_know_the_training_images_and_no_others(data):
 def test_projections_are_found_once_and_anew_for_another_training_part(data, home, monkeypatch):
     found = projections(fitted(data, folder="kept"))
     with monkeypatch.context() as patch:
-        patch.setattr(taps, "_moments", None)
+        patch.setattr(training_projections, "_moments", None)
         assert_same(projections(fitted(data, folder="kept")), found)
     fold = make_data(None)
     fold.cases["split"] = fold.cases["split"].to_numpy()[::-1]

@@ -7,9 +7,9 @@ from pneumo_lib.quiet import keras
 
 from keras import initializers, layers
 
-from pneumo_lib.decoders import bilinear_kernel
-from pneumo_lib.dropout import HashedDropout
-from pneumo_lib.receptive_fields import receptive_field
+from pneumo_lib.models.decoders import bilinear_kernel
+from pneumo_lib.models.layers.dropout import HashedDropout
+from pneumo_lib.models.receptive_field import receptive_field
 
 _PADDING = 100  # around the image, so that even a small one fills the window of the dense layers
 _STRIDE = 32

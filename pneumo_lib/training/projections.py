@@ -6,87 +6,14 @@ from pneumo_lib.quiet import keras
 
 import numpy as np
 import tensorflow as tf
-from keras import initializers, layers, tree
+from keras import tree
 
-from pneumo_lib.features import checksum, compiled
+from pneumo_lib.features import checksum
+from pneumo_lib.models.forward import compiled
 from pneumo_lib.paths import alone, project_path, written_aside
 
-_MOST_CHANNELS = 128  # of a projected tap
 _IMAGES = 64  # that components are found on: a million cells of VGG16's finest tap at 512 pixels
 _FLOOR = 0.05  # of the first component's deviation
-
-
-def half_view(encoder, taps):
-    """Taps of the image at half its size, through the same layers: each sees twice as much.
-
-    Against the full image alone this second, coarse view raised the area under the curve from
-    0.71 to 0.77 in cross-validation on real X-rays (512 pixels, VGG16).
-
-    Args:
-        encoder: the backbone, a `keras.Model`.
-        taps: dict from octave to `KerasTensor` of the backbone; those of octaves 4 and 3 are
-            taken again.
-
-    Returns:
-        Dict from octave (5 and 4, of the full image) to `KerasTensor`.
-    """
-    half = layers.AveragePooling2D(2, name="half_view")(encoder.input)
-    again = {id(encoder.input): half}
-    for layer in keras.Model(encoder.input, [taps[4], taps[3]]).layers[1:]:
-        inputs = keras.tree.map_structure(lambda tensor: again[id(tensor)], layer.input)
-        again[id(layer.output)] = layer(inputs)
-    return {octave + 1: again[id(taps[octave])] for octave in (4, 3)}
-
-
-def align(taps, *, size, name="tap"):
-    """Taps on grids of exactly `size / 2 ** octave`, each through a layer `<name>_<octave>`.
-
-    InceptionV3 pads nothing and ends on smaller grids (60, 29, 14, 6 for 256 pixels, not 64, 32,
-    16, 8). Its cells still lie 4, 8, 16 and 32 pixels apart, so zeros around them keep each where
-    it looks; resizing to the full grid would move the outer ones by up to 37 pixels.
-
-    Args:
-        taps: dict from octave to `KerasTensor`.
-        size: height and width of the image in pixels.
-        name: starts the layers' names; `fcn.split_fcn()` looks for "tap_".
-
-    Returns:
-        Dict from octave to `KerasTensor`.
-    """
-    aligned = {}
-    for octave, tap in taps.items():
-        missing = size // 2**octave - tap.shape[1]
-        sides = (missing // 2, missing - missing // 2)
-        arguments = {"name": f"{name}_{octave}"}
-        layer = layers.ZeroPadding2D((sides, sides), **arguments) if missing else None
-        aligned[octave] = (layer or layers.Identity(**arguments))(tap)
-    return aligned
-
-
-def project(taps, *, name="project"):
-    """Each tap through a frozen 1 x 1 convolution to a quarter of its channels, at most 128.
-
-    They start as random projections, to be made those on principal components by
-    `fit_projections()`. Against trained layers on all channels the decoder has half the
-    parameters and its features a quarter of the size; on real X-rays it finds as much.
-
-    Args:
-        taps: dict from octave to `KerasTensor`.
-        name: starts the layers' names.
-
-    Returns:
-        Dict from octave to `KerasTensor`.
-    """
-    return {
-        octave: layers.Conv2D(
-            min(tap.shape[-1] // 4, _MOST_CHANNELS),
-            1,
-            kernel_initializer=initializers.Orthogonal(seed=octave),
-            trainable=False,
-            name=f"{name}_{octave}",
-        )(tap)
-        for octave, tap in taps.items()
-    }
 
 
 def fit_projections(model, data, backbone, *, folder="data/features", batch_size=8):

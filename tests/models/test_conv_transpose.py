@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import convolve2d
 
-from pneumo_lib.dropout import HashedDropout
-from pneumo_lib.layers import FourierConv2DTranspose, _costs
+from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose, _costs
+from pneumo_lib.models.layers.dropout import HashedDropout
 
 # (input side, channels, kernel, stride) of every deconvolution of the three networks.
 NETWORK_LAYERS = [

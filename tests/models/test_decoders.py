@@ -7,14 +7,15 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo_lib import fcn
-from pneumo_lib.backbones import SKIP_TAPS, TAPS, build_backbone
-from pneumo_lib.decoders import Coordinates, bilinear_kernel
-from pneumo_lib.fcn import build_fcn, layer_table, parameters, split_fcn, unfreeze
-from pneumo_lib.layers import FourierConv2DTranspose
-from pneumo_lib.names import DECODERS
-from pneumo_lib.names import PRETRAINED as BACKBONES
-from pneumo_lib.receptive_fields import receptive_field
+from pneumo_lib.models import fcn
+from pneumo_lib.models.backbones import SKIP_TAPS, TAPS, build_backbone
+from pneumo_lib.models.decoders import bilinear_kernel
+from pneumo_lib.models.fcn import build_fcn, layer_table, parameters, split_fcn, unfreeze
+from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose
+from pneumo_lib.models.names import DECODERS
+from pneumo_lib.models.names import PRETRAINED as BACKBONES
+from pneumo_lib.models.receptive_field import receptive_field
+from pneumo_lib.models.skips import Coordinates
 
 CHANNELS = {  # of the taps of octaves 2 to 5
     "vgg16": (128, 256, 512, 512),

@@ -6,16 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo_lib.backbones import build_backbone
-from pneumo_lib.decoders import DECONVOLUTIONS
-from pneumo_lib.fcn import (
-    build_fcn,
-    build_small_fcn,
-    layer_table,
-    parameters,
-    split_fcn,
-)
-from pneumo_lib.names import PRETRAINED as BACKBONES
+from pneumo_lib.models.backbones import build_backbone
+from pneumo_lib.models.decoders import DECONVOLUTIONS
+from pneumo_lib.models.fcn import build_fcn, build_small_fcn, layer_table, parameters, split_fcn
+from pneumo_lib.models.names import PRETRAINED as BACKBONES
 
 # The report's table: total, trainable, then output side and parameters of each deconvolution.
 REPORT = {

@@ -8,7 +8,7 @@ import pneumo_lib.quiet  # noqa: F401  (before Keras)
 
 from keras import layers
 
-from pneumo_lib.decoders import Coordinates
+from pneumo_lib.models.skips import Coordinates
 
 _POINTWISE = (
     layers.Activation,

@@ -1,6 +1,5 @@
 """Ways back from a backbone's grids to the image: the report's, those of Long et al., skips."""
 
-import itertools
 import math
 
 from pneumo_lib.quiet import keras
@@ -8,9 +7,9 @@ from pneumo_lib.quiet import keras
 import numpy as np
 from keras import initializers, layers, ops
 
-from pneumo_lib.dropout import HashedDropout, SharedSpatialDropout2D
-from pneumo_lib.layers import FourierConv2DTranspose
-from pneumo_lib.normalisation import FusedBatchNormalization
+from pneumo_lib.models.layers.batch_norm import FusedBatchNormalization
+from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose
+from pneumo_lib.models.layers.dropout import HashedDropout
 
 CLASSES = 2  # background, pneumothorax
 # Kernel and stride of each deconvolution; they follow from the parameter counts of the report.
@@ -121,78 +120,6 @@ def fuse_scores(taps, *, dropout, seed):
         doubling = f"upscore_{pool}"
     factor = 2 ** min(taps)
     return upscore(x, factor, f"upscore{factor}")
-
-
-@keras.saving.register_keras_serializable(package="pneumo")
-class Coordinates(layers.Layer):
-    """Three channels that say where a pixel lies: `|x|`, `y` and `x ** 2`, each from -1 to 1.
-
-    A chest is nearly symmetric, so left and right share theirs. `(batch, h, w, channels)` ->
-    `(batch, h, w, 3)`; the values of the input do not matter.
-    """
-
-    def call(self, inputs):
-        _, h, w, _ = inputs.shape
-        y, x = np.meshgrid(np.linspace(-1, 1, h), np.linspace(-1, 1, w), indexing="ij")
-        place = ops.cast(np.stack([np.abs(x), y, x**2], axis=-1), inputs.dtype)
-        return ops.zeros_like(inputs[..., :1]) + place
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:3], 3)
-
-
-def skip_decoder(taps, context, *, dropout, seed):
-    """Logits of a small convolutional decoder that adds each finer tap to the doubled coarser one.
-
-    Taps, projected on their principal components, are reduced to 32 channels, 16 on the finest
-    grid, where the scores are taken and enlarged bilinearly. Coordinates join them, because
-    where a pneumothorax can be depends on the place in the chest. It is small on purpose (53,426
-    parameters above VGG16): positive cases are few.
-
-    Args:
-        taps: dict from octave to aligned `KerasTensor`, down to 2.
-        context: the same of the `half_view()`.
-        dropout: share of the channels dropped from each tap but the finest.
-        seed: as for `fcn.build_fcn()`.
-
-    Returns:
-        `KerasTensor` `(batch, size, size, 2)`.
-
-    Reference:
-        Lin et al. (2017), Feature pyramid networks, arXiv:1612.03144; Liu et al. (2018),
-        CoordConv, arXiv:1807.03247.
-    """
-    seeds = itertools.count(layer_seed(seed, 1))
-    finest = min(taps)
-
-    def reduce(x, channels, name):
-        initialiser = initializers.HeNormal(next(seeds))
-        return layers.Conv2D(
-            channels, 1, use_bias=False, kernel_initializer=initialiser, name=name
-        )(x)
-
-    def lateral(tap, channels, name):
-        if channels == 32:
-            tap = SharedSpatialDropout2D(dropout, seed=next(seeds), name=f"dropout_{name}")(tap)
-        return reduce(tap, channels, f"lateral_{name}")
-
-    x = None
-    for octave in sorted({*taps, *context}, reverse=True):
-        channels = 16 if octave == finest else 32
-        joined = [
-            lateral(grids[octave], channels, f"{view}{octave}")
-            for view, grids in (("", taps), ("half_", context))
-            if octave in grids
-        ]
-        if x is not None:
-            narrow = reduce(x, channels, f"narrow_{octave}")
-            joined.append(enlarge(narrow, 2, f"double_{octave}"))
-        x = layers.Add(name=f"fuse_{octave}")(joined) if len(joined) > 1 else joined[0]
-        x = normalise(x, f"fuse_{octave}_normalised")
-        x = layers.Activation("relu", name=f"fuse_{octave}_relu")(x)
-        x = layers.Concatenate(name=f"placed_{octave}")([x, Coordinates(name=f"place_{octave}")(x)])
-        x = convolution(x, channels, f"decode_{octave}", seeds)
-    return enlarge(rare_score(x, seed=next(seeds)), 2**finest, "enlarge")
 
 
 def enlarge(x, factor, name):

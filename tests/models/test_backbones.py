@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo_lib import backbones
-from pneumo_lib.backbones import build_backbone, preprocess
-from pneumo_lib.names import PRETRAINED as BACKBONES
+from pneumo_lib.models import backbones
+from pneumo_lib.models.backbones import build_backbone, preprocess
+from pneumo_lib.models.names import PRETRAINED as BACKBONES
 
-VGG16_FILE = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_notop.npz"
+VGG16_FILE = Path(__file__).parents[3] / "shared" / "weights" / "vgg16_notop.npz"
 KERAS_PREPROCESSING = {
     "vgg16": keras.applications.vgg16.preprocess_input,
     "vgg19": keras.applications.vgg19.preprocess_input,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo_lib.normalisation import FusedBatchNormalization
+from pneumo_lib.models.layers.batch_norm import FusedBatchNormalization
 
 SHAPE = (4, 6, 5, 3)
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo_lib.fcn import parameters
-from pneumo_lib.receptive_fields import convolution_depth, receptive_field
-from pneumo_lib.related_work import build_related_fcn
+from pneumo_lib.models.fcn import parameters
+from pneumo_lib.models.receptive_field import convolution_depth, receptive_field
+from pneumo_lib.models.related_work import build_related_fcn
 
 NAMES = ("fcn_alexnet", "fcn_vgg16", "fcn_googlenet")
 

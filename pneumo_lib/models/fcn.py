@@ -9,10 +9,10 @@ from pneumo_lib.quiet import keras
 import pandas as pd
 from keras import layers
 
-from pneumo_lib import decoders
-from pneumo_lib.backbones import SKIP_TAPS, TAPS, build_backbone
-from pneumo_lib.names import DECODERS, check_name, check_size
-from pneumo_lib.taps import align, half_view, project
+from pneumo_lib.models import decoders
+from pneumo_lib.models.backbones import SKIP_TAPS, TAPS, build_backbone
+from pneumo_lib.models.names import DECODERS, check_name, check_size
+from pneumo_lib.models.skips import align, half_view, project, skip_decoder
 
 
 def build_fcn(
@@ -36,7 +36,7 @@ def build_fcn(
     - "fcn32s", "fcn16s", "fcn8s" add the scores of one, two and three grids: `fuse_scores()`.
     - "skips" joins the features of three or four grids, and two of the image at half its size
       through the same layers, each projected on few channels, and convolves them:
-      `taps.project()`, `skip_decoder()`.
+      `skips.project()`, `skip_decoder()`.
 
     Args:
         backbone: one of `backbones.BACKBONES`.
@@ -67,7 +67,7 @@ def build_fcn(
         found = _taps(encoder, SKIP_TAPS[backbone])
         context = project(half_view(encoder, found), name="project_half")
         context = align(context, size=size, name="tap_half")
-        x = decoders.skip_decoder(align(project(found), size=size), context, **random)
+        x = skip_decoder(align(project(found), size=size), context, **random)
     else:
         names = {octave: TAPS[backbone][octave] for octave in decoders.OCTAVES[decoder]}
         x = decoders.fuse_scores(align(_taps(encoder, names), size=size), **random)

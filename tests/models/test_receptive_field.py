@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-from pneumo_lib.backbones import TAPS, build_backbone
-from pneumo_lib.fcn import build_fcn
-from pneumo_lib.receptive_fields import convolution_depth, receptive_field
-from pneumo_lib.related_work import build_related_fcn
+from pneumo_lib.models.backbones import TAPS, build_backbone
+from pneumo_lib.models.fcn import build_fcn
+from pneumo_lib.models.receptive_field import convolution_depth, receptive_field
+from pneumo_lib.models.related_work import build_related_fcn
 
 SIDE = 64  # of random graphs: windows in the middle reach no border
 

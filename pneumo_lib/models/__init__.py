@@ -1,0 +1,5 @@
+"""Networks: backbones, decoders, layers, and what can be computed from their graphs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
