@@ -24,9 +24,9 @@ from train_step import stock_twin
 import pneumo_lib as pl
 from pneumo_lib import inference
 from pneumo_lib.data.images import read_reduced, resize_image
+from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.models import forward as features
 from pneumo_lib.models.backbones import preprocess
-from pneumo_lib.operating_point import OperatingPoint
 
 SIZE, BATCH, FILES = 128, 32, 256
 SHARED = Path(__file__).parents[2] / "shared" / "data"

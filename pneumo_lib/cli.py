@@ -307,7 +307,7 @@ def doctor():
 
 def _operating_point(threshold):
     """Plain thresholding; without a threshold the run's own operating point: `None`."""
-    from pneumo_lib.operating_point import OperatingPoint
+    from pneumo_lib.evaluation.operating_point import OperatingPoint
 
     return OperatingPoint(threshold, 0.0, threshold) if threshold else None
 

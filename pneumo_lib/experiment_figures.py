@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from pneumo_lib.metrics import confusion_counts, dice
-from pneumo_lib.operating_point import (
+from pneumo_lib.evaluation.metrics import confusion_counts, dice
+from pneumo_lib.evaluation.operating_point import (
     MIN_AREAS,
     THRESHOLDS,
     OperatingPoint,

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 from pneumo_lib import runs
 from pneumo_lib.config import TrainingConfig
 from pneumo_lib.data.prepare import prepare_data
-from pneumo_lib.operating_point import apply_operating_point
+from pneumo_lib.evaluation.operating_point import apply_operating_point
+from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.paths import project_path, source_path
-from pneumo_lib.tables import count_cases
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import traitlets
 import pneumo_lib as pl
 from pneumo_lib import explorer
 from pneumo_lib.data.images import SUFFIXES, read_image, resize_image
-from pneumo_lib.operating_point import apply_operating_point
+from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.runs import caveats, load_operating_point, open_run
 
 _LARGEST_UPLOAD = 64 * 2**20  # bytes; an X-ray of 4000 x 4000 pixels at 16 bits is half of it

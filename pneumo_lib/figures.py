@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from pneumo_lib.evaluation.score_table import HEADINGS
 from pneumo_lib.style import (
     BACKBONES,
     ORANGE,
@@ -26,7 +27,6 @@ from pneumo_lib.style import (
     use_style,
     without_ticks,
 )
-from pneumo_lib.tables import HEADINGS
 
 __all__ = ["export", "use_style"]
 ERRORS = {"found": SKY, "missed": VERMILION, "false positive": YELLOW}
@@ -228,7 +228,7 @@ def milestone_chart(table, *, score="mean_iou", report=True, title=None, note=No
     Args:
         table: `score_table(scores, by=["backbone", "epoch"])`; the intervals are drawn, and the
             all-background row as a line.
-        score: a name of `tables.HEADINGS`.
+        score: a name of `score_table.HEADINGS`.
         report: whether to add the report's mean IoU, as it logged it after 300 epochs.
     """
     is_baseline = table["backbone"] == "all background"

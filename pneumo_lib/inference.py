@@ -15,11 +15,11 @@ import numpy as np
 
 from pneumo_lib.data.dicom import XRay
 from pneumo_lib.data.images import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
+from pneumo_lib.evaluation.image_level import image_evidence
+from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.features import as_graph
-from pneumo_lib.metrics import image_evidence
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import compiled
-from pneumo_lib.operating_point import apply_operating_point
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     path: Path  # or text, see `load` of `read_file()`
     probability: np.ndarray | None = None  # (size, size) float32, of the foreground
     mask: np.ndarray | None = None  # (height, width) of the file, uint8 0 and 1
-    score: float | None = None  # image-level, 0 to 1, see `metrics.image_evidence()`
+    score: float | None = None  # image-level, 0 to 1, see `image_level.image_evidence()`
     error: str | None = None  # why there is no prediction
     xray: XRay | None = None  # what was read; its image with `keep` only
     sha256: str | None = None  # of the file

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from pneumo_lib.config import parse_loss
-from pneumo_lib.metrics import COUNTS, LOGGED_COUNTS
+from pneumo_lib.evaluation.metrics import COUNTS, LOGGED_COUNTS
 
 TRAINING_COUNTS = COUNTS + LOGGED_COUNTS
 """Names of what `training_counts()` returns, in its order."""
@@ -176,7 +176,7 @@ def fit_metrics():
 
 
 def training_counts(y_true, y_pred):
-    """Sums over a batch from which `metrics.history_scores()` makes an epoch's scores.
+    """Sums over a batch from which `logged_metrics.history_scores()` makes an epoch's scores.
 
     Cheap enough for each training step: a handful of sums. Add the steps up in float64 (NumPy):
     float32 counts exactly up to 16.7 million pixels, more than a batch but less than an epoch.
@@ -187,7 +187,7 @@ def training_counts(y_true, y_pred):
 
     Returns:
         `(7,)` float32 in the order of `TRAINING_COUNTS`: four counts of pixels at threshold
-        0.5, and the sums of `metrics.saturation_counts()`.
+        0.5, and the sums of `logged_metrics.saturation_counts()`.
     """
     y_true, y_pred = ops.cast(y_true, "bool"), ops.cast(y_pred, "float32")
     background, foreground = y_pred[..., 0], y_pred[..., 1]

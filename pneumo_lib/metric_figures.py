@@ -8,9 +8,10 @@ from matplotlib.patches import Patch
 from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from pneumo_lib.boundary import boundary_scores, outline
+from pneumo_lib.evaluation.logged_metrics import logged_mean_iou_at, saturated_share_at
+from pneumo_lib.evaluation.score_table import HEADINGS
+from pneumo_lib.evaluation.surface_distance import boundary_scores, outline
 from pneumo_lib.figures import REPORT_MEAN_IOU
-from pneumo_lib.saturation import logged_mean_iou_at, saturated_share_at
 from pneumo_lib.style import (
     BACKBONES,
     BLUE,
@@ -23,7 +24,6 @@ from pneumo_lib.style import (
     new_figure,
     without_ticks,
 )
-from pneumo_lib.tables import HEADINGS
 
 _SIDES = {"train": SKY, "validation": GREEN, "test": ORANGE}
 
@@ -31,7 +31,7 @@ _SIDES = {"train": SKY, "validation": GREEN, "test": ORANGE}
 def saturation_chart(points, *, ax=None, title=None, note=None):
     """`Axes`: mean IoU as logged, and true foreground IoU, against the share of certain pixels.
 
-    The line is `saturation.logged_mean_iou_at()`; crosses on it are the report's test values.
+    The line is `logged_metrics.logged_mean_iou_at()`; crosses on it are the report's test values.
 
     Args:
         points: DataFrame with a row for each network and moment: `share` of the pixels that are
@@ -67,7 +67,7 @@ def roc_chart(evidence, *, title=None, note=None):
 
     Args:
         evidence: dict from a name for the legend to `(y_true, evidence)` of the same images, see
-            `evidence.image_level_scores()`; up to four.
+            `image_level.image_level_scores()`; up to four.
     """
     figure, axes = new_figure(1, 2, title=title, note=note)
     roc, precision = axes[0]
@@ -116,7 +116,7 @@ def group_chart(table, *, by, score="dice_positive", ax=None, title=None, note=N
         table: rows of one split of `score_table(with_groups(...), by=by)`; the all-background
             row and groups without the score are left out.
         by: "lesion", "view" or "sex".
-        score: a name of `tables.HEADINGS`.
+        score: a name of `score_table.HEADINGS`.
     """
     ax = new_axes(ax, note)
     rows = table[(table[by] != "all background") & table[score].notna()]

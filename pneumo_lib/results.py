@@ -8,14 +8,15 @@ from pneumo_lib.quiet import keras
 
 import numpy as np
 
-from pneumo_lib import distribution, metrics, runs
+from pneumo_lib import distribution, runs
 from pneumo_lib.devices import device_name
+from pneumo_lib.evaluation import logged_metrics, metrics
+from pneumo_lib.evaluation.operating_point import choose_operating_point
+from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.losses import get_loss
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import predict_batches
-from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.paths import new_array, project_path, read_csv, write_json, written_aside
-from pneumo_lib.tables import count_cases
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
 
 def _counts(y_true, softmax):
     counts = metrics.confusion_counts(y_true, softmax[..., 1])
-    return counts | metrics.saturation_counts(y_true, softmax)
+    return counts | logged_metrics.saturation_counts(y_true, softmax)
 
 
 def _has_diverged(history, data, loss):

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pneumo_lib import metrics
 from pneumo_lib.data.prepare import Prepared, load_prepared
+from pneumo_lib.evaluation import metrics
+from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.models.names import BACKBONES
-from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import (
     atomic_write,
     begin_folder,

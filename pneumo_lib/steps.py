@@ -8,9 +8,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from pneumo_lib import distribution, metrics, replicas
+from pneumo_lib import distribution, replicas
 from pneumo_lib.augmentation import augment
 from pneumo_lib.batches import read_blocks
+from pneumo_lib.evaluation import logged_metrics
 from pneumo_lib.features import as_graph
 from pneumo_lib.losses import TRAINING_COUNTS, get_loss, training_counts
 from pneumo_lib.models.backbones import preprocess
@@ -127,5 +128,5 @@ def run_epoch(step, inputs, masks, rows, batch_size, *, flipped=None, strategy=N
     sums = [step(*block).numpy() for block in blocks]
     sums = np.concatenate(sums).sum(axis=0, dtype="float64")
     sums = distribution.total(strategy, sums)
-    scores = metrics.history_scores(dict(zip(TRAINING_COUNTS, sums[1:], strict=True)))
+    scores = logged_metrics.history_scores(dict(zip(TRAINING_COUNTS, sums[1:], strict=True)))
     return {"loss": sums[0] / len(rows), **scores}

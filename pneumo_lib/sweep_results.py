@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo_lib import runs
+from pneumo_lib.evaluation.score_table import HEADINGS, score_table
 from pneumo_lib.paths import write_csv
 from pneumo_lib.style import (
     BACKBONES,
@@ -21,7 +22,6 @@ from pneumo_lib.style import (
     new_figure,
     use_style,
 )
-from pneumo_lib.tables import HEADINGS, score_table
 
 REPEATS = ("seed", "fold")  # axes that repeat a setting rather than change it
 SCORES = ("siim_dice", "dice_positive", "iou")
@@ -110,7 +110,7 @@ def sweep_chart(
     Args:
         table: of `sweep_table()`.
         part: "validation", to choose by, or "test", to report; the title, unless one is given.
-        scores: names of `tables.HEADINGS` that are in the table.
+        scores: names of `score_table.HEADINGS` that are in the table.
     """
     axes = list(table.columns[1 : table.columns.get_loc("part")])
     varied = [axis for axis in axes if axis not in REPEATS and table[axis].nunique() > 1]

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pneumo_lib import metrics
+from pneumo_lib.evaluation import metrics
+from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.models.forward import predict_batches
 from pneumo_lib.runs import load_network, load_run, load_run_data
-from pneumo_lib.tables import count_cases
 
 # The whole network is compiled another way than the parts that training scored: a pixel whose
 # probability is one half to the sixth digit may fall on the other side.

@@ -10,10 +10,11 @@ import pytest
 from conftest import make_data, write_data
 
 import pneumo_lib as pl
-from pneumo_lib import averaging, features, metrics, verify
+from pneumo_lib import averaging, features, verify
 from pneumo_lib.averaging import average_runs
 from pneumo_lib.cli import main
-from pneumo_lib.operating_point import choose_operating_point
+from pneumo_lib.evaluation import metrics
+from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.training import train
 
 SETTINGS = {"weights": None, "epochs": 2, "milestones": [1], "batch_size": 4}

@@ -11,9 +11,11 @@ import yaml
 from test_explorer import make_run
 
 import pneumo_lib as pl
-from pneumo_lib import metrics, paths, runs
+from pneumo_lib import paths, runs
 from pneumo_lib.config import TrainingConfig
 from pneumo_lib.data.prepare import load_prepared, prepare
+from pneumo_lib.evaluation import metrics
+from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.experiments import (
     is_finished,
     plan_run,
@@ -22,7 +24,6 @@ from pneumo_lib.experiments import (
     run_experiments,
     scores_at_operating_point,
 )
-from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.paths import project_path
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from pneumo_lib import figures, style
-from pneumo_lib.tables import format_table, score_table
+from pneumo_lib.evaluation.score_table import format_table, score_table
 
 pytestmark = pytest.mark.usefixtures("project_style")
 

@@ -20,8 +20,8 @@ from conftest import CASES, SIZE
 import pneumo_lib as pl
 from pneumo_lib import inference, runs
 from pneumo_lib.data.dicom import XRay
+from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference import Prediction, find_images, predict
-from pneumo_lib.operating_point import OperatingPoint
 from pneumo_lib.training import train
 
 WHOLE = (0, 1, 0, 1)  # an X-ray without a frame
@@ -163,7 +163,7 @@ def test_kept_results_hold_the_xray_and_all_hold_the_checksum_of_the_file(run, f
 
 def test_image_level_score_is_that_of_the_probability_map(run, files):
     [prediction] = predict(files[0], run)
-    assert prediction.score == pl.image_evidence(prediction.probability[None])[0]
+    assert prediction.score == pl.evaluation.image_evidence(prediction.probability[None])[0]
 
 
 def test_network_with_code_inside_is_refused(run, tmp_path):

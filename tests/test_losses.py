@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo_lib import losses, metrics
+from pneumo_lib import losses
 from pneumo_lib.config import LOSSES
+from pneumo_lib.evaluation import logged_metrics, metrics
 
 ALL = losses.LOSSES
 NOT_ALL_PIXELS = losses.lovasz, losses.dice_of_positives  # of an empty mask
@@ -245,7 +246,7 @@ def saturated_case():
 def test_training_counts_are_the_counts_of_metrics():
     truth, softmax = saturated_case()
     arrays = metrics.confusion_counts(truth, softmax.numpy()[..., 1])
-    expected = metrics.pool(arrays | metrics.saturation_counts(truth, softmax.numpy()))
+    expected = metrics.pool(arrays | logged_metrics.saturation_counts(truth, softmax.numpy()))
     assert tuple(expected) == losses.TRAINING_COUNTS
     counts = losses.training_counts(truth, softmax)
     np.testing.assert_allclose(counts, list(expected.values()), rtol=1e-6)
@@ -255,10 +256,12 @@ def test_training_counts_of_compiled_steps_make_the_scores_of_an_epoch():
     step = tf.function(losses.training_counts, jit_compile=True)
     truth, softmax = saturated_case()
     sums = sum(np.float64(step(truth[i : i + 1], softmax[i : i + 1])) for i in range(3))
-    scores = metrics.history_scores(dict(zip(losses.TRAINING_COUNTS, sums, strict=True)))
+    scores = logged_metrics.history_scores(dict(zip(losses.TRAINING_COUNTS, sums, strict=True)))
     softmax = softmax.numpy()
-    assert scores["logged_mean_iou"] == pytest.approx(metrics.as_logged_mean_iou(truth, softmax))
-    assert scores["logged_dice"] == pytest.approx(metrics.as_logged_dice(truth, softmax))
+    assert scores["logged_mean_iou"] == pytest.approx(
+        logged_metrics.as_logged_mean_iou(truth, softmax)
+    )
+    assert scores["logged_dice"] == pytest.approx(logged_metrics.as_logged_dice(truth, softmax))
     counts = metrics.pool(metrics.confusion_counts(truth, softmax[..., 1]))
     assert scores["iou"] == pytest.approx(metrics.iou(counts))
 

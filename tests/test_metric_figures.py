@@ -10,10 +10,10 @@ import pytest
 from matplotlib.colors import to_hex
 
 from pneumo_lib import metric_figures
-from pneumo_lib.evidence import reliability_table
-from pneumo_lib.saturation import logged_mean_iou_at
+from pneumo_lib.evaluation.calibration import reliability_table
+from pneumo_lib.evaluation.logged_metrics import logged_mean_iou_at
+from pneumo_lib.evaluation.score_table import score_table, with_groups
 from pneumo_lib.style import GREEN, ORANGE, SKY, VERMILION
-from pneumo_lib.tables import score_table, with_groups
 
 pytestmark = pytest.mark.usefixtures("project_style")
 

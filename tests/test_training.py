@@ -19,11 +19,12 @@ import pytest
 from conftest import CASES, SIZE, make_data
 
 import pneumo_lib as pl
-from pneumo_lib import features, inference, metrics, paths, runs, steps, training
+from pneumo_lib import features, inference, paths, runs, steps, training
 from pneumo_lib.config import TrainingConfig
+from pneumo_lib.evaluation import logged_metrics, metrics
+from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.experiments import read_experiments, run_experiments
 from pneumo_lib.models import fcn, forward
-from pneumo_lib.operating_point import choose_operating_point
 from pneumo_lib.optimisers import build_optimizer
 from pneumo_lib.runs import load_operating_point
 from pneumo_lib.training import train
@@ -81,7 +82,7 @@ def test_saved_network_gives_the_saved_probabilities_and_scores(finished, data):
 def test_history_of_validation_agrees_with_the_scores_of_the_same_epoch(finished):
     row = finished.history.iloc[-1]
     part = finished.scores.query("epoch == 3 and split == 'validation'")
-    expected = metrics.history_scores(metrics.pool(part))
+    expected = logged_metrics.history_scores(metrics.pool(part))
     for name, value in expected.items():
         assert row[f"val_{name}"] == pytest.approx(value, nan_ok=True, abs=1e-5)
 

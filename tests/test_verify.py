@@ -30,7 +30,7 @@ def test_scores_of_a_run_are_those_of_its_network(run, data):
     assert found.matches
     assert (found.images, found.images_that_differ, found.worst) == (CASES, 0, [])
     last = run.scores[run.scores["epoch"] == 2]
-    assert found.siim_dice == (pl.metrics.siim_dice(last),) * 2
+    assert found.siim_dice == (pl.evaluation.siim_dice(last),) * 2
 
 
 def test_changed_network_is_noticed(run, data, tmp_path):

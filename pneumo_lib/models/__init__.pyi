@@ -26,6 +26,7 @@ from .decoders import rare_score as rare_score
 from .fcn import build_fcn as build_fcn
 from .fcn import build_small_fcn as build_small_fcn
 from .fcn import layer_table as layer_table
+from .fcn import parameters as parameters
 from .fcn import split_fcn as split_fcn
 from .fcn import unfreeze as unfreeze
 from .forward import compiled as compiled
@@ -54,4 +55,3 @@ from .skips import align as align
 from .skips import half_view as half_view
 from .skips import project as project
 from .skips import skip_decoder as skip_decoder
-from .fcn import parameters as parameters

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from pneumo_lib import comparison
-from pneumo_lib.comparison import paired_difference
+from pneumo_lib.evaluation import paired
+from pneumo_lib.evaluation.paired import paired_difference
 
 
 def make_pair(n=12, *, gain=0.1, seed=0):
@@ -30,7 +30,7 @@ def counted(dice_of_positives, *, healthy):
 
 
 def test_the_example_of_the_docstring_holds():
-    assert doctest.testmod(comparison).failed == 0
+    assert doctest.testmod(paired).failed == 0
 
 
 def test_dice_on_positives_and_siim_dice_are_those_counted_by_hand():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from pneumo_lib.evidence import expected_calibration_error, image_level_scores, reliability_table
+from pneumo_lib.evaluation.calibration import expected_calibration_error, reliability_table
+from pneumo_lib.evaluation.image_level import image_level_scores
 
 
 def make_evidence(n=200, *, seed=0):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from pneumo_lib import metrics
+from pneumo_lib.evaluation import image_level, logged_metrics, metrics
 
 NAN = float("nan")
 EMPTY = [[0, 0, 0, 0]]
@@ -80,43 +80,43 @@ def test_confusion_counts_of_no_images_are_empty():
 def test_the_evidence_of_an_image_is_the_mean_of_its_most_probable_thousandth():
     probability = np.zeros((1, 50, 40))
     probability[0, 10, [3, 5, 7]] = 0.9, 0.5, 0.4  # a thousandth of 2,000 pixels is 2
-    assert metrics.image_evidence(probability) == pytest.approx([0.7])
+    assert image_level.image_evidence(probability) == pytest.approx([0.7])
 
 
 def test_evidence_agrees_with_sorting_every_pixel():
     _, probability = random_case(2, n=4, size=64)
     slow = [np.sort(image.ravel())[-4:].mean() for image in probability]
-    assert metrics.image_evidence(probability) == pytest.approx(slow)
+    assert image_level.image_evidence(probability) == pytest.approx(slow)
 
 
 def test_an_image_smaller_than_a_thousand_pixels_is_judged_by_its_highest_one():
-    assert metrics.image_evidence(np.array([[[0.2, 0.6]]])) == pytest.approx([0.6])
+    assert image_level.image_evidence(np.array([[[0.2, 0.6]]])) == pytest.approx([0.6])
 
 
 def test_an_image_may_be_one_pixel():
-    assert metrics.image_evidence([[[0.25]]]) == [0.25]
+    assert image_level.image_evidence([[[0.25]]]) == [0.25]
 
 
 def test_evidence_is_averaged_in_float64():
     probability = np.zeros((1, 50, 40), np.float32)
     probability[0, 0, :2] = 1, 1 - 2**-24  # whose mean float32 cannot hold
-    assert metrics.image_evidence(probability) == [1 - 2**-25]
+    assert image_level.image_evidence(probability) == [1 - 2**-25]
 
 
 def test_evidence_of_no_images_is_empty_and_rounding_above_1_is_cut():
-    assert metrics.image_evidence(np.zeros((0, 4, 4))).shape == (0,)
-    assert metrics.image_evidence(np.full((1, 2, 2), 1.0000001)) == [1]
+    assert image_level.image_evidence(np.zeros((0, 4, 4))).shape == (0,)
+    assert image_level.image_evidence(np.full((1, 2, 2), 1.0000001)) == [1]
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 4, 4, 2), (2, 0, 4)])
 def test_evidence_refuses_what_is_no_batch_of_maps(shape):
     with pytest.raises(ValueError, match="must be \\(n, height, width\\) with at least one pixel"):
-        metrics.image_evidence(np.zeros(shape))
+        image_level.image_evidence(np.zeros(shape))
 
 
 def test_evidence_refuses_logits():
     with pytest.raises(ValueError, match="not logits"):
-        metrics.image_evidence(np.full((1, 2, 2), 3.0))
+        image_level.image_evidence(np.full((1, 2, 2), 3.0))
 
 
 def test_pooling_weighs_pixels_and_the_mean_weighs_images():
@@ -236,23 +236,23 @@ def test_confusion_counts_refuses_logits_and_nan(wrong):
 )
 def test_saturation_counts_refuses_other_shapes(truth, softmax):
     with pytest.raises(ValueError, match=r"`y_pred` \(n, height, width, 2\)"):
-        metrics.saturation_counts(np.zeros(truth), np.zeros(softmax))
+        logged_metrics.saturation_counts(np.zeros(truth), np.zeros(softmax))
 
 
 def test_saturation_counts_refuses_a_mask_of_255():
     with pytest.raises(ValueError, match="must hold 0 and 1 only"):
-        metrics.saturation_counts(np.array([[[0, 255]]]), softmax_of([[[0.5, 0.5]]]))
+        logged_metrics.saturation_counts(np.array([[[0, 255]]]), softmax_of([[[0.5, 0.5]]]))
 
 
 def test_saturation_counts_sum_half_precision_beyond_its_largest_number():
     truth = np.zeros((1, 300, 300), np.uint8)  # 90,000 pixels; float16 ends at 65,504
-    counts = metrics.saturation_counts(truth, softmax_of(truth).astype(np.float16))
+    counts = logged_metrics.saturation_counts(truth, softmax_of(truth).astype(np.float16))
     assert counts["true_class_probability"] == [90_000]
 
 
 def test_saturation_counts_equal_those_counted_by_hand():
     truth = np.array([[[1, 1, 0, 0, 0]]])
-    counts = metrics.saturation_counts(truth, softmax_of([[[1.0, 0.0, 0.0, 0.25, 1.0]]]))
+    counts = logged_metrics.saturation_counts(truth, softmax_of([[[1.0, 0.0, 0.0, 0.25, 1.0]]]))
     assert {name: float(count[0]) for name, count in counts.items()} == {
         "saturated_right": 2,
         "saturated_wrong": 2,
@@ -270,14 +270,14 @@ def keras_logged_mean_iou(truth, softmax):
 
 def test_logged_mean_iou_is_a_quarter_for_any_unsaturated_network():
     truth, probability = random_case()
-    assert metrics.as_logged_mean_iou(truth, softmax_of(probability)) == 0.25
+    assert logged_metrics.as_logged_mean_iou(truth, softmax_of(probability)) == 0.25
 
 
 def test_logged_mean_iou_is_a_quarter_even_for_a_perfect_network():
     truth, _ = random_case()
     nearly = softmax_of(np.where(truth, 0.999, 0.001))
     assert metrics.iou(metrics.pool(metrics.confusion_counts(truth, nearly[..., 1]))) == 1.0
-    assert metrics.as_logged_mean_iou(truth, nearly) == 0.25
+    assert logged_metrics.as_logged_mean_iou(truth, nearly) == 0.25
     assert keras_logged_mean_iou(truth, nearly) == 0.25
 
 
@@ -286,14 +286,14 @@ def test_logged_mean_iou_is_that_of_keras(share):
     truth, probability = random_case(2)
     saturated = np.random.default_rng(3).random(truth.shape) < share
     softmax = softmax_of(np.where(saturated, probability > 0.5, probability))
-    logged = metrics.as_logged_mean_iou(truth, softmax)
+    logged = logged_metrics.as_logged_mean_iou(truth, softmax)
     assert logged == pytest.approx(keras_logged_mean_iou(truth, softmax), abs=1e-6)
 
 
 def test_rounding_above_one_is_saturated_as_it_is_for_keras():
     truth, probability = random_case(2)
     softmax = softmax_of(np.where(probability > 0.7, 1.0, probability)) * 1.0005
-    logged = metrics.as_logged_mean_iou(truth, softmax)
+    logged = logged_metrics.as_logged_mean_iou(truth, softmax)
     assert logged != 0.25
     assert logged == pytest.approx(keras_logged_mean_iou(truth, softmax), abs=1e-6)
 
@@ -303,7 +303,7 @@ def test_saturated_background_alone_reads_like_the_report(share, reads):
     truth = np.zeros((1, 1, 1000), dtype=np.uint8)
     probability = np.full(truth.shape, 0.01)
     probability[..., : round(share * 1000)] = 0
-    assert metrics.as_logged_mean_iou(truth, softmax_of(probability)) == pytest.approx(
+    assert logged_metrics.as_logged_mean_iou(truth, softmax_of(probability)) == pytest.approx(
         reads, abs=1e-3
     )
 
@@ -312,21 +312,23 @@ def test_logged_dice_is_the_usual_soft_dice_over_both_channels():
     truth, probability = random_case(4)
     one_hot, softmax = np.eye(2)[truth], softmax_of(probability)
     usual = 2 * (one_hot * softmax).sum() / (one_hot.sum() + softmax.sum())
-    assert metrics.as_logged_dice(truth, softmax) == pytest.approx(usual, abs=1e-6)
+    assert logged_metrics.as_logged_dice(truth, softmax) == pytest.approx(usual, abs=1e-6)
 
 
 def test_logged_dice_is_high_where_nothing_is_found():
     truth = np.zeros((1, 10, 10), dtype=np.uint8)
     truth[0, 0, 0] = 1  # a foreground of one percent
-    assert metrics.as_logged_dice(truth, softmax_of(np.zeros(truth.shape))) == pytest.approx(0.99)
+    assert logged_metrics.as_logged_dice(truth, softmax_of(np.zeros(truth.shape))) == pytest.approx(
+        0.99
+    )
 
 
 def test_history_scores_name_the_columns_of_a_history():
     truth = np.array([[[1, 1, 0, 0]]])
     softmax = softmax_of([[[0.75, 0.25, 0.25, 0.25]]])  # tp 1, fn 1, tn 2
     counts = metrics.confusion_counts(truth, softmax[..., 1])
-    sums = metrics.pool(counts | metrics.saturation_counts(truth, softmax))
-    assert metrics.history_scores(sums) == pytest.approx(
+    sums = metrics.pool(counts | logged_metrics.saturation_counts(truth, softmax))
+    assert logged_metrics.history_scores(sums) == pytest.approx(
         {
             "accuracy": 3 / 4,
             "mean_iou": (1 / 2 + 2 / 3) / 2,
@@ -340,9 +342,11 @@ def test_history_scores_name_the_columns_of_a_history():
 
 def test_history_scores_of_an_absent_class_are_undefined():
     sums = dict.fromkeys(("tp", "fp", "fn", *metrics.LOGGED_COUNTS), 0)
-    undefined = {n for n, v in metrics.history_scores(sums | {"tn": 4}).items() if np.isnan(v)}
+    undefined = {
+        n for n, v in logged_metrics.history_scores(sums | {"tn": 4}).items() if np.isnan(v)
+    }
     assert undefined == {"iou", "dice"}
-    assert np.isnan(list(metrics.history_scores(sums | {"tn": 0}).values())).all()
+    assert np.isnan(list(logged_metrics.history_scores(sums | {"tn": 0}).values())).all()
 
 
 def test_examples_in_the_docstrings_are_true():
@@ -351,7 +355,7 @@ def test_examples_in_the_docstrings_are_true():
 
 def test_metrics_and_tables_import_neither_keras_nor_matplotlib():
     code = (
-        "import sys, pneumo_lib.metrics, pneumo_lib.tables; "
+        "import sys, pneumo_lib.evaluation.metrics, pneumo_lib.evaluation.score_table; "
         "sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from pneumo_lib.metrics import dice
+from pneumo_lib.evaluation.metrics import dice
 
 
 class PairedDifference(NamedTuple):

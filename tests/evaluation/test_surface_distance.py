@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib import boundary
-from pneumo_lib.boundary import boundary_scores, prepared_spacing
+from pneumo_lib.evaluation import surface_distance
+from pneumo_lib.evaluation.surface_distance import boundary_scores, prepared_spacing
 
 
 def square(row, column, *, side=4, size=20):
@@ -37,7 +37,7 @@ def slow_scores(truth, prediction):
 
 
 def test_the_example_of_the_docstring_holds():
-    assert doctest.testmod(boundary, extraglobs={"np": np}).failed == 0
+    assert doctest.testmod(surface_distance, extraglobs={"np": np}).failed == 0
 
 
 def test_equal_masks_are_at_distance_0():

@@ -3,14 +3,13 @@
 import numpy as np
 import pandas as pd
 
-from pneumo_lib.metrics import (
+from pneumo_lib.evaluation.logged_metrics import logged_dice, logged_mean_iou
+from pneumo_lib.evaluation.metrics import (
     COUNTS,
     LOGGED_COUNTS,
     confusion_counts,
     dice,
     iou,
-    logged_dice,
-    logged_mean_iou,
     mean_iou,
     pixel_accuracy,
     ratio,

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib import metrics
 from pneumo_lib.data.siim import read_cases
-from pneumo_lib.tables import format_table, score_table, with_groups
+from pneumo_lib.evaluation import logged_metrics
+from pneumo_lib.evaluation.score_table import format_table, score_table, with_groups
 
 
 def make_scores(n=40, *, seed=0, pixels=100, split="test", **columns):
@@ -102,10 +102,12 @@ def test_logged_scores_of_all_background_are_those_of_a_certain_prediction():
     for mask, area in zip(truth, scores["tp"] + scores["fn"], strict=True):
         mask[0, :area] = 1
     softmax = np.stack([np.ones(truth.shape), np.zeros(truth.shape)], axis=-1)
-    scores = scores.assign(**metrics.saturation_counts(truth, softmax))
+    scores = scores.assign(**logged_metrics.saturation_counts(truth, softmax))
     row = score_table(scores, n_bootstrap=5).iloc[0]
-    assert row["logged_mean_iou"] == pytest.approx(metrics.as_logged_mean_iou(truth, softmax))
-    assert row["logged_dice"] == pytest.approx(metrics.as_logged_dice(truth, softmax))
+    assert row["logged_mean_iou"] == pytest.approx(
+        logged_metrics.as_logged_mean_iou(truth, softmax)
+    )
+    assert row["logged_dice"] == pytest.approx(logged_metrics.as_logged_dice(truth, softmax))
 
 
 def test_intervals_are_those_of_scipy():

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pneumo_lib import metrics, operating_point
-from pneumo_lib.operating_point import (
+from pneumo_lib.evaluation import metrics, operating_point
+from pneumo_lib.evaluation.operating_point import (
     OperatingPoint,
     apply_operating_point,
     choose_operating_point,

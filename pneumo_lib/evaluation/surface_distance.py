@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from pneumo_lib.metrics import confusion_counts
+from pneumo_lib.evaluation.metrics import confusion_counts
 
 
 def boundary_scores(y_true, y_pred, *, threshold=0.5, spacing=None, missed=None):
