@@ -37,7 +37,7 @@ def measure(backbone, sources, folder, *, rounds):
     images = {name: np.stack([read(path) for path in paths]) for name, paths in sources.items()}
     make_rare(network, np.concatenate([batch[:BATCH] for batch in images.values()]), backbone)
     network.save(folder / "model.keras")
-    run = pl.Run(folder, {"size": SIZE, "backbone": backbone}, None, None)
+    run = pl.runs.Run(folder, {"size": SIZE, "backbone": backbone}, None, None)
     encoder, _ = pl.models.split_fcn(network)
     twin = stock_twin(network)
     tables = []

@@ -88,7 +88,7 @@ def network(folder, backbone):
     few = pl.make_phantoms(folder / f"few-{backbone}", count=32, size=128) / "png_images"
     make_rare(built, np.stack([read(path) for path in sorted(few.iterdir())]), backbone)
     built.save(folder / "model.keras")
-    return pl.Run(folder, {"size": size, "backbone": backbone}, None, None)
+    return pl.runs.Run(folder, {"size": size, "backbone": backbone}, None, None)
 
 
 def predict_archives(folder, *, files, backbone, rounds):

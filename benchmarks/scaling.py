@@ -84,7 +84,7 @@ def train(folder, count, backbone):
     import keras
 
     import pneumo_lib as pl
-    from pneumo_lib import steps
+    from pneumo_lib.training import steps
 
     _, head = pl.models.split_fcn(pl.build_fcn(backbone, size=SIZE, weights=None))
     optimizer = keras.optimizers.Adam(1e-3)
@@ -102,7 +102,7 @@ def train(folder, count, backbone):
 def compute_features(folder, count, backbone):
     import keras
 
-    from pneumo_lib.features import cached_features
+    from pneumo_lib.training.features import cached_features
 
     side, _, channels = GRIDS[backbone]
     image = keras.Input((SIZE, SIZE, 3))

@@ -19,9 +19,9 @@ import pandas as pd
 import tensorflow as tf
 from harness import check_same, compare, report
 
-from pneumo_lib import steps
 from pneumo_lib.models import fcn
 from pneumo_lib.models.backbones import preprocess
+from pneumo_lib.training import steps
 
 try:
     import torch

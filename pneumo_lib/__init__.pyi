@@ -4,14 +4,11 @@ from . import evaluation as evaluation
 from . import experiment_figures as experiment_figures
 from . import explorer as explorer
 from . import figures as figures
-from . import losses as losses
 from . import metric_figures as metric_figures
 from . import models as models
 from . import runs as runs
 from . import training as training
 from .archive import predict_archive as predict_archive
-from .averaging import average_runs as average_runs
-from .config import TrainingConfig as TrainingConfig
 from .data.phantom.draw import draw_phantom as draw_phantom
 from .data.phantom.draw import make_phantoms as make_phantoms
 from .data.prepare import load_prepared as load_prepared
@@ -20,7 +17,6 @@ from .data.rle import rle_decode as rle_decode
 from .data.rle import rle_encode as rle_encode
 from .data.siim import read_cases as read_cases
 from .data.splits import split_cases as split_cases
-from .devices import device_name as device_name
 from .doctor import examine as examine
 from .evaluation.logged_metrics import as_logged_dice as as_logged_dice
 from .evaluation.logged_metrics import as_logged_mean_iou as as_logged_mean_iou
@@ -52,7 +48,9 @@ from .runs import runs_to_compare as runs_to_compare
 from .submission import write_submission as write_submission
 from .sweep import run_sweep as run_sweep
 from .sweep_results import sweep_chart as sweep_chart
-from .training import train as train
+from .training.config import TrainingConfig as TrainingConfig
+from .training.ensemble import average_runs as average_runs
+from .training.train import train as train
 from .verify import verify_run as verify_run
 
 __version__: str

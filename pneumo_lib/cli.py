@@ -250,7 +250,7 @@ def average(runs: shared.Runs, to: Annotated[str, Option(metavar="NAME", help="o
 
     Networks of one kind, trained on the same data from different seeds.
     """
-    from pneumo_lib.averaging import average_runs
+    from pneumo_lib.training.ensemble import average_runs
 
     _show("Run", average_runs(runs, run=to).folder, f"the mean of {len(runs)}")
 

@@ -73,7 +73,7 @@ def _devices():
 
     import tensorflow as tf
 
-    from pneumo_lib.devices import device_name
+    from pneumo_lib.training.devices import device_name
 
     yield Finding("ok", "device", device_name())
     if not tf.config.list_physical_devices("GPU"):

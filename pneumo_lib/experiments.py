@@ -10,12 +10,12 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from pneumo_lib import runs
-from pneumo_lib.config import TrainingConfig
 from pneumo_lib.data.prepare import prepare_data
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.paths import project_path, source_path
+from pneumo_lib.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def prepare_each(planned):
 
 def train_run(planned, data):
     """Finished `Run` of a `PlannedRun`, see `train()`."""
-    from pneumo_lib.training import train  # Keras is needed, and started, only to train
+    from pneumo_lib.training.train import train  # Keras is needed, and started, only to train
 
     return train(data, planned.config, run=planned.name)
 

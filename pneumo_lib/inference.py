@@ -17,9 +17,8 @@ from pneumo_lib.data.dicom import XRay
 from pneumo_lib.data.images import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
 from pneumo_lib.evaluation.image_level import image_evidence
 from pneumo_lib.evaluation.operating_point import apply_operating_point
-from pneumo_lib.features import as_graph
 from pneumo_lib.models import fcn
-from pneumo_lib.models.forward import compiled
+from pneumo_lib.models.forward import as_graph, compiled
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from pneumo_lib.config import TrainingConfig, as_value
 from pneumo_lib.data.prepare import check_data_settings
 from pneumo_lib.models.names import check_size, did_you_mean
 from pneumo_lib.paths import project_path
 from pneumo_lib.runs import load_run
+from pneumo_lib.training.config import TrainingConfig, as_value
 
 DATA = ("data", "size", "split", "fold", "seed", "phantom_count")  # they choose the cases
 _TRAINING = tuple(one.name for one in fields(TrainingConfig))

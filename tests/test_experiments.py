@@ -12,7 +12,6 @@ from test_explorer import make_run
 
 import pneumo_lib as pl
 from pneumo_lib import paths, runs
-from pneumo_lib.config import TrainingConfig
 from pneumo_lib.data.prepare import load_prepared, prepare
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import OperatingPoint
@@ -25,6 +24,7 @@ from pneumo_lib.experiments import (
     scores_at_operating_point,
 )
 from pneumo_lib.paths import project_path
+from pneumo_lib.training.config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}

@@ -470,7 +470,7 @@ def upload(panel, name, data, *, piece=1000):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A really trained run on the same cases."""
-    from pneumo_lib.training import train
+    from pneumo_lib.training.train import train
 
     home = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:

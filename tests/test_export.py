@@ -38,7 +38,7 @@ def test_fourier_layers_are_exported_too(tmp_path):
     x = keras.layers.AveragePooling2D(4)(image)
     layer = FourierConv2DTranspose(2, 16, strides=4, padding="same", method="fourier")
     keras.Model(image, keras.layers.Softmax()(layer(x))).save(tmp_path / "model.keras")
-    fourier = pl.Run(tmp_path, {"size": 32, "backbone": "small"}, None, None)
+    fourier = pl.runs.Run(tmp_path, {"size": 32, "backbone": "small"}, None, None)
     assert export_network(fourier, tmp_path / "network")[1] < 1e-4
 
 

@@ -22,7 +22,7 @@ from pneumo_lib import inference, runs
 from pneumo_lib.data.dicom import XRay
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference import Prediction, find_images, predict
-from pneumo_lib.training import train
+from pneumo_lib.training.train import train
 
 WHOLE = (0, 1, 0, 1)  # an X-ray without a frame
 

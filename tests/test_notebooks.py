@@ -13,8 +13,8 @@ import yaml
 
 import pneumo_lib as pl
 from pneumo_lib import report
-from pneumo_lib.config import TrainingConfig, describe
 from pneumo_lib.parameters import read_params
+from pneumo_lib.training.config import TrainingConfig, describe
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

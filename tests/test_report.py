@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from pneumo_lib import paths, report
+from pneumo_lib import paths, report, runs
 from pneumo_lib.data.phantom import draw as phantom
 from pneumo_lib.kernels import NotebookError
 from pneumo_lib.parameters import check_parameters
@@ -187,7 +187,7 @@ def test_a_notebook_is_run_again_when_its_inputs_change(project, executed, chang
     if change == "source":
         write_notebook(project, "01_first", parameters, "'more'")
     if change == "results":
-        monkeypatch.setattr(report, "RESULTS_VERSION", report.RESULTS_VERSION + 1)
+        monkeypatch.setattr(report, "RESULTS_VERSION", runs.RESULTS_VERSION + 1)
     if change == "package":
         (project / "numpy-9.9.dist-info").mkdir()
         (project / "numpy-9.9.dist-info/METADATA").write_text("Name: numpy\nVersion: 9.9\n")

@@ -8,6 +8,7 @@ import pytest
 from conftest import SIZE
 
 from pneumo_lib import paths, runs
+from pneumo_lib.training import state
 
 
 @pytest.fixture
@@ -129,10 +130,10 @@ def test_checksum_of_data_depends_on_the_split(data):
 
 @pytest.mark.parametrize("old", [{"results_version": 1}, {"code": "0123456789abcdef"}, {}])
 def test_a_run_of_another_results_version_is_moved_aside(folder, caplog, old):
-    runs.claim("a", {"epochs": 3} | old)
-    assert runs.claim("a", {"epochs": 3, "results_version": 1}) == folder / "a"
+    state.claim("a", {"epochs": 3} | old)
+    assert state.claim("a", {"epochs": 3, "results_version": 1}) == folder / "a"
     assert not (folder / "a.old-1").exists()
-    runs.claim("a", {"epochs": 3, "results_version": 2})
+    state.claim("a", {"epochs": 3, "results_version": 2})
     assert json.loads((folder / "a" / "settings.json").read_text())["results_version"] == 2
     assert "a was trained with other settings (results_version); kept as a.old-1" in caplog.text
 
@@ -141,4 +142,4 @@ def test_a_run_refuses_a_folder_that_holds_something_else(folder):
     (folder / "report").mkdir(parents=True)
     (folder / "report" / "index.html").write_text("")
     with pytest.raises(ValueError, match="A run needs a folder of its own"):
-        runs.claim("report", {})
+        state.claim("report", {})

@@ -18,9 +18,10 @@ import tensorflow as tf
 from conftest import SIZE, make_data
 from keras.initializers import GlorotUniform as glorot
 
-from pneumo_lib import distribution, replicas, steps, training
 from pneumo_lib.models.layers.dropout import HashedDropout, SharedSpatialDropout2D
-from pneumo_lib.optimisers import build_optimizer
+from pneumo_lib.training import distribution, replicas, steps
+from pneumo_lib.training import train as training
+from pneumo_lib.training.optimizers import build_optimizer
 
 SETTINGS = {"weights": None, "batch_size": 4, "epochs": 2}
 HEAD = SETTINGS | {"backbone": "vgg16", "run": "head"}
@@ -115,7 +116,7 @@ def two_workers(folder):
 
 def die_in_pass(number):
     """This process is killed when it begins its pass of that number over the cases."""
-    quick, passes = training.run_epoch, []
+    quick, passes = steps.run_epoch, []
 
     def run_epoch(*arguments, **options):
         passes.append(1)
@@ -123,7 +124,7 @@ def die_in_pass(number):
             os.kill(os.getpid(), signal.SIGKILL)
         return quick(*arguments, **options)
 
-    training.run_epoch = run_epoch
+    steps.run_epoch = run_epoch
 
 
 def note_files_written(*folders):

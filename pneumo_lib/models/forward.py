@@ -1,9 +1,10 @@
-"""Frozen features: what a backbone says of each image, computed once and kept on disk."""
+"""Forward passes: compiled for any batch, over arrays larger than memory."""
+
+from functools import partial
 
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from pneumo_lib.features import as_graph
 from pneumo_lib.models.backbones import preprocess
 
 
@@ -51,3 +52,12 @@ def compiled(network, shape, dtype, backbone=None):
         return network(batch if backbone is None else preprocess(batch, backbone), training=False)
 
     return as_graph(predict, input_signature=[tf.TensorSpec([None, *shape], dtype)])
+
+
+def as_graph(function, **options):
+    """`tf.function(function)` whose tracings TensorFlow counts for it alone.
+
+    TensorFlow counts them by the Python code, which all functions made here share, so it would
+    warn of retracing after a few networks, each of which was traced once. A `partial` has no code.
+    """
+    return tf.function(partial(function), **options)

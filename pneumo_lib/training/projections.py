@@ -1,4 +1,4 @@
-"""What a decoder with skips reads of a backbone: features of several grids, few and alike."""
+"""Projections of a decoder with skips on the principal components of its taps."""
 
 import hashlib
 
@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from pneumo_lib.features import checksum
 from pneumo_lib.models.forward import compiled
 from pneumo_lib.paths import alone, project_path, written_aside
+from pneumo_lib.training.features import checksum
 
 _IMAGES = 64  # that components are found on: a million cells of VGG16's finest tap at 512 pixels
 _FLOOR = 0.05  # of the first component's deviation

@@ -39,8 +39,8 @@ def phantoms(folder):
 
 def features(folder):
     """Features of 24 images, kept on disk every two batches."""
-    from pneumo_lib import features
     from pneumo_lib.models import fcn
+    from pneumo_lib.training import features
 
     features._BATCHES_BETWEEN_FLUSHES = 2
     encoder, _ = fcn.split_fcn(fcn.build_fcn("vgg16", size=32, weights=None, seed=0))
@@ -49,7 +49,7 @@ def features(folder):
 
 def train(folder):
     """A head trained on features of its own."""
-    from pneumo_lib.training import train
+    from pneumo_lib.training.train import train
 
     os.environ["PNEUMO_HOME"] = str(folder)
     train(_squares(), run="made", backbone="vgg16", **SETTINGS)
@@ -57,7 +57,7 @@ def train(folder):
 
 def train_small(folder):
     """The small FCN from scratch, with flips."""
-    from pneumo_lib.training import train
+    from pneumo_lib.training.train import train
 
     os.environ["PNEUMO_HOME"] = str(folder)
     train(_squares(), run="made", backbone="small", **SETTINGS)
@@ -95,7 +95,7 @@ JOBS = {job.__name__: job for job in JOBS}
 # TensorFlow, once it computes, hangs in a fork; a new process would import for seconds.
 CHILDREN = multiprocessing.get_context("forkserver")
 LIGHT = ("jobs", "pneumo_lib.data.prepare", "pneumo_lib.data.phantom.draw")
-ALL = ("tensorflow", "pneumo_lib.training", "conftest", *LIGHT)
+ALL = ("tensorflow", "pneumo_lib.training.train", "conftest", *LIGHT)
 
 
 def count_file_events(kill_at=None):

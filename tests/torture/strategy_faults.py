@@ -159,7 +159,7 @@ def main():
     import tensorflow as tf
     from conftest import make_data
 
-    from pneumo_lib.training import train
+    from pneumo_lib.training.train import train
 
     folder, strategy, settings = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     os.environ["PNEUMO_HOME"] = str(folder)

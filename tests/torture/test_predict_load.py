@@ -25,7 +25,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     network = pl.build_small_fcn(size=SIZE)
     network.save(folder / "model.keras")
-    return pl.Run(folder, {"size": SIZE, "backbone": "small"}, None, None)
+    return pl.runs.Run(folder, {"size": SIZE, "backbone": "small"}, None, None)
 
 
 @pytest.fixture(scope="module")

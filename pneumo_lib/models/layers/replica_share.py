@@ -1,4 +1,4 @@
-"""The cases of an epoch, in random order and whole batches, read ahead of the training step."""
+"""Share of a batch that one of several replicas computes, and its random numbers."""
 
 from contextlib import contextmanager
 from contextvars import ContextVar

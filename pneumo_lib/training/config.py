@@ -182,7 +182,7 @@ class TrainingConfig:
         "constant, cosine, warmup-cosine; auto: cosine for small and fine-tuning",
     )
     loss: str = _setting(
-        "crossentropy", _loss, "a name in pl.losses.LOSSES, or a sum such as 2*crossentropy+dice"
+        "crossentropy", _loss, "a name in pl.training.LOSSES, or a sum such as 2*crossentropy+dice"
     )
     dropout: float = _setting(
         0.5, _number(below=1), "share of the values, or channels, that the decoder drops"

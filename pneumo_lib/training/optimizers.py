@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from pneumo_lib.quiet import keras
 
-from pneumo_lib.config import OPTIMIZERS, SCHEDULES
 from pneumo_lib.models import fcn
 from pneumo_lib.models.names import check_name
+from pneumo_lib.training.config import OPTIMIZERS, SCHEDULES
 
 _WARMUP = 0.1  # of all steps
 _OPTIMIZERS = {

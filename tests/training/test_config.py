@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pneumo_lib.config import TrainingConfig, describe
+from pneumo_lib.training.config import TrainingConfig, describe
 
 
 @pytest.mark.parametrize(

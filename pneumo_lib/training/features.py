@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-from functools import partial
 
 from pneumo_lib.quiet import keras
 
 import numpy as np
-import tensorflow as tf
 
 from pneumo_lib.models.backbones import preprocess
 from pneumo_lib.models.forward import predict_batches
@@ -116,12 +114,3 @@ def _compute(encoder, images, backbone, path, *, batch_size):
     features.flush()
     unfinished.rename(path)
     count_file.unlink(missing_ok=True)
-
-
-def as_graph(function, **options):
-    """`tf.function(function)` whose tracings TensorFlow counts for it alone.
-
-    TensorFlow counts them by the Python code, which all functions made here share, so it would
-    warn of retracing after a few networks, each of which was traced once. A `partial` has no code.
-    """
-    return tf.function(partial(function), **options)

@@ -8,14 +8,14 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from pneumo_lib import distribution, replicas
-from pneumo_lib.augmentation import augment
-from pneumo_lib.batches import read_blocks
 from pneumo_lib.evaluation import logged_metrics
-from pneumo_lib.features import as_graph
-from pneumo_lib.losses import TRAINING_COUNTS, get_loss, training_counts
 from pneumo_lib.models.backbones import preprocess
+from pneumo_lib.models.forward import as_graph
 from pneumo_lib.models.layers.replica_share import current_share
+from pneumo_lib.training import distribution, replicas
+from pneumo_lib.training.augmentation import augment
+from pneumo_lib.training.loader import read_blocks
+from pneumo_lib.training.losses import TRAINING_COUNTS, get_loss, training_counts
 
 
 def compile_steps(
@@ -115,7 +115,7 @@ def run_epoch(step, inputs, masks, rows, batch_size, *, flipped=None, strategy=N
 
     Args:
         step: one of `compile_steps()`.
-        inputs, masks, rows, batch_size, flipped: see `batches.read_blocks()`.
+        inputs, masks, rows, batch_size, flipped: see `loader.read_blocks()`.
         strategy: as for `compile_steps()`; each worker then reads its own share of every batch.
     """
     if len(rows) == 0:

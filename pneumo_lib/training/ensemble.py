@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from pneumo_lib import runs
-from pneumo_lib.features import cached_features
 from pneumo_lib.models import fcn
 from pneumo_lib.paths import alone, project_path, write_csv
-from pneumo_lib.results import TrainedPart, keep_results, score_cases
+from pneumo_lib.training import state
+from pneumo_lib.training.features import cached_features
+from pneumo_lib.training.scoring import TrainedPart, keep_results, score_cases
 
 # What all members must share: one image goes through all of them, and is scored once.
 _SHARED = ("data_checksum", "size", "backbone", "feature_precision", "test_time_flip", "epochs")
@@ -57,7 +58,7 @@ def average_runs(members, *, run, data=None):
     }
     folder = project_path("runs") / run
     with alone(folder):
-        runs.claim(run, settings)
+        state.claim(run, settings)
         if not runs.is_finished(folder):
             _keep_mean(members, data, folder, settings)
     return runs.load_run(folder)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import SIZE
 
-from pneumo_lib.batches import epoch_order, read_blocks, share_at
+from pneumo_lib.training.loader import epoch_order, read_blocks, share_at
 
 
 @pytest.mark.parametrize("flips", [False, True])
@@ -67,7 +67,7 @@ def test_blocks_are_read_as_they_are_needed_and_one_ahead(data):
 @pytest.mark.parametrize(("batches", "steps"), [(3.5, 3), (0.5, 1)])
 def test_blocks_of_large_inputs_hold_fewer_steps(data, monkeypatch, batches, steps):
     batch_bytes = 4 * (data.images[0].nbytes + data.masks[0].nbytes)
-    monkeypatch.setattr("pneumo_lib.batches._BLOCK", int(batches * batch_bytes))
+    monkeypatch.setattr("pneumo_lib.training.loader._BLOCK", int(batches * batch_bytes))
     blocks = list(read_blocks(data.images, data.masks, np.arange(24), 4))
     assert [len(x) for x, _ in blocks] == [steps] * (6 // steps)
     np.testing.assert_array_equal(np.concatenate([x for x, _ in blocks])[5, 3], data.images[23])

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo_lib import augmentation
-from pneumo_lib.augmentation import augment, move, relight
-from pneumo_lib.config import AUGMENTATIONS
+from pneumo_lib.training import augmentation
+from pneumo_lib.training.augmentation import augment, move, relight
+from pneumo_lib.training.config import AUGMENTATIONS
 
 STILL = {"shift": 0.0, "scale": 0.0, "rotation": 0.0, "elastic": 0.0}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo_lib.optimisers import averaged_weights, build_optimizer
+from pneumo_lib.training.optimizers import averaged_weights, build_optimizer
 
 
 def two_variables(value=1.0):

@@ -19,17 +19,19 @@ import pytest
 from conftest import CASES, SIZE, make_data
 
 import pneumo_lib as pl
-from pneumo_lib import features, inference, paths, runs, steps, training
-from pneumo_lib.config import TrainingConfig
+from pneumo_lib import inference, paths, runs
 from pneumo_lib.evaluation import logged_metrics, metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.experiments import read_experiments, run_experiments
-from pneumo_lib.models import fcn, forward
-from pneumo_lib.optimisers import build_optimizer
+from pneumo_lib.models import backbones, fcn, forward
 from pneumo_lib.runs import load_operating_point
-from pneumo_lib.training import train
+from pneumo_lib.training import features, steps
+from pneumo_lib.training import train as training
+from pneumo_lib.training.config import TrainingConfig
+from pneumo_lib.training.optimizers import build_optimizer
+from pneumo_lib.training.train import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
 
 
@@ -90,7 +92,7 @@ def test_history_of_validation_agrees_with_the_scores_of_the_same_epoch(finished
 def test_history_logs_what_keras_mean_iou_reads_from_a_softmax(finished, data):
     network = keras.models.load_model(finished.folder / "model.keras")
     rows = np.flatnonzero(data.cases["split"] == "validation")
-    softmax = network(steps.preprocess(data.images[rows], "vgg19"), training=False)
+    softmax = network(backbones.preprocess(data.images[rows], "vgg19"), training=False)
     judge = keras.metrics.MeanIoU(num_classes=2)
     judge.update_state(np.eye(2, dtype="uint8")[data.masks[rows]], softmax)
     logged = finished.history["val_logged_mean_iou"].iloc[-1]
@@ -122,7 +124,7 @@ def test_runs_of_one_seed_are_equal_at_a_size_that_keeps_all_cores_busy(tmp_path
     # a process of its own: here, TensorFlow was loaded before the library could set anything
     environment = os.environ | {"PNEUMO_HOME": str(tmp_path)}
     environment.pop("TF_NUM_INTEROP_THREADS", None)
-    command = [sys.executable, "-c", TWICE, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", TWICE, str(Path(__file__).parents[1])]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(lines := done.stdout.splitlines()) == 3
@@ -158,7 +160,7 @@ training.train(make_data(None), run="killed", **getattr(test_training, sys.argv[
 
 @pytest.mark.parametrize("settings", ["SETTINGS", "FINE_TUNED"])
 def test_killed_run_goes_on_and_ends_with_the_same_numbers(settings, finished, data, home):
-    command = [sys.executable, "-c", KILLED, os.path.dirname(__file__), settings]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), settings]
     died = subprocess.run(command, env=os.environ, check=False)
     assert died.returncode == -signal.SIGKILL
     assert not runs.is_finished(home / "runs" / "killed")
@@ -243,7 +245,7 @@ def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, dat
     run = train(data, run=f"test-time-flip-{backbone}", **settings)
     network = keras.models.load_model(run.folder / "model.keras")
     plain, mirrored = (
-        np.asarray(network(steps.preprocess(images, backbone), training=False))[..., 1]
+        np.asarray(network(backbones.preprocess(images, backbone), training=False))[..., 1]
         for images in (data.images, data.images[:, :, ::-1])
     )
     expected = (plain + mirrored[:, :, ::-1]) / 2

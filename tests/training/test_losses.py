@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo_lib import losses
-from pneumo_lib.config import LOSSES
 from pneumo_lib.evaluation import logged_metrics, metrics
+from pneumo_lib.training import losses
+from pneumo_lib.training.config import LOSSES
 
-ALL = losses.LOSSES
+ALL = [losses.get_loss(name) for name in LOSSES]
 NOT_ALL_PIXELS = losses.lovasz, losses.dice_of_positives  # of an empty mask
 TEACH_ALL_PIXELS = [loss for loss in ALL if loss not in NOT_ALL_PIXELS]
 

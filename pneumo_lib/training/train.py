@@ -12,18 +12,19 @@ from pneumo_lib.quiet import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib import distribution, runs
-from pneumo_lib.batches import epoch_order, share_at
-from pneumo_lib.config import TrainingConfig
-from pneumo_lib.devices import dtype_policy, prepare_gpus
-from pneumo_lib.features import cached_features
+from pneumo_lib import runs
 from pneumo_lib.models import fcn
-from pneumo_lib.optimisers import averaged_weights, optimizer_of_run
 from pneumo_lib.paths import alone, project_path, written_aside
-from pneumo_lib.replicas import synchronise
-from pneumo_lib.results import TrainedPart, keep_results, score_cases
-from pneumo_lib.steps import compile_steps, run_epoch
+from pneumo_lib.training import distribution, state
+from pneumo_lib.training.config import TrainingConfig
+from pneumo_lib.training.devices import dtype_policy, prepare_gpus
+from pneumo_lib.training.features import cached_features
+from pneumo_lib.training.loader import epoch_order, share_at
+from pneumo_lib.training.optimizers import averaged_weights, optimizer_of_run
 from pneumo_lib.training.projections import fit_projections
+from pneumo_lib.training.replicas import synchronise
+from pneumo_lib.training.scoring import TrainedPart, keep_results, score_cases
+from pneumo_lib.training.steps import compile_steps, run_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def train(data, config=None, *, run=None, strategy=None, **changes):
     with distribution.one_error(strategy, name), alone(folder) if chief else nullcontext():
         distribution.check_settings(strategy, settings)
         if chief:
-            runs.claim(name, settings)
+            state.claim(name, settings)
         if not distribution.from_chief(strategy, int(chief and runs.is_finished(folder))):
             model, part = _build(data, config, strategy)
             _fit(part, data, config, folder, strategy=strategy)
@@ -159,7 +160,7 @@ def _fit(part, data, config, folder, *, strategy=None):
         return run_epoch(step, part.inputs, data.masks, rows, config.batch_size, **arguments)
 
     chief = distribution.is_chief(strategy)
-    history, scores = runs.load_state(folder, variables) if chief else ([], [])
+    history, scores = state.load_state(folder, variables) if chief else ([], [])
     done = distribution.same_state(strategy, variables, len(history))
     bar = {"total": epochs, "initial": done, "desc": config.backbone, "unit": "epoch"}
     with tqdm(**bar if chief else {"disable": True}) as bar:
@@ -186,7 +187,7 @@ def _fit(part, data, config, folder, *, strategy=None):
             row["seconds"] = time.monotonic() - started
             history.append(row)
             if chief:
-                runs.save_state(folder, variables, history, scores)
+                state.save_state(folder, variables, history, scores)
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.3f}")
             bar.update()
     if config.ema:

@@ -8,15 +8,16 @@ from pneumo_lib.quiet import keras
 
 import numpy as np
 
-from pneumo_lib import distribution, runs
-from pneumo_lib.devices import device_name
+from pneumo_lib import runs
 from pneumo_lib.evaluation import logged_metrics, metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.evaluation.score_table import count_cases
-from pneumo_lib.losses import get_loss
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import predict_batches
 from pneumo_lib.paths import new_array, project_path, read_csv, write_json, written_aside
+from pneumo_lib.training import distribution
+from pneumo_lib.training.devices import device_name
+from pneumo_lib.training.losses import get_loss
 
 logger = logging.getLogger(__name__)
 

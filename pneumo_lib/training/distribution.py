@@ -25,7 +25,7 @@ def choose_strategy(strategy, *, batch_size):
     """The `tf.distribute.Strategy` that is meant, or None for one replica without any.
 
     Args:
-        strategy: see `training.train()`.
+        strategy: see `train.train()`.
         batch_size: images a step, over all replicas.
 
     Raises:

@@ -10,12 +10,13 @@ import pytest
 from conftest import make_data, write_data
 
 import pneumo_lib as pl
-from pneumo_lib import averaging, features, verify
-from pneumo_lib.averaging import average_runs
+from pneumo_lib import verify
 from pneumo_lib.cli import main
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
-from pneumo_lib.training import train
+from pneumo_lib.training import ensemble, features
+from pneumo_lib.training.ensemble import average_runs
+from pneumo_lib.training.train import train
 
 SETTINGS = {"weights": None, "epochs": 2, "milestones": [1], "batch_size": 4}
 
@@ -82,11 +83,11 @@ def test_equal_backbones_are_run_once_and_others_each(data, folder):
     one, other = (
         keras.models.load_model(folder / name / "model.keras", compile=False) for name in "ab"
     )
-    model, network, *_ = averaging._join([one, other], data, config)
+    model, network, *_ = ensemble._join([one, other], data, config)
     assert model is not network
     kernel = other.get_layer("block1_conv1").kernel
     kernel.assign(kernel + 0.01)
-    model, network, *_ = averaging._join([one, other], data, config)
+    model, network, *_ = ensemble._join([one, other], data, config)
     assert model is network
     image = np.random.default_rng(0).normal(size=(2, *model.input.shape[1:])).astype("f4")
     first, second = np.asarray(one(image)), np.asarray(other(image))
@@ -111,7 +112,7 @@ def test_random_features_of_one_member_are_a_caveat_of_the_mean():
 def test_second_call_opens_the_run_and_other_members_make_another(folder, monkeypatch):
     first = average_runs(["a", "b"], run="again")
     with monkeypatch.context() as patch:
-        patch.setattr(averaging, "_keep_mean", None)
+        patch.setattr(ensemble, "_keep_mean", None)
         assert average_runs(["a", "b"], run="again").config == first.config
     average_runs(["a", "c"], run="again")
     assert (folder / "again.old-1" / "config.json").exists()

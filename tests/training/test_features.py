@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import SIZE, make_data
 
-from pneumo_lib import features
 from pneumo_lib.models import fcn, forward
 from pneumo_lib.models.backbones import preprocess
+from pneumo_lib.training import features
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pneumo_lib.quiet import keras
 import numpy as np
 import tensorflow as tf
 
-from pneumo_lib.batches import read_blocks
-from pneumo_lib.distribution import SUM, local_replicas, per_replica
-from pneumo_lib.features import as_graph
+from pneumo_lib.models.forward import as_graph
 from pneumo_lib.models.layers.replica_share import share_of, sharing
+from pneumo_lib.training.distribution import SUM, local_replicas, per_replica
+from pneumo_lib.training.loader import read_blocks
 
 
 def synchronise(network, on=True):
@@ -28,7 +28,7 @@ def synchronise(network, on=True):
 
 
 def read_shares(strategy, inputs, masks, rows, batch_size, *, flipped=None):
-    """Like `batches.read_blocks()`, of this worker's share of each batch.
+    """Like `loader.read_blocks()`, of this worker's share of each batch.
 
     Yields:
         `(inputs, masks, images)`: a value for each of its replicas, `(steps, share, ...)`, and

@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from pneumo_lib import augmentation, batches, distribution, paths
+from pneumo_lib import paths
 from pneumo_lib.models.layers import replica_share
 from pneumo_lib.models.layers.dropout import HashedDropout, SharedSpatialDropout2D
-from pneumo_lib.training import train
+from pneumo_lib.training import augmentation, distribution, loader
+from pneumo_lib.training.train import train
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forks here")
 
 
@@ -65,7 +66,7 @@ def test_two_workers_begun_again_end_as_one_undisturbed_process_does(found):
 
 def test_each_worker_reads_its_own_rows_and_both_a_rest_that_is_too_small_to_share(found):
     chief, other = (record["read"] for record in found.records)
-    order = batches.epoch_order(np.arange(14), seed=0, epoch=2)  # the first epoch was done
+    order = loader.epoch_order(np.arange(14), seed=0, epoch=2)  # the first epoch was done
     whole = order[:12].reshape(3, 4)
     assert chief[:2] == [whole[:, :2].ravel().tolist(), [order[12]]]
     assert other[:2] == [whole[:, 2:].ravel().tolist(), [order[13]]]

@@ -10,8 +10,8 @@ from pneumo_lib.quiet import keras
 import numpy as np
 from keras import ops
 
-from pneumo_lib.config import parse_loss
 from pneumo_lib.evaluation.metrics import COUNTS, LOGGED_COUNTS
+from pneumo_lib.training.config import parse_loss
 
 TRAINING_COUNTS = COUNTS + LOGGED_COUNTS
 """Names of what `training_counts()` returns, in its order."""
@@ -138,7 +138,7 @@ def dice_of_positives(y_true, y_pred):
     return positive * dice(y_true, y_pred, smooth=6e-5)
 
 
-LOSSES = (
+_LOSSES = (
     crossentropy,
     weighted_crossentropy,
     focal,
@@ -159,7 +159,7 @@ def get_loss(name):
     Raises:
         ValueError: if there is no loss of that name, or a weight is no positive number.
     """
-    losses = {loss.__name__: loss for loss in LOSSES}
+    losses = {loss.__name__: loss for loss in _LOSSES}
     weighted = [(weight, losses[term]) for weight, term in parse_loss(name)]
     if weighted[0][0] == 1 and len(weighted) == 1:
         return weighted[0][1]

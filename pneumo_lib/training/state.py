@@ -1,0 +1,94 @@
+"""Run folders under way: begun, kept after each epoch, taken up again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pneumo_lib.paths import (
+    atomic_write,
+    begin_folder,
+    made_from,
+    project_path,
+    read_csv,
+    write_csv,
+)
+from pneumo_lib.runs import SETTINGS, is_finished, logger, results_version
+
+
+def claim(name, settings):
+    """Folder of the run `name`, new or begun with the same settings.
+
+    Work with other settings under that name is moved aside to `<name>.old-<number>`.
+
+    Args:
+        name: folder name below `runs/`.
+        settings: dict that decides the run's results.
+
+    Returns:
+        `Path` of the folder.
+
+    Raises:
+        ValueError: if the folder holds something that is not a training run.
+    """
+    folder = project_path(Path("runs") / name)
+    settings = json.loads(json.dumps(settings))
+    former = made_from(folder, record=SETTINGS)
+    if former is not None:
+        kept = former | {"results_version": results_version(former)}
+        kept.pop("code", None)  # what older runs held in its place
+        changed = sorted(k for k in kept.keys() | settings if kept.get(k) != settings.get(k))
+        if changed:
+            number = 1
+            while (aside := folder.with_name(f"{name}.old-{number}")).exists():
+                number += 1
+            folder.rename(aside)
+            logger.warning(
+                "%s was trained with other settings (%s); kept as %s",
+                *(name, ", ".join(changed), aside.name),
+            )
+        else:
+            settings = former
+    begin_folder(folder, settings, record=SETTINGS, what="A run")
+    if is_finished(folder):  # and killed just before its state was removed
+        (folder / "state.npz").unlink(missing_ok=True)
+    return folder
+
+
+def save_state(folder, variables, history, scores):
+    """Keep all that training needs to go on after the last epoch of `history`.
+
+    Args:
+        folder: the run folder.
+        variables: list of `keras.Variable`: weights, optimiser, random states.
+        history: list of dicts, one an epoch.
+        scores: list of tables, one a milestone.
+    """
+    write_csv(folder / "history.csv", pd.DataFrame(history))
+    if scores:
+        table = pd.concat(scores, ignore_index=True)
+        write_csv(folder / "scores.csv", table[["epoch", *table.columns.drop("epoch")]])
+    # Last, for it decides how many rows of the tables above count.
+    with atomic_write(folder / "state.npz") as aside:
+        np.savez(aside, *[np.asarray(v) for v in variables], epoch=len(history))
+
+
+def load_state(folder, variables):
+    """Set `variables` to the last state in `folder`.
+
+    Returns:
+        `(history, scores)` so far, as given to `save_state()`; empty lists if there is none.
+    """
+    if not (folder / "state.npz").exists():
+        return [], []
+    with np.load(folder / "state.npz") as state:
+        epoch = int(state["epoch"])
+        for number, variable in enumerate(variables):
+            variable.assign(state[f"arr_{number}"])
+    history = read_csv(folder / "history.csv").head(epoch)
+    scores = []
+    if (folder / "scores.csv").exists():
+        table = read_csv(folder / "scores.csv")
+        scores = [rows for number, rows in table.groupby("epoch") if number <= epoch]
+    return history.to_dict("records"), scores
