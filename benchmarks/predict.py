@@ -22,9 +22,9 @@ from harness import check_same, compare, report
 from train_step import stock_twin
 
 import pneumo_lib as pl
-from pneumo_lib import inference
 from pneumo_lib.data.images import read_reduced, resize_image
 from pneumo_lib.evaluation.operating_point import OperatingPoint
+from pneumo_lib.inference import predict
 from pneumo_lib.models import forward as features
 from pneumo_lib.models.backbones import preprocess
 
@@ -44,7 +44,7 @@ def measure(backbone, sources, folder, *, rounds):
     for name, paths in sources.items():
         few = np.asarray(preprocess(images[name][:BATCH], backbone))
         started = time.perf_counter()
-        predictions = list(inference.predict(paths[:BATCH], run))
+        predictions = list(predict.predict(paths[:BATCH], run))
         setup = time.perf_counter() - started
         expected = twin.predict(few, batch_size=BATCH, verbose=0)[..., 1]
         check_same(name, [p.probability for p in predictions], expected, relative=2e-2)
@@ -79,10 +79,10 @@ def make_rare(network, images, backbone):
 
 def from_files(paths, run):
     """`predict()` once it has loaded the network: the seconds of that are told apart."""
-    foreground = inference.load_foreground(run, batch_size=BATCH, xla=True)
-    read, point = partial(inference.read_file, size=SIZE), OperatingPoint()
+    foreground = predict.load_foreground(run, batch_size=BATCH, xla=True)
+    read, point = partial(predict.read_file, size=SIZE), OperatingPoint()
     todo = (paths, read, foreground, point, BATCH, None)
-    return lambda: sum(1 for _ in inference.predictions(*todo))
+    return lambda: sum(1 for _ in predict.predictions(*todo))
 
 
 def backbone_alone(encoder, images, backbone):
@@ -97,7 +97,7 @@ def find_sources(folder):
     if SHARED.is_dir():
         sources["siim_real 512, PNG"] = SHARED / "siim_real" / "png_images"
         sources["siim sample 1024, DICOM"] = SHARED / "siim_dicom_sample"
-    found = {name: inference.find_images(place) for name, place in sources.items()}
+    found = {name: predict.find_images(place) for name, place in sources.items()}
     return {name: (paths * FILES)[:FILES] for name, paths in found.items()}
 
 

@@ -4,6 +4,7 @@ from . import evaluation as evaluation
 from . import experiment_figures as experiment_figures
 from . import explorer as explorer
 from . import figures as figures
+from . import inference as inference
 from . import metric_figures as metric_figures
 from . import models as models
 from . import runs as runs
@@ -25,17 +26,16 @@ from .evaluation.score_table import format_table as format_table
 from .evaluation.score_table import score_table as score_table
 from .experiments import read_experiments as read_experiments
 from .experiments import run_experiments as run_experiments
-from .experiments import scores_at_operating_point as scores_at_operating_point
 from .explorer import explore as explore
-from .export import export_network as export_network
-from .inference import predict as predict
+from .inference.predict import predict as predict
+from .inference.predict_files import predict_files as predict_files
+from .inference.rescore import verify_run as verify_run
 from .models.fcn import build_fcn as build_fcn
 from .models.fcn import build_small_fcn as build_small_fcn
 from .models.fcn import layer_table as layer_table
 from .models.receptive_field import receptive_field as receptive_field
 from .paths import figures_folder as figures_folder
 from .paths import project_path as project_path
-from .prediction_files import predict_files as predict_files
 from .quiet import keras as keras
 from .runs import Run as Run
 from .runs import caveats as caveats
@@ -45,12 +45,10 @@ from .runs import load_run as load_run
 from .runs import log_line as log_line
 from .runs import open_run as open_run
 from .runs import runs_to_compare as runs_to_compare
-from .submission import write_submission as write_submission
 from .sweep import run_sweep as run_sweep
 from .sweep_results import sweep_chart as sweep_chart
 from .training.config import TrainingConfig as TrainingConfig
 from .training.ensemble import average_runs as average_runs
 from .training.train import train as train
-from .verify import verify_run as verify_run
 
 __version__: str

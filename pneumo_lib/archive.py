@@ -14,7 +14,12 @@ from tqdm.auto import tqdm
 from pneumo_lib.archive_files import full_name, list_files, locate, partitions, save
 from pneumo_lib.archive_tasks import predict_partition
 from pneumo_lib.cluster import as_finished, connected
-from pneumo_lib.prediction_rows import ARCHIVE_COLUMNS, IDENTITY, create_results_folder, readme
+from pneumo_lib.inference.prediction_rows import (
+    ARCHIVE_COLUMNS,
+    IDENTITY,
+    create_results_folder,
+    readme,
+)
 from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 logger = logging.getLogger(__name__)

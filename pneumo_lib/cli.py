@@ -195,7 +195,7 @@ def predict(
             "URLs, @lists and --workers belong to the prediction of an archive: "
             f"add --scheduler local. Received: {' '.join(files)}"
         )
-    from pneumo_lib.prediction_files import predict_files
+    from pneumo_lib.inference.predict_files import predict_files
 
     outcome = predict_files(files, run, out, operating_point=point, dicom_seg=dicom_seg)
     there = len(outcome.rows) - outcome.predicted - len(outcome.failed)
@@ -236,7 +236,7 @@ def submit(
     ImageId,EncodedPixels with masks of 1024 x 1024 pixels, -1 where nothing was found or where an
     image could not be read.
     """
-    from pneumo_lib.submission import write_submission
+    from pneumo_lib.inference.submission import write_submission
 
     point = _operating_point(threshold)
     count, failed = write_submission(images, run, to, part=part, rows=rows, operating_point=point)
@@ -266,7 +266,7 @@ def export(
     The network takes grey images and includes their preprocessing. It is compared with Keras on
     synthetic X-rays before it gets its name.
     """
-    from pneumo_lib.export import export_network
+    from pneumo_lib.inference.export import export_network
 
     path, difference = export_network(run, to, format=format)
     _show("Network", path.resolve(), f"how to use it in {path.name}.txt")
@@ -276,7 +276,7 @@ def export(
 @command("pneumo verify phantoms-small-128")
 def verify(run: shared.OneRun):
     """Score a trained network again and compare with its scores.csv."""
-    from pneumo_lib.verify import verify_run
+    from pneumo_lib.inference.rescore import verify_run
 
     found = verify_run(run)
     recorded, computed = found.siim_dice

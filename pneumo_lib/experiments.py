@@ -7,12 +7,8 @@ from dataclasses import asdict
 from functools import cache
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
 from pneumo_lib import runs
 from pneumo_lib.data.prepare import prepare_data
-from pneumo_lib.evaluation.operating_point import apply_operating_point
-from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.paths import project_path, source_path
 from pneumo_lib.training.config import TrainingConfig
@@ -148,22 +144,3 @@ def is_finished(planned, data):
     kept = json.loads((folder / "settings.json").read_text())
     on_any = (planned.config.resolved(gpu=gpu) for gpu in (False, True))  # a worker may have one
     return any(kept == json.loads(json.dumps(runs.run_settings(data, config))) for config in on_any)
-
-
-def scores_at_operating_point(run):
-    """Counts of every case at the run's own operating point, like the rows of its scores.
-
-    Args:
-        run: `Run`.
-
-    Returns:
-        DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `runs.open_run()`.
-    """
-    opened, point = runs.open_run(run), runs.load_operating_point(run)
-    numbers = tqdm(range(len(opened.cases)), desc="scoring", unit="image", delay=1, leave=False)
-    each = (slice(number, number + 1) for number in numbers)  # flat memory
-    predictions = ((row, apply_operating_point(opened.probabilities[row], point)) for row in each)
-    return count_cases(opened.data, predictions)

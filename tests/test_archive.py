@@ -24,9 +24,9 @@ from pneumo_lib.archive_files import Partition, list_files, partitions
 from pneumo_lib.cli import main
 from pneumo_lib.cluster import LostCluster, as_finished, connected
 from pneumo_lib.evaluation.operating_point import OperatingPoint
-from pneumo_lib.inference import find_images
-from pneumo_lib.prediction_files import predict_files, read_table
-from pneumo_lib.prediction_rows import FILE_COLUMNS
+from pneumo_lib.inference.predict import find_images
+from pneumo_lib.inference.predict_files import predict_files, read_table
+from pneumo_lib.inference.prediction_rows import FILE_COLUMNS
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from typer.main import get_command
 
 from pneumo_lib.cli import app, main
 from pneumo_lib.doctor import Finding
-from pneumo_lib.prediction_rows import NOTE
-from pneumo_lib.verify import Verification
+from pneumo_lib.inference.prediction_rows import NOTE
+from pneumo_lib.inference.rescore import Verification
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_export_names_the_file_and_the_agreement(run, tmp_path, capsys):
 @pytest.mark.parametrize(("matches", "code"), [(True, 0), (False, 1)])
 def test_verify_says_whether_the_scores_match(run, monkeypatch, capsys, matches, code):
     found = Verification(matches, 10, 1, 1e-4, (0.5, 0.25), ["case.7"])
-    monkeypatch.setattr("pneumo_lib.verify.verify_run", lambda run: found)
+    monkeypatch.setattr("pneumo_lib.inference.rescore.verify_run", lambda run: found)
     assert main(["verify", run]) == code
     said = capsys.readouterr()
     assert "Dice 0.250000, recorded 0.500000" in said.out

@@ -21,8 +21,8 @@ from pneumo_lib.experiments import (
     prepare_each,
     read_experiments,
     run_experiments,
-    scores_at_operating_point,
 )
+from pneumo_lib.inference.rescore import scores_at_operating_point
 from pneumo_lib.paths import project_path
 from pneumo_lib.training.config import TrainingConfig
 

@@ -494,7 +494,8 @@ def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path):
 
 def test_network_file_with_a_lambda_layer_is_refused(tmp_path):
     keras = pytest.importorskip("keras")
-    from pneumo_lib import inference, runs
+    from pneumo_lib import runs
+    from pneumo_lib.inference import predict
 
     run = tmp_path / "run"
     run.mkdir()
@@ -505,4 +506,4 @@ def test_network_file_with_a_lambda_layer_is_refused(tmp_path):
     config = {"size": 32, "backbone": "small"}
     run = runs.Run(run, config, pd.DataFrame(), pd.DataFrame())
     with pytest.raises(ValueError, match=r"[Ll]ambda"):
-        list(inference.predict(tmp_path / "a.png", run))
+        list(predict.predict(tmp_path / "a.png", run))

@@ -7,7 +7,8 @@ from conftest import SIZE, make_data
 from keras import initializers
 from sklearn.decomposition import PCA
 
-from pneumo_lib.export import export_network
+from pneumo_lib.inference.export import export_network
+from pneumo_lib.inference.rescore import verify_run
 from pneumo_lib.models import fcn, skips
 from pneumo_lib.models.backbones import preprocess
 from pneumo_lib.paths import project_path
@@ -16,7 +17,6 @@ from pneumo_lib.training import projections as training_projections
 from pneumo_lib.training import train as training
 from pneumo_lib.training.projections import fit_projections, principal_projection
 from pneumo_lib.training.train import train
-from pneumo_lib.verify import verify_run
 
 SETTINGS = {"backbone": "vgg16", "decoder": "skips", "weights": None, "epochs": 1, "batch_size": 4}
 

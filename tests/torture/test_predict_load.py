@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import pneumo_lib as pl
-from pneumo_lib.prediction_files import KINDS, predict_files, read_table
+from pneumo_lib.inference.predict_files import KINDS, predict_files, read_table
 
 FILES = int(os.environ.get("PNEUMO_LOAD", 0))
 BROKEN = 97  # every 97th file is torn
@@ -63,7 +63,7 @@ def test_memory_is_flat_no_row_is_lost_and_time_is_linear(run, files, tmp_path, 
                 yield path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pneumo_lib.inference.find_images", lambda given: Watched(given))
+        patch.setattr("pneumo_lib.inference.predict.find_images", lambda given: Watched(given))
         outcome = predict_files(files, run, tmp_path / "out")
     broken = len(range(0, FILES, BROKEN))
     assert (outcome.predicted, len(outcome.failed)) == (FILES - broken, broken)

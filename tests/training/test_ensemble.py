@@ -10,10 +10,10 @@ import pytest
 from conftest import make_data, write_data
 
 import pneumo_lib as pl
-from pneumo_lib import verify
 from pneumo_lib.cli import main
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
+from pneumo_lib.inference import rescore
 from pneumo_lib.training import ensemble, features
 from pneumo_lib.training.ensemble import average_runs
 from pneumo_lib.training.train import train
@@ -71,7 +71,7 @@ def test_mean_of_the_members_is_kept_scored_and_saved(data, members, seed, monke
     counts = metrics.confusion_counts(data.masks, kept / 255)
     for name in metrics.COUNTS:
         np.testing.assert_allclose(run.scores[name], counts[name], atol=3)  # pixels at one half
-    found = verify.verify_run(run)  # from images, by the saved network
+    found = rescore.verify_run(run)  # from images, by the saved network
     assert found.matches
     validation = (data.cases["split"] == "validation").to_numpy()
     point = choose_operating_point(data.masks[validation], kept[validation])

@@ -19,10 +19,11 @@ import pytest
 from conftest import CASES, SIZE, make_data
 
 import pneumo_lib as pl
-from pneumo_lib import inference, paths, runs
+from pneumo_lib import paths, runs
 from pneumo_lib.evaluation import logged_metrics, metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.experiments import read_experiments, run_experiments
+from pneumo_lib.inference import predict
 from pneumo_lib.models import backbones, fcn, forward
 from pneumo_lib.runs import load_operating_point
 from pneumo_lib.training import features, steps
@@ -253,7 +254,7 @@ def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, dat
     np.testing.assert_allclose(kept / 255, expected, atol=0.5 / 255 + 1e-4)
     assert np.abs(plain - expected).max() > 1e-3
     cv2.imwrite(str(tmp_path / "first.png"), data.images[0])
-    [prediction] = inference.predict(tmp_path, run)
+    [prediction] = predict.predict(tmp_path, run)
     np.testing.assert_allclose(prediction.probability, expected[0], atol=1e-4)
 
 
@@ -329,7 +330,7 @@ def test_finished_run_is_returned_without_building_a_network(
     pd.testing.assert_frame_equal(again.history, finished.history)
     assert layout in {run.folder.name for run in runs.find_runs(data=data)}
     cv2.imwrite(str(tmp_path / "a.png"), data.images[0])
-    (prediction,) = inference.predict(tmp_path / "a.png", layout)
+    (prediction,) = predict.predict(tmp_path / "a.png", layout)
     assert prediction.mask.shape == (SIZE, SIZE)
 
 

@@ -18,10 +18,11 @@ import pytest
 from conftest import CASES, SIZE
 
 import pneumo_lib as pl
-from pneumo_lib import inference, runs
+from pneumo_lib import runs
 from pneumo_lib.data.dicom import XRay
 from pneumo_lib.evaluation.operating_point import OperatingPoint
-from pneumo_lib.inference import Prediction, find_images, predict
+from pneumo_lib.inference import predict as inference
+from pneumo_lib.inference.predict import Prediction, find_images, predict
 from pneumo_lib.training.train import train
 
 WHOLE = (0, 1, 0, 1)  # an X-ray without a frame

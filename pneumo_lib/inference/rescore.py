@@ -3,8 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
+from tqdm.auto import tqdm
 
+from pneumo_lib import runs
 from pneumo_lib.evaluation import metrics
+from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.models.forward import predict_batches
 from pneumo_lib.runs import load_network, load_run, load_run_data
@@ -64,3 +67,22 @@ def verify_run(run, *, data=None):
         siim_dice=(metrics.siim_dice(recorded), metrics.siim_dice(counts)),
         worst=[data.cases["image_id"].iloc[i] for i in order if wrong[i]],
     )
+
+
+def scores_at_operating_point(run):
+    """Counts of every case at the run's own operating point, like the rows of its scores.
+
+    Args:
+        run: `Run`.
+
+    Returns:
+        DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `runs.open_run()`.
+    """
+    opened, point = runs.open_run(run), runs.load_operating_point(run)
+    numbers = tqdm(range(len(opened.cases)), desc="scoring", unit="image", delay=1, leave=False)
+    each = (slice(number, number + 1) for number in numbers)  # flat memory
+    predictions = ((row, apply_operating_point(opened.probabilities[row], point)) for row in each)
+    return count_cases(opened.data, predictions)

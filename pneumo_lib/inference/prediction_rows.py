@@ -38,7 +38,7 @@ def describe(prediction, settings):
     """Row of one prediction: dict of numbers and text by column, `None` where there is nothing.
 
     Args:
-        prediction: `inference.Prediction`.
+        prediction: `predict.Prediction`.
         settings: dict with `run`, see `run_id()`, and `operating_point`, three numbers.
     """
     row = {name: None for name, *_ in _COLUMNS} | {"run": settings["run"], "note": NOTE}

@@ -11,9 +11,9 @@ from pydicom import uid
 from test_dicom import dicom_bytes
 from test_prediction_files import run  # noqa: F401  (a fixture)
 
-from pneumo_lib import dicom_seg
-from pneumo_lib.dicom_seg import DESCRIPTION
-from pneumo_lib.prediction_files import predict_files
+from pneumo_lib.inference import dicom_seg
+from pneumo_lib.inference.dicom_seg import DESCRIPTION
+from pneumo_lib.inference.predict_files import predict_files
 
 highdicom = pytest.importorskip("highdicom", reason="of the extra `dicom`")
 STUDY = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "Modality": "DX"}

@@ -13,9 +13,9 @@ import tensorflow as tf
 from pneumo_lib import __version__
 from pneumo_lib.data.images import resize_image
 from pneumo_lib.data.phantom.draw import draw_phantom
+from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.models.backbones import preprocess
 from pneumo_lib.paths import atomic_write
-from pneumo_lib.prediction_rows import NOTE
 from pneumo_lib.runs import load_network, load_operating_point, load_run, run_id
 
 SUFFIXES = {"onnx": ".onnx", "savedmodel": "", "litert": ".tflite"}

@@ -8,8 +8,8 @@ from conftest import CASES
 from test_prediction_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
+from pneumo_lib.inference.rescore import verify_run
 from pneumo_lib.runs import data_checksum
-from pneumo_lib.verify import verify_run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from pneumo_lib.data.images import SUFFIXES
 from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.data.siim import read_cases
-from pneumo_lib.inference import find_images, predict
+from pneumo_lib.inference.predict import find_images, predict
 from pneumo_lib.paths import written_aside
 
 HEADER = ("ImageId", "EncodedPixels")

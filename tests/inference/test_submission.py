@@ -9,7 +9,7 @@ from test_dicom import dicom_bytes
 from test_prediction_files import run  # noqa: F401  (a fixture)
 
 from pneumo_lib.data.rle import rle_decode
-from pneumo_lib.submission import SHAPE, encode_mask, write_submission
+from pneumo_lib.inference.submission import SHAPE, encode_mask, write_submission
 
 
 def siim_decode(rle, width, height):

@@ -5,10 +5,10 @@ import pytest
 from test_prediction_files import run  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
-from pneumo_lib import export
-from pneumo_lib.export import export_network
+from pneumo_lib.inference import export
+from pneumo_lib.inference.export import export_network
+from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose
-from pneumo_lib.prediction_rows import NOTE
 
 
 @pytest.mark.parametrize("format", ["onnx", "savedmodel", "litert"])

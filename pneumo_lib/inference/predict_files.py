@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib.dicom_seg import segment_studies
-from pneumo_lib.inference import ahead, find_images, predict
-from pneumo_lib.overlay import draw_overlay, write_png
-from pneumo_lib.paths import alone, written_aside
-from pneumo_lib.prediction_rows import (
+from pneumo_lib.inference.dicom_seg import segment_studies
+from pneumo_lib.inference.overlay import draw_overlay, write_png
+from pneumo_lib.inference.predict import ahead, find_images, predict
+from pneumo_lib.inference.prediction_rows import (
     FILE_COLUMNS,
     IDENTITY,
     NOTE,
@@ -27,6 +26,7 @@ from pneumo_lib.prediction_rows import (
     readme,
     text_of,
 )
+from pneumo_lib.paths import alone, written_aside
 from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 KINDS = ("probabilities", "masks", "overlays")
@@ -50,7 +50,7 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
     """Predict files into a folder; a second call predicts only what is new or has changed.
 
     Args:
-        files: as for `inference.predict()`.
+        files: as for `predict.predict()`.
         run: `Run`, or what `load_run()` takes.
         out: folder, new, empty, or of an earlier call with the same network and operating point.
         operating_point: `OperatingPoint`; `None` is the run's own.

@@ -15,9 +15,9 @@ from test_dicom import RAMP, dicom_bytes
 import pneumo_lib as pl
 from pneumo_lib import runs
 from pneumo_lib.evaluation.operating_point import OperatingPoint
-from pneumo_lib.overlay import draw_overlay
-from pneumo_lib.prediction_files import KINDS, predict_files, read_table
-from pneumo_lib.prediction_rows import FILE_COLUMNS, NOTE, side_of
+from pneumo_lib.inference.overlay import draw_overlay
+from pneumo_lib.inference.predict_files import KINDS, predict_files, read_table
+from pneumo_lib.inference.prediction_rows import FILE_COLUMNS, NOTE, side_of
 
 SIZE = 32
 
