@@ -1,12 +1,9 @@
 from . import data as data
-from . import diagrams as diagrams
 from . import evaluation as evaluation
-from . import experiment_figures as experiment_figures
 from . import explorer as explorer
-from . import figures as figures
 from . import inference as inference
-from . import metric_figures as metric_figures
 from . import models as models
+from . import plots as plots
 from . import runs as runs
 from . import training as training
 from .archive import predict_archive as predict_archive
@@ -46,7 +43,6 @@ from .runs import log_line as log_line
 from .runs import open_run as open_run
 from .runs import runs_to_compare as runs_to_compare
 from .sweep import run_sweep as run_sweep
-from .sweep_results import sweep_chart as sweep_chart
 from .training.config import TrainingConfig as TrainingConfig
 from .training.ensemble import average_runs as average_runs
 from .training.train import train as train

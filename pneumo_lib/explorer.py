@@ -10,9 +10,9 @@ import numpy as np
 
 from pneumo_lib.data.images import read_image, resize_image
 from pneumo_lib.evaluation import image_level, metrics
-from pneumo_lib.figures import ERRORS
+from pneumo_lib.plots.cases import ERRORS
+from pneumo_lib.plots.style import ORANGE, SKY
 from pneumo_lib.runs import open_run
-from pneumo_lib.style import ORANGE, SKY
 
 ORDERS = ("best", "worst", "missed", "false positive", "image-level score", "random", "by id")
 LAYERS = ("truth", "prediction", "errors", "probability")

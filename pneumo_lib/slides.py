@@ -21,7 +21,7 @@ from pptx.util import Inches, Pt
 
 from pneumo_lib.pages import shrunk_picture
 from pneumo_lib.paths import project_path, report_folder
-from pneumo_lib.style import BACKBONES
+from pneumo_lib.plots.style import BACKBONES
 
 _ORDER = Path(__file__).with_name("slides.yaml")
 _HTML = Path(__file__).with_name("slides.html")

@@ -3,28 +3,16 @@
 import re
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from pneumo_lib import runs
-from pneumo_lib.evaluation.score_table import HEADINGS, score_table
+from pneumo_lib.evaluation.score_table import score_table
 from pneumo_lib.paths import write_csv
-from pneumo_lib.style import (
-    BACKBONES,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
+from pneumo_lib.plots.experiments import REPEATS, SCORES, sweep_chart
+from pneumo_lib.plots.style import (
     export,
-    legend_below,
-    new_figure,
     use_style,
 )
-
-REPEATS = ("seed", "fold")  # axes that repeat a setting rather than change it
-SCORES = ("siim_dice", "dice_positive", "iou")
 
 
 def sweep_table(found, *, axes):
@@ -97,71 +85,6 @@ def keep_results(table, summary, found, folder):
         figure = sweep_chart(table, note=note)
         export(figure, "scores", folder=folder)
         plt.close(figure)
-
-
-def sweep_chart(
-    table, *, part="test", scores=("dice_positive", "siim_dice"), title=None, note=None
-):
-    """`Figure` with a panel for each score and a row for each setting.
-
-    A dot is one seed or fold with its bootstrap interval over images, the black mark the mean of
-    them, the dashed line what a prediction of nothing scores.
-
-    Args:
-        table: of `sweep_table()`.
-        part: "validation", to choose by, or "test", to report; the title, unless one is given.
-        scores: names of `score_table.HEADINGS` that are in the table.
-    """
-    axes = list(table.columns[1 : table.columns.get_loc("part")])
-    varied = [axis for axis in axes if axis not in REPEATS and table[axis].nunique() > 1]
-    table = table[table["part"] == part]
-    settings = list(dict.fromkeys(map(tuple, table[varied].to_numpy())))
-    places = np.arange(len(settings))[::-1]
-    firsts = [setting[:1] for setting in settings]
-    title = title or part.upper()
-    figure, panels = new_figure(1, len(scores), title=title, note=note, sharey=True)
-    for ax, score in zip(panels[0], scores, strict=True):
-        shown = table[table["score"] == score]
-        for place, setting in zip(places, settings, strict=True):
-            same = shown[(shown[varied] == list(setting)).all(axis=1)]
-            _draw_setting(ax, place, same, _colour(setting, varied, firsts))
-        nothing = shown["all_background"].mean()
-        ax.axvline(nothing, color="gray", linestyle="--", zorder=0, label="all background")
-        for place, first, above in zip(places[1:], firsts[1:], firsts[:-1], strict=True):
-            if first != above and len(varied) > 1:
-                ax.axhline(place + 0.5, color="0.85", linewidth=1, zorder=0)
-        ax.set(title=HEADINGS[score], xlim=(-0.03, 1.03), ylim=(-0.6, len(settings) - 0.4))
-        ax.tick_params(axis="y", length=0)
-        ax.spines["left"].set_visible(False)
-    names = [" · ".join(map(_label, varied, setting)) for setting in settings]
-    panels[0, 0].set_yticks(places, [name or "all runs" for name in names])
-    legend_below(figure, panels[0, 0])
-    return figure
-
-
-def _draw_setting(ax, place, rows, colour):
-    """The repeats of one setting, one below the other, and their mean."""
-    offsets = 0.5 * (0.5 - (np.arange(len(rows)) + 0.5) / len(rows))
-    label = "one run, 95 % interval over images" if place == 0 else None
-    bounds = rows["value"] - rows["lower"], rows["upper"] - rows["value"]
-    style = {"color": colour, "marker": "o", "linestyle": "none", "label": label}
-    ax.errorbar(rows["value"], place + offsets, xerr=np.array(bounds), **style)
-    mean, label = rows["value"].mean(), "mean of the runs" if place == 0 else None
-    ax.plot([mean, mean], [place - 0.35, place + 0.35], color="black", linewidth=4, label=label)
-
-
-def _colour(setting, varied, firsts):
-    """A colour for each value of the first axis, that of the backbone where it is one."""
-    if varied[:1] == ["backbone"]:
-        return BACKBONES[setting[0]][1]
-    colours = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
-    return colours[list(dict.fromkeys(firsts)).index(setting[:1]) % len(colours)]
-
-
-def _label(axis, value):
-    if axis == "backbone":
-        return BACKBONES[value][0].partition(" (")[0]
-    return value.replace("_", " + ") if isinstance(value, str) else f"{axis} {value}"
 
 
 def _plain(value):

@@ -145,9 +145,9 @@ def project_style():
     """Figures are drawn in the project's style and closed; nothing of it stays behind."""
     import matplotlib.pyplot as plt  # only the tests of figures wait for it
 
-    from pneumo_lib import figures
+    from pneumo_lib.plots import style
 
     with plt.rc_context():
-        figures.use_style()
+        style.use_style()
         yield
     plt.close("all")

@@ -19,8 +19,8 @@ from pneumo_lib.data.siim import read_cases
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.explorer_panel import Panel
+from pneumo_lib.plots.style import ORANGE, SKY, VERMILION, YELLOW
 from pneumo_lib.runs import open_run
-from pneumo_lib.style import ORANGE, SKY, VERMILION, YELLOW
 
 # Lesion and prediction as (first row, last row, first column, last column) of a 32 x 32 image,
 # and the probability there. The lesions hold 32 pixels, the small one 16.

@@ -20,6 +20,7 @@ sweep = pytest.importorskip("pneumo_lib.sweep", reason="the extra `cluster` is m
 
 from pneumo_lib import cluster as clusters  # noqa: E402
 from pneumo_lib import sweep_results  # noqa: E402
+from pneumo_lib.plots import experiments  # noqa: E402
 
 BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}
 LONG = BASE | {"epochs": 5000}  # never trained to its end
@@ -273,7 +274,7 @@ def rows_of(**columns):
 
 
 def test_the_figure_has_a_row_for_each_setting_with_its_repeats_and_their_mean(project_style):
-    figure = sweep_results.sweep_chart(rows_of(), scores=["iou"])
+    figure = experiments.sweep_chart(rows_of(), scores=["iou"])
     ax = figure.axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["small FCN", "VGG16"]
     marks = {tuple(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2}
@@ -284,13 +285,13 @@ def test_the_figure_has_a_row_for_each_setting_with_its_repeats_and_their_mean(p
 
 def test_the_figure_of_a_cross_validation_has_one_row(project_style):
     table = rows_of(backbone="small", seed=[1, 2, 3, 4]).rename(columns={"seed": "fold"})
-    ax = sweep_results.sweep_chart(table, scores=["iou"]).axes[0]
+    ax = experiments.sweep_chart(table, scores=["iou"]).axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["all runs"]
 
 
 def test_the_files_of_a_sweep_can_be_read_again_and_name_the_folds(project, monkeypatch):
     notes = []
-    monkeypatch.setattr(sweep_results, "sweep_chart", lambda table, note: notes.append(note))
+    monkeypatch.setattr(experiments, "sweep_chart", lambda table, note: notes.append(note))
     monkeypatch.setattr(sweep_results, "export", lambda figure, name, folder: None)
     monkeypatch.setattr(sweep_results.plt, "close", lambda figure: None)
     config = {"backbone": "vgg16", "weights": "random features", "synthetic": True}

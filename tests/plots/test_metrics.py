@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from pneumo_lib import metric_figures
 from pneumo_lib.evaluation.calibration import reliability_table
 from pneumo_lib.evaluation.logged_metrics import logged_mean_iou_at
 from pneumo_lib.evaluation.score_table import score_table, with_groups
-from pneumo_lib.style import GREEN, ORANGE, SKY, VERMILION
+from pneumo_lib.plots import data, metrics
+from pneumo_lib.plots.style import GREEN, ORANGE, SKY, VERMILION
 
 pytestmark = pytest.mark.usefixtures("project_style")
 
@@ -43,19 +43,19 @@ def all_figures():
     images = np.array([True, False, True, False]), np.array([0.9, 0.1, 0.4, 0.6])
     table = reliability_table([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8])
     return {
-        "saturation_chart": lambda **k: metric_figures.saturation_chart(POINTS, **k),
-        "roc_chart": lambda **k: metric_figures.roc_chart({"small": images}, **k),
-        "reliability_chart": lambda **k: metric_figures.reliability_chart({"pixels": table}, **k),
-        "group_chart": lambda **k: metric_figures.group_chart(make_table(), by="lesion", **k),
-        "paired_chart": lambda **k: metric_figures.paired_chart(
+        "saturation_chart": lambda **k: metrics.saturation_chart(POINTS, **k),
+        "roc_chart": lambda **k: metrics.roc_chart({"small": images}, **k),
+        "reliability_chart": lambda **k: metrics.reliability_chart({"pixels": table}, **k),
+        "group_chart": lambda **k: metrics.group_chart(make_table(), by="lesion", **k),
+        "paired_chart": lambda **k: metrics.paired_chart(
             [0.1, 0.5], [0.2, 0.4], names=["first", "second"], **k
         ),
-        "outline_figure": lambda **k: metric_figures.outline_figure(*two_squares(), **k),
-        "split_chart": lambda **k: metric_figures.split_chart({"by image": CASES}, **k),
+        "outline_figure": lambda **k: metrics.outline_figure(*two_squares(), **k),
+        "split_chart": lambda **k: data.split_chart({"by image": CASES}, **k),
     }
 
 
-@pytest.mark.parametrize("name", metric_figures.__all__)
+@pytest.mark.parametrize("name", metrics.__all__)
 def test_every_plot_is_16_to_9_carries_its_note_and_draws_without_warning(name):
     figure = all_figures()[name](note="synthetic", title="a title").figure
     figure.canvas.draw()
@@ -66,7 +66,7 @@ def test_every_plot_is_16_to_9_carries_its_note_and_draws_without_warning(name):
 
 
 def test_measured_points_lie_on_the_formula_with_the_values_of_the_report():
-    ax = metric_figures.saturation_chart(POINTS)
+    ax = metrics.saturation_chart(POINTS)
     formula, logged, true, report = ax.get_lines()
     np.testing.assert_allclose(formula.get_ydata(), logged_mean_iou_at(formula.get_xdata() / 100))
     np.testing.assert_allclose(logged.get_xdata(), [0, 50])
@@ -107,7 +107,7 @@ def test_the_pair_of_each_image_is_a_point():
 
 
 def test_the_farthest_point_of_two_outlines_is_as_far_as_they_were_moved():
-    ax = metric_figures.outline_figure(*two_squares(apart=3)).axes[0]
+    ax = metrics.outline_figure(*two_squares(apart=3)).axes[0]
     (x0, y0), (x1, y1) = ax.get_lines()[0].get_xydata()
     assert np.hypot(x1 - x0, y1 - y0) == 3
     assert "Hausdorff 95: 3.0 pixels" in ax.get_xlabel()

@@ -11,8 +11,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from pneumo_lib.evaluation.logged_metrics import logged_mean_iou_at, saturated_share_at
 from pneumo_lib.evaluation.score_table import HEADINGS
 from pneumo_lib.evaluation.surface_distance import boundary_scores, outline
-from pneumo_lib.figures import REPORT_MEAN_IOU
-from pneumo_lib.style import (
+from pneumo_lib.plots.results import REPORT_MEAN_IOU
+from pneumo_lib.plots.style import (
     BACKBONES,
     BLUE,
     GREEN,
@@ -24,8 +24,6 @@ from pneumo_lib.style import (
     new_figure,
     without_ticks,
 )
-
-_SIDES = {"train": SKY, "validation": GREEN, "test": ORANGE}
 
 
 def saturation_chart(points, *, ax=None, title=None, note=None):
@@ -186,31 +184,3 @@ def _farthest(one, other):
         worst = np.unravel_index(np.argmax(np.where(here, distance, -1)), here.shape)
         ends.append((distance[worst], worst, tuple(nearest[(slice(None), *worst)])))
     return max(ends)[1:]
-
-
-def split_chart(splits, *, title=None, note=None):
-    """`Figure` with a panel for each split: a row for each patient, a square for each image.
-
-    Patients with images on several sides are marked: their lungs are in training and in test.
-
-    Args:
-        splits: dict from a heading to a case table with `patient_id` and `split`.
-    """
-    figure, axes = new_figure(1, len(splits), title=title, note=note)
-    for ax, (heading, cases) in zip(axes[0], splits.items(), strict=True):
-        patients = list(dict.fromkeys(cases["patient_id"]))
-        leaks = cases.groupby("patient_id")["split"].nunique() > 1
-        column = cases.groupby("patient_id").cumcount()
-        rows = cases["patient_id"].map(patients.index)
-        colours = cases["split"].map(_SIDES)
-        ax.scatter(column, rows, marker="s", s=420, color=colours, edgecolor="white")
-        for row in np.flatnonzero(leaks[patients]):
-            ax.text(column.max() + 0.6, row, "leaks", color=VERMILION, va="center", weight="bold")
-        ax.set_yticks(range(len(patients)), patients)
-        ax.set(title=heading, xticks=[], xlim=(-0.6, column.max() + 1.8))
-        ax.set_ylim(len(patients) - 0.4, -0.6)
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
-    patches = [Patch(color=colour, label=side) for side, colour in _SIDES.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=3)
-    return figure

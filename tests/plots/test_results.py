@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from pneumo_lib import figures, style
 from pneumo_lib.evaluation.score_table import format_table, score_table
+from pneumo_lib.plots import cases as plots_cases
+from pneumo_lib.plots import data, results, style
 
 pytestmark = pytest.mark.usefixtures("project_style")
 
@@ -51,23 +52,23 @@ def all_figures():
     cases = pd.DataFrame({"split": ["train", "test"] * 2, "has_pneumothorax": masks.any((1, 2))})
     table = make_table()
     return {
-        "show_case": lambda **k: figures.show_case(images[0], masks[0], masks[1], **k),
-        "gallery": lambda **k: figures.gallery(images, masks, [1, 1, 0, 0], **k),
-        "prediction_grid": lambda **k: figures.prediction_grid(
+        "show_case": lambda **k: plots_cases.show_case(images[0], masks[0], masks[1], **k),
+        "gallery": lambda **k: plots_cases.gallery(images, masks, [1, 1, 0, 0], **k),
+        "prediction_grid": lambda **k: plots_cases.prediction_grid(
             images, masks, masks, names="abcd", **k
         ),
-        "class_balance": lambda **k: figures.class_balance(cases, **k),
-        "mask_areas": lambda **k: figures.mask_areas(masks, **k),
-        "mask_heatmap": lambda **k: figures.mask_heatmap(masks, images, **k),
-        "learning_curves": lambda **k: figures.learning_curves(
+        "class_balance": lambda **k: data.class_balance(cases, **k),
+        "mask_areas": lambda **k: data.mask_areas(masks, **k),
+        "mask_heatmap": lambda **k: data.mask_heatmap(masks, images, **k),
+        "learning_curves": lambda **k: results.learning_curves(
             [make_run("vgg19"), make_run("small")], columns=["iou"], **k
         ),
-        "milestone_chart": lambda **k: figures.milestone_chart(table, **k),
-        "show_table": lambda **k: figures.show_table(format_table(table), **k),
+        "milestone_chart": lambda **k: results.milestone_chart(table, **k),
+        "show_table": lambda **k: results.show_table(format_table(table), **k),
     }
 
 
-@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"export", "use_style"}))
+@pytest.mark.parametrize("name", sorted(set(results.__all__) - {"export", "use_style"}))
 def test_every_plot_is_16_to_9_carries_its_note_and_draws_without_warning(name):
     figure = all_figures()[name](note="synthetic").figure
     figure.canvas.draw()
@@ -78,7 +79,7 @@ def test_every_plot_is_16_to_9_carries_its_note_and_draws_without_warning(name):
 
 
 def test_curves_of_scores_show_their_whole_range():
-    (ax,) = figures.learning_curves([make_run("vgg19")], columns=["iou"]).axes
+    (ax,) = results.learning_curves([make_run("vgg19")], columns=["iou"]).axes
     assert ax.get_ylim() == (-0.02, 1.02)
 
 
@@ -98,10 +99,10 @@ def shown_colours(ax):
 
 def test_show_case_colours_each_pixel_by_what_happened_there():
     mask, prediction = np.array([[1, 1, 0, 0]]), np.array([[1, 0, 1, 0]])
-    ax = figures.show_case(np.zeros((1, 4), np.uint8), mask, prediction)
+    ax = plots_cases.show_case(np.zeros((1, 4), np.uint8), mask, prediction)
     pixels, colours = shown_colours(ax)
     assert pixels == [{0}, {1}, {2}]
-    assert colours == [to_rgb(colour) for colour in figures.ERRORS.values()]
+    assert colours == [to_rgb(colour) for colour in plots_cases.ERRORS.values()]
     assert legend_names(ax) == ["found", "missed", "false positive"]
 
 
@@ -110,25 +111,25 @@ def test_show_case_colours_each_pixel_by_what_happened_there():
 )
 def test_show_case_names_a_mask_or_a_prediction_alone(areas, names):
     areas = {name: np.full((2, 2), value) for name, value in areas.items()}
-    assert legend_names(figures.show_case(np.zeros((2, 2), np.uint8), **areas)) == names
+    assert legend_names(plots_cases.show_case(np.zeros((2, 2), np.uint8), **areas)) == names
 
 
 def test_show_case_draws_on_the_axes_it_is_given():
     _, ax = plt.subplots()
-    assert figures.show_case(np.zeros((2, 2), np.uint8), ax=ax) is ax
+    assert plots_cases.show_case(np.zeros((2, 2), np.uint8), ax=ax) is ax
     assert ax.get_legend() is None
 
 
 def test_gallery_labels_each_case():
     images, masks = make_cases()
-    axes = np.reshape(figures.gallery(images, masks, [True, True, False, False]).axes, (2, 4))
+    axes = np.reshape(plots_cases.gallery(images, masks, [True, True, False, False]).axes, (2, 4))
     assert [ax.get_xlabel() for ax in axes[1]] == ["Label: 1", "Label: 1", "Label: 0", "Label: 0"]
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["Image", "Mask"]
 
 
 def test_prediction_grid_shows_image_mask_prediction_and_errors():
     images, masks = make_cases(2)
-    figure = figures.prediction_grid(images, masks, 1 - masks, names=["train", "test"])
+    figure = plots_cases.prediction_grid(images, masks, 1 - masks, names=["train", "test"])
     first = figure.axes[:4]
     assert [ax.get_title() for ax in first] == ["Image", "True mask", "Prediction", "Errors"]
     np.testing.assert_array_equal(first[1].get_images()[0].get_array(), masks[0])
@@ -140,7 +141,7 @@ def test_class_balance_counts_the_images_of_each_part():
     cases = pd.DataFrame(
         {"split": ["train"] * 4 + ["test"] * 2, "has_pneumothorax": [1, 0, 0, 0, 1, 0]}
     )
-    figure = figures.class_balance(cases)
+    figure = data.class_balance(cases)
     assert [ax.get_title() for ax in figure.axes] == ["TRAIN", "TEST"]
     heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]
     assert heights == [[3, 1], [1, 1]]
@@ -149,7 +150,7 @@ def test_class_balance_counts_the_images_of_each_part():
 
 def test_mask_areas_leaves_empty_masks_out():
     _, masks = make_cases()
-    ax = figures.mask_areas(masks)
+    ax = data.mask_areas(masks)
     assert sum(bar.get_height() for bar in ax.patches) == 2
     assert legend_names(ax) == ["median 6.2 %"]
 
@@ -157,18 +158,18 @@ def test_mask_areas_leaves_empty_masks_out():
 def test_mask_heatmap_is_the_share_of_positive_images():
     images, masks = make_cases()
     masks[1, 4] = 0  # one row in one of two positives
-    shown = figures.mask_heatmap(masks, images).get_images()[-1].get_array()
+    shown = data.mask_heatmap(masks, images).get_images()[-1].get_array()
     assert [shown[0, 0], shown[4, 4], shown[5, 5]] == [0, 50, 100]
 
 
-@pytest.mark.parametrize("plot", [figures.mask_areas, figures.mask_heatmap])
+@pytest.mark.parametrize("plot", [data.mask_areas, data.mask_heatmap])
 def test_maps_of_empty_masks_are_refused(plot):
     with pytest.raises(ValueError, match=r"at least one pneumothorax\. Received: 3 empty masks"):
         plot(np.zeros((3, 4, 4)))
 
 
 def test_learning_curves_draw_validation_and_train_of_each_run():
-    figure = figures.learning_curves([make_run("vgg19"), make_run("small")], columns=["iou"])
+    figure = results.learning_curves([make_run("vgg19"), make_run("small")], columns=["iou"])
     lines = [list(line.get_ydata()) for line in figure.axes[0].get_lines() if len(line.get_xdata())]
     assert lines == [[0.0, 0.1, 0.2], [0.1, 0.2, 0.3]] * 2
     assert legend_names(figure)[:2] == ["VGG19", "small FCN (from scratch)"]
@@ -176,7 +177,7 @@ def test_learning_curves_draw_validation_and_train_of_each_run():
 
 def test_milestone_chart_places_each_score_and_the_numbers_of_the_report():
     table = make_table()
-    figure = figures.milestone_chart(table)
+    figure = results.milestone_chart(table)
     assert [ax.get_title() for ax in figure.axes] == ["TRAIN", "TEST"]
     ax = figure.axes[1]
     ticks = [tick.get_text() for tick in ax.get_xticklabels()]
@@ -192,7 +193,7 @@ def test_milestone_chart_places_each_score_and_the_numbers_of_the_report():
 
 
 def test_milestone_chart_can_leave_the_report_out():
-    ax = figures.milestone_chart(make_table(), score="iou", report=False).axes[0]
+    ax = results.milestone_chart(make_table(), score="iou", report=False).axes[0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["50", "100"]
     assert ax.get_ylabel() == "Foreground IoU"
     assert [0.3012] not in [list(line.get_ydata()) for line in ax.get_lines()]
@@ -202,7 +203,7 @@ def test_show_table_puts_intervals_below_their_scores():
     text = pd.DataFrame(
         {"backbone": ["vgg19"], "Mean IoU": ["0.61 [0.55, 0.66]"], "epoch": [pd.NA]}
     )
-    cells = figures.show_table(text).axes[0].tables[0].get_celld()
+    cells = results.show_table(text).axes[0].tables[0].get_celld()
     shown = [cells[row, column].get_text().get_text() for row in (0, 1) for column in range(3)]
     assert shown == ["backbone", "Mean\nIoU", "epoch", "VGG19", "0.61\n[0.55, 0.66]", ""]
 
@@ -217,7 +218,7 @@ def test_plots_show_and_save_nothing(tmp_path, monkeypatch):
 
 def test_colours_of_errors_differ_in_grey_too():
     weights = [0.2126, 0.7152, 0.0722]
-    grey = sorted(np.dot(to_rgb(colour), weights) for colour in figures.ERRORS.values())
+    grey = sorted(np.dot(to_rgb(colour), weights) for colour in plots_cases.ERRORS.values())
     assert np.diff(grey).min() > 0.15
 
 

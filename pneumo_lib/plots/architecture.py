@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch, Rectangle
 
-from pneumo_lib.style import GREEN, ORANGE, PURPLE, SKY, new_figure, without_ticks
+from pneumo_lib.plots.style import GREEN, ORANGE, PURPLE, SKY, new_figure, without_ticks
 
 FROZEN, TRAINED = SKY, ORANGE
 _GAP = 1.8  # between two boxes: room for the numbers above them

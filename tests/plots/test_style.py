@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgba
 
-from pneumo_lib import figures, style
+from pneumo_lib.plots import style
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "figures/README.md").read_text()
 
 
@@ -34,7 +34,7 @@ def small_figure(size=(3.2, 1.8)):
 def test_export_writes_three_files_that_repeat_byte_for_byte(tmp_path):
     contents = []
     for folder in ("first", "second"):
-        paths = figures.export(small_figure().axes[0], "02_case", folder=tmp_path / "deep" / folder)
+        paths = style.export(small_figure().axes[0], "02_case", folder=tmp_path / "deep" / folder)
         assert [path.name for path in paths] == ["02_case.png", "02_case.svg", "02_case.pdf"]
         contents.append([path.read_bytes() for path in paths])
     assert contents[0] == contents[1]
@@ -43,14 +43,14 @@ def test_export_writes_three_files_that_repeat_byte_for_byte(tmp_path):
 @pytest.mark.parametrize("size", [(3.2, 1), (3.2, 1.8), (1.6, 1.8)])
 def test_export_writes_16_to_9_at_300_dots_per_inch_and_leaves_the_figure(tmp_path, size):
     figure = small_figure(size)
-    path = figures.export(figure, "small", folder=tmp_path)[0]
+    path = style.export(figure, "small", folder=tmp_path)[0]
     assert plt.imread(path).shape[:2] == (540, 960)
     assert tuple(figure.get_size_inches()) == size
 
 
 def test_export_writes_the_same_on_black_when_the_environment_asks(tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMO_DARK", "1")
-    paths = figures.export(small_figure(), "case", folder=tmp_path)
+    paths = style.export(small_figure(), "case", folder=tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in paths[3:]] == [
         "dark/case.png",
         "dark/case.svg",

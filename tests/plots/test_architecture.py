@@ -7,8 +7,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from pneumo_lib import diagrams
 from pneumo_lib.models.receptive_field import ReceptiveField
+from pneumo_lib.plots import architecture
 
 matplotlib.use("agg")
 
@@ -24,7 +24,7 @@ def texts(ax):
 
 
 def test_the_stamps_of_a_transposed_convolution_add_up():
-    figure = diagrams.transposed_convolution([[1, 2]], [[1, 1], [1, 1]], stride=1)
+    figure = architecture.transposed_convolution([[1, 2]], [[1, 1], [1, 1]], stride=1)
     *_, first, second, output = figure.axes
     assert texts(first) == ["1"] * 4 + ["→"]
     assert texts(second) == ["2"] * 4 + ["+"]
@@ -32,12 +32,12 @@ def test_the_stamps_of_a_transposed_convolution_add_up():
 
 
 def test_each_input_pixel_makes_one_panel():
-    figure = diagrams.transposed_convolution(np.ones((2, 3)), np.ones((2, 2)), stride=2)
+    figure = architecture.transposed_convolution(np.ones((2, 3)), np.ones((2, 2)), stride=2)
     assert len(figure.axes) == 1 + 6 + 1
 
 
 def test_each_phase_has_a_quarter_of_the_taps_and_of_the_output():
-    figure = diagrams.phases(6, 2, size=4)
+    figure = architecture.phases(6, 2, size=4)
     for ax, squares in zip(figure.axes, (36, 36, 16, 64), strict=True):
         colours = [to_hex(p.get_facecolor()) for p in ax.patches if isinstance(p, Rectangle)]
         counts = pd.Series(colours).value_counts()
@@ -59,21 +59,23 @@ def table():
 
 
 def test_a_network_shows_each_grid_once_and_what_is_trained(table):
-    (ax,) = diagrams.architecture({"tiny": table}).axes
+    (ax,) = architecture.architecture({"tiny": table}).axes
     assert texts(ax)[1::2] == ["32²\n× 3", "15²\n× 8", "8²\n× 8", "32²\n× 2", "32²\n× 2"]
     assert texts(ax)[::2] == ["image", "", "", "1,234", "softmax"]
-    trained = [p for p in ax.patches if to_hex(p.get_facecolor()) == to_hex(diagrams.TRAINED)]
+    trained = [p for p in ax.patches if to_hex(p.get_facecolor()) == to_hex(architecture.TRAINED)]
     assert len(trained) == 1
 
 
 def test_networks_are_drawn_below_each_other(table):
-    axes = diagrams.architecture({"first": table, "second": table}).axes
+    axes = architecture.architecture({"first": table, "second": table}).axes
     assert [ax.get_title(loc="left") for ax in axes] == ["first", "second"]
 
 
 def test_windows_lie_around_the_cell_in_the_middle_of_the_image():
     fine, coarse = ReceptiveField(8, 4, -2), ReceptiveField(20, 8, -6)
-    figure = diagrams.windows(np.zeros((32, 32), "uint8"), {"two grids": {"a": coarse, "b": fine}})
+    figure = architecture.windows(
+        np.zeros((32, 32), "uint8"), {"two grids": {"a": coarse, "b": fine}}
+    )
     (ax,) = figure.axes
     # Middles next to 16: 3.5 + 8 * 2 = 19.5 and 1.5 + 4 * 4 = 17.5.
     squares = [(patch.get_x() + 0.5, patch.get_width()) for patch in ax.patches]
@@ -83,6 +85,6 @@ def test_windows_lie_around_the_cell_in_the_middle_of_the_image():
 
 def test_windows_larger_than_the_image_are_seen_whole_and_panels_share_their_scale():
     networks = {name: {"grid": ReceptiveField(n, 8, 0)} for name, n in (("one", 8), ("two", 96))}
-    first, second = diagrams.windows(np.zeros((32, 32), "uint8"), networks).axes
+    first, second = architecture.windows(np.zeros((32, 32), "uint8"), networks).axes
     assert first.get_xlim() == second.get_xlim()
     assert second.get_xlim()[1] - second.get_xlim()[0] >= 96

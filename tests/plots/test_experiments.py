@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 from matplotlib.colors import same_color
 
-from pneumo_lib import style
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import (
     OperatingPoint,
     apply_operating_point,
     choose_operating_point,
 )
-from pneumo_lib.experiment_figures import forest, operating_point_chart
+from pneumo_lib.plots import style
+from pneumo_lib.plots.experiments import forest, operating_point_chart
 
 
 @pytest.fixture(autouse=True)
