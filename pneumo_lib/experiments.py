@@ -135,9 +135,12 @@ def prepare_each(planned):
 
 def train_run(planned, data):
     """Finished `Run` of a `PlannedRun`, see `train()`."""
-    from pneumo_lib.training import train  # Keras is needed, and started, only to train
+    from pneumo_lib.quiet import keras  # Keras is needed, and started, only to train
+    from pneumo_lib.training import train
 
-    return train(data, planned.config, run=planned.name)
+    run = train(data, planned.config, run=planned.name)
+    keras.utils.clear_session()  # the next run in this process needs the memory
+    return run
 
 
 def is_finished(planned, data):
