@@ -104,8 +104,8 @@ def sweep(
 ):
     """Train a grid of networks on several processes or machines.
 
-    Writes runs/sweep-NAME/: table.csv, summary.csv, a figure, a traceback of each run that failed. Called
-    again, it trains only what is not finished. docs/clusters.md shows SLURM and Kubernetes.
+    Writes runs/sweep-NAME/: table.csv, summary.csv, a figure, and why a run failed. Called again,
+    it trains only what is not finished. docs/clusters.md shows SLURM and Kubernetes.
     """
     from pneumo_lib.sweep import run_sweep
 
