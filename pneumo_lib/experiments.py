@@ -136,6 +136,7 @@ def prepare_each(planned):
 def train_run(planned, data):
     """Finished `Run` of a `PlannedRun`, see `train()`."""
     from pneumo_lib.quiet import keras  # Keras is needed, and started, only to train
+
     from pneumo_lib.training import train
 
     run = train(data, planned.config, run=planned.name)

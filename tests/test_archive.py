@@ -506,7 +506,7 @@ def test_scheduler_that_is_not_there_is_told_with_the_remedy(monkeypatch):
 )
 def test_workers_are_local_processes_and_at_least_one(options):
     with (
-        pytest.raises(ValueError, match="those of local processes.*--memory-limit"),
+        pytest.raises(ValueError, match=r"those of local processes.*--memory-limit"),
         connected(**options),
     ):
         pass
