@@ -5,6 +5,7 @@ from . import inference as inference
 from . import models as models
 from . import plots as plots
 from . import runs as runs
+from . import study as study
 from . import training as training
 from .archive import predict_archive as predict_archive
 from .data.phantom.draw import draw_phantom as draw_phantom
@@ -21,8 +22,6 @@ from .evaluation.logged_metrics import as_logged_mean_iou as as_logged_mean_iou
 from .evaluation.paired import paired_difference as paired_difference
 from .evaluation.score_table import format_table as format_table
 from .evaluation.score_table import score_table as score_table
-from .experiments import read_experiments as read_experiments
-from .experiments import run_experiments as run_experiments
 from .explorer import explore as explore
 from .inference.predict import predict as predict
 from .inference.predict_files import predict_files as predict_files
@@ -31,7 +30,6 @@ from .models.fcn import build_fcn as build_fcn
 from .models.fcn import build_small_fcn as build_small_fcn
 from .models.fcn import layer_table as layer_table
 from .models.receptive_field import receptive_field as receptive_field
-from .paths import figures_folder as figures_folder
 from .paths import project_path as project_path
 from .quiet import keras as keras
 from .runs import Run as Run

@@ -77,7 +77,7 @@ def report(
     """Run all notebooks and write runs/report/index.html."""
     import papermill  # noqa: F401  (asked for now, not when the first notebook runs)
 
-    from pneumo_lib.report import run_report
+    from pneumo_lib.study.report import run_report
 
     given = {"weights": weights, "backbones": backbones.split()}
     overrides = shared.read_settings(settings) | {
@@ -129,7 +129,7 @@ def sweep(
 @command("pneumo slides --data data/siim")
 def slides(data: shared.Data = "phantoms"):
     """Write a finished report as slides, PowerPoint and HTML."""
-    from pneumo_lib.slides import write_slides
+    from pneumo_lib.study.slides import write_slides
 
     for path in write_slides(data):
         _show("Slides", path)

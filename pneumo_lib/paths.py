@@ -57,18 +57,6 @@ def source_path(path):
     return moved if moved.exists() else (Path(__file__).resolve().parent.parent / path).resolve()
 
 
-def report_folder(data):
-    """`runs/report` for the phantoms drawn by default; every folder of data gets one of its own."""
-    return project_path(
-        "runs/report" if data == "phantoms" else f"runs/report-{Path(str(data)).name}"
-    )
-
-
-def figures_folder(data):
-    """Where notebooks export figures: only those of the default phantoms go into the repository."""
-    return project_path("figures") if data == "phantoms" else report_folder(data) / "figures"
-
-
 @contextmanager
 def file_lock(path):
     """Lets one process at a time make `path`, a file or folder; the next one waits, and logs so.

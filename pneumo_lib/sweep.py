@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from pneumo_lib import runs, sweep_results
 from pneumo_lib.cluster import as_finished, connected
-from pneumo_lib.experiments import (
+from pneumo_lib.paths import alone, project_path
+from pneumo_lib.study.experiments import (
     is_finished,
     plan_run,
     prepare_each,
@@ -28,7 +29,6 @@ from pneumo_lib.experiments import (
     run_name,
     train_run,
 )
-from pneumo_lib.paths import alone, project_path
 
 logger = logging.getLogger(__name__)
 STARTED = "pneumo-run-started"  # topic of Dask's events

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import pneumo_lib as pl
-from pneumo_lib import report
 from pneumo_lib.cli import main
+from pneumo_lib.study import report
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_colour_is_for_terminals_that_want_it():
 
 
 def test_slides_names_the_decks_that_it_wrote(monkeypatch, capsys, tmp_path):
-    from pneumo_lib import slides
+    from pneumo_lib.study import slides
 
     monkeypatch.setattr(slides, "write_slides", lambda data: [tmp_path / data / "slides.pptx"])
     assert main(["slides", "--data", "phantoms"]) == 0

@@ -31,8 +31,8 @@ from pneumo_lib.data.phantom.draw import make_phantoms
 from pneumo_lib.data.prepare import load_prepared, prepare
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.splits import near_duplicate_pairs, split_cases
-from pneumo_lib.kernels import NotebookError
 from pneumo_lib.paths import file_lock, new_array
+from pneumo_lib.study.notebooks import NotebookError
 
 ROOT = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX systems")
@@ -470,7 +470,9 @@ def test_interrupt_does_not_wait_for_the_images_that_are_queued(png_release, tmp
 
 
 def test_dead_kernel_is_one_error_and_the_notebooks_before_it_are_kept(tmp_path, monkeypatch):
-    report = pytest.importorskip("pneumo_lib.report", reason="the extra `notebooks` is missing")
+    report = pytest.importorskip(
+        "pneumo_lib.study.report", reason="the extra `notebooks` is missing"
+    )
     from nbformat import v4, write
 
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))

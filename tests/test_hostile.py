@@ -478,7 +478,7 @@ def test_no_cell_of_the_written_tables_begins_like_a_formula(png_release, tmp_pa
 
 
 def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path):
-    pages = pytest.importorskip("pneumo_lib.pages", reason="the extra `notebooks` is missing")
+    pages = pytest.importorskip("pneumo_lib.study.html", reason="the extra `notebooks` is missing")
     from nbformat import v4, write
 
     evil = "<img src=x onerror=alert(1)>\"'&"

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import pneumo_lib as pl
-from pneumo_lib import report
-from pneumo_lib.parameters import read_params
+from pneumo_lib.study import notebooks, report
+from pneumo_lib.study.parameters import read_params
 from pneumo_lib.training.config import TrainingConfig, describe
 
 ROOT = Path(__file__).parents[1]
@@ -169,7 +169,7 @@ def test_every_name_of_the_library_that_notebooks_and_readme_use_is_public():
 def test_one_parameters_cell_holds_literals_with_a_comment_each(path):
     cells = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
     assert len(cells) == 1
-    assert report.notebook_parameters(path)  # refuses what is no literal
+    assert notebooks.notebook_parameters(path)  # refuses what is no literal
     statements = ast.parse(cells[0].source).body
     lines = cells[0].source.splitlines()
     for statement in statements:  # papermill shows the comment as help
@@ -179,14 +179,14 @@ def test_one_parameters_cell_holds_literals_with_a_comment_each(path):
 def test_a_parameter_has_the_same_default_in_every_notebook():
     defaults = {}
     for path in NOTEBOOKS:
-        for name, value in report.notebook_parameters(path).items():
+        for name, value in notebooks.notebook_parameters(path).items():
             assert defaults.setdefault(name, value) == value, f"{name} in {path.stem}"
 
 
 def test_the_training_notebook_has_every_setting_with_its_default_and_help():
     path = ROOT / "notebooks/05_train_fcn.ipynb"
     of_data = {"data", "phantom_count", "size", "split", "fold"}
-    settings = report.notebook_parameters(path)
+    settings = notebooks.notebook_parameters(path)
     settings = {n: v for n, v in settings.items() if n not in of_data | {"run_name", "export"}}
     assert settings == asdict(TrainingConfig())
     [cell] = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
@@ -201,7 +201,7 @@ def test_the_demo_file_lists_every_default_of_a_report_with_its_help():
     listed = yaml.safe_load(re.sub(r"^# (\w+: )", r"\1", text, flags=re.M))
     embedded = {}
     for path in NOTEBOOKS:
-        embedded |= report.notebook_parameters(path)
+        embedded |= notebooks.notebook_parameters(path)
     assert tuple(listed.pop("backbones")) == report.BACKBONES
     assert {k: v for k, v in embedded.items() if k not in SET_BY_THE_REPORT | OF_ONE_RUN} == listed
     assert all(f"# {help}\n" in text for name, help in describe().items() if name in listed)

@@ -19,8 +19,8 @@ from papermill.cli import papermill
 from typer.main import get_command
 
 from pneumo_lib.cli import app
-from pneumo_lib.parameters import check_parameters
-from pneumo_lib.report import notebook_parameters
+from pneumo_lib.study.notebooks import notebook_parameters
+from pneumo_lib.study.parameters import check_parameters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

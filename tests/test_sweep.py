@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pneumo_lib import runs
-from pneumo_lib.experiments import plan_run, run_experiments
+from pneumo_lib.study.experiments import plan_run, run_experiments
 
 sweep = pytest.importorskip("pneumo_lib.sweep", reason="the extra `cluster` is missing")
 

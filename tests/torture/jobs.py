@@ -66,7 +66,7 @@ def train_small(folder):
 def report(folder, *, only=""):
     """The whole study at the smallest settings, or the notebooks whose names match `only`."""
     os.environ |= {"PNEUMO_HOME": str(folder), "TQDM_DISABLE": "1"}
-    from pneumo_lib.report import run_report
+    from pneumo_lib.study.report import run_report
 
     root, notebooks = TESTS.parent, folder / "notebooks"
     notebooks.mkdir(exist_ok=True)

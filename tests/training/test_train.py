@@ -22,10 +22,10 @@ import pneumo_lib as pl
 from pneumo_lib import paths, runs
 from pneumo_lib.evaluation import logged_metrics, metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
-from pneumo_lib.experiments import read_experiments, run_experiments
 from pneumo_lib.inference import predict
 from pneumo_lib.models import backbones, fcn, forward
 from pneumo_lib.runs import load_operating_point
+from pneumo_lib.study.experiments import read_experiments, run_experiments
 from pneumo_lib.training import features, steps
 from pneumo_lib.training import train as training
 from pneumo_lib.training.config import TrainingConfig

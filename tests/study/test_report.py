@@ -16,14 +16,16 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from pneumo_lib import paths, report, runs
+from pneumo_lib import paths, runs
 from pneumo_lib.data.phantom import draw as phantom
-from pneumo_lib.kernels import NotebookError
-from pneumo_lib.parameters import check_parameters
 from pneumo_lib.paths import write_csv, write_json
-from pneumo_lib.report import notebook_parameters, run_report
+from pneumo_lib.study import notebooks as study_notebooks
+from pneumo_lib.study import report
+from pneumo_lib.study.notebooks import NotebookError, notebook_parameters
+from pneumo_lib.study.parameters import check_parameters
+from pneumo_lib.study.report import run_report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAINING = """data = "phantoms"
 size = 64
 backbone = "vgg19"
@@ -262,7 +264,7 @@ def test_run_report_finds_the_notebooks_when_runs_and_data_are_elsewhere(
     write_notebook(project, "01_first", "seed = 1")
     monkeypatch.setattr(paths, "__file__", str(project / "pneumo_lib" / "paths.py"))
     monkeypatch.setenv("PNEUMO_HOME", str(project / "elsewhere"))
-    shutil.copytree(Path(__file__).parents[1] / "site", project / "site")
+    shutil.copytree(Path(__file__).parents[2] / "site", project / "site")
     assert run_report() == project / "elsewhere/runs/report/index.html"
     assert executed == ["01_first"]
 
@@ -362,7 +364,7 @@ def test_real_data_get_a_folder_of_their_own_for_pages_and_figures(project):
     index = run_report(data=data)
     assert index == project / "runs/report-xrays/index.html"
     assert outputs(index.with_name("01_first.ipynb")).strip() == str(data)
-    assert paths.figures_folder(str(data)) == project / "runs/report-xrays/figures"
+    assert study_notebooks.figures_folder(str(data)) == project / "runs/report-xrays/figures"
 
 
 @pytest.mark.parametrize(

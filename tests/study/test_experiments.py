@@ -15,18 +15,18 @@ from pneumo_lib import paths, runs
 from pneumo_lib.data.prepare import load_prepared, prepare
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import OperatingPoint
-from pneumo_lib.experiments import (
+from pneumo_lib.inference.rescore import scores_at_operating_point
+from pneumo_lib.paths import project_path
+from pneumo_lib.study.experiments import (
     is_finished,
     plan_run,
     prepare_each,
     read_experiments,
     run_experiments,
 )
-from pneumo_lib.inference.rescore import scores_at_operating_point
-from pneumo_lib.paths import project_path
 from pneumo_lib.training.config import TrainingConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}
 
 

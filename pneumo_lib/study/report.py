@@ -5,7 +5,6 @@ inputs did not change since it last finished is not run again; to run it all the
 change of the library that leaves numbers as they are, delete its `.key.json`.
 """
 
-import ast
 import hashlib
 import json
 import logging
@@ -13,18 +12,8 @@ from pathlib import Path
 
 import nbformat
 
-from pneumo_lib import pages
-from pneumo_lib.kernels import Step, execute, measured
 from pneumo_lib.models import names
-from pneumo_lib.parameters import absolute_paths, check_parameters, read_params
-from pneumo_lib.paths import (
-    alone,
-    figures_folder,
-    project_path,
-    report_folder,
-    source_path,
-    write_json,
-)
+from pneumo_lib.paths import alone, project_path, source_path, write_json
 from pneumo_lib.runs import (
     RESULTS_VERSION,
     caveats,
@@ -34,6 +23,16 @@ from pneumo_lib.runs import (
     package_versions,
     weights_checksum,
 )
+from pneumo_lib.study import html
+from pneumo_lib.study.notebooks import (
+    Step,
+    execute,
+    figures_folder,
+    measured,
+    notebook_parameters,
+    report_folder,
+)
+from pneumo_lib.study.parameters import absolute_paths, check_parameters, read_params
 
 logger = logging.getLogger(__name__)
 
@@ -90,28 +89,7 @@ def run_report(
         runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
         summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
         write_json(folder / "report.json", summary | {"caveats": caveats(runs) if runs else None})
-        return pages.write_report(folder, records, settings, runs=runs, notebooks=paths)
-
-
-def notebook_parameters(notebook):
-    """Names and defaults in the cell tagged `parameters`, as a dict of literals.
-
-    Read from the syntax tree: papermill's own inspection returns text, and loses a value that
-    spans two lines or is annotated `int | None`.
-    """
-    nb = nbformat.read(notebook, as_version=4)
-    cells = [c.source for c in nb.cells if "parameters" in c.metadata.get("tags", ())]
-    defaults = {}
-    for statement in ast.parse("\n".join(cells)).body:
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else statement
-        try:
-            defaults[getattr(target, "target", target).id] = ast.literal_eval(statement.value)
-        except (AttributeError, ValueError):
-            raise ValueError(
-                f"The parameters cell of {Path(notebook).name} must hold assignments of literals "
-                f"only. Received: {ast.unparse(statement)}"
-            ) from None
-    return defaults
+        return html.write_report(folder, records, settings, runs=runs, notebooks=paths)
 
 
 def plan(notebooks, settings):

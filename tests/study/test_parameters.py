@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from pneumo_lib.parameters import absolute_paths, check_parameters
-from pneumo_lib.report import run_report
+from pneumo_lib.study.parameters import absolute_paths, check_parameters
+from pneumo_lib.study.report import run_report
 
 KNOWN = {"size": 128, "seed": 0, "epochs": 20, "milestones": None, "weights": "auto"}
 KNOWN |= {"learning_rate": None, "dropout": 0.5, "run_name": None, "train_here": True}

@@ -4,11 +4,16 @@ TensorFlow keeps GPU memory until its process ends, so no two trainings share a 
 extra "notebooks" brings is imported where it is needed: the library works without it.
 """
 
+import ast
 import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import nbformat
+
+from pneumo_lib.paths import project_path
 
 
 class Step(NamedTuple):
@@ -107,3 +112,36 @@ def measured(*, every=0.25):
         done.set()
         sampler.join()
         used["seconds"] = round(time.perf_counter() - start, 1)
+
+
+def notebook_parameters(notebook):
+    """Names and defaults in the cell tagged `parameters`, as a dict of literals.
+
+    Read from the syntax tree: papermill's own inspection returns text, and loses a value that
+    spans two lines or is annotated `int | None`.
+    """
+    nb = nbformat.read(notebook, as_version=4)
+    cells = [c.source for c in nb.cells if "parameters" in c.metadata.get("tags", ())]
+    defaults = {}
+    for statement in ast.parse("\n".join(cells)).body:
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else statement
+        try:
+            defaults[getattr(target, "target", target).id] = ast.literal_eval(statement.value)
+        except (AttributeError, ValueError):
+            raise ValueError(
+                f"The parameters cell of {Path(notebook).name} must hold assignments of literals "
+                f"only. Received: {ast.unparse(statement)}"
+            ) from None
+    return defaults
+
+
+def report_folder(data):
+    """`runs/report` for the phantoms drawn by default; every folder of data gets one of its own."""
+    return project_path(
+        "runs/report" if data == "phantoms" else f"runs/report-{Path(str(data)).name}"
+    )
+
+
+def figures_folder(data):
+    """Where notebooks export figures: only those of the default phantoms go into the repository."""
+    return project_path("figures") if data == "phantoms" else report_folder(data) / "figures"

@@ -19,9 +19,10 @@ from pptx import Presentation
 from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
 from pptx.util import Inches, Pt
 
-from pneumo_lib.pages import shrunk_picture
-from pneumo_lib.paths import project_path, report_folder
+from pneumo_lib.paths import project_path
 from pneumo_lib.plots.style import BACKBONES
+from pneumo_lib.study.html import shrunk_picture
+from pneumo_lib.study.notebooks import report_folder
 
 _ORDER = Path(__file__).with_name("slides.yaml")
 _HTML = Path(__file__).with_name("slides.html")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from pneumo_lib import runs
 from pneumo_lib.data.prepare import prepare_data
-from pneumo_lib.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.paths import project_path, source_path
+from pneumo_lib.study.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from pptx import Presentation
 
-from pneumo_lib import slides
-from pneumo_lib.slides import plan_slides, read_sections, write_slides
+from pneumo_lib.study import slides
+from pneumo_lib.study.slides import plan_slides, read_sections, write_slides
 
-ROOT = Path(__file__).parents[1]
-ORDER = yaml.safe_load((ROOT / "pneumo_lib/slides.yaml").read_text())
+ROOT = Path(__file__).parents[2]
+ORDER = yaml.safe_load((ROOT / "pneumo_lib/study/slides.yaml").read_text())
 TABLE = """<table><thead>
 <tr><th>split</th><th colspan="2">train</th></tr>
 <tr><th>epoch</th><th>5</th><th>10</th></tr>
