@@ -29,8 +29,8 @@ import psutil
 from distributed import Client, LocalCluster
 from harness import report
 
-from pneumo_lib.archive_files import Partition
-from pneumo_lib.cluster import as_finished
+from pneumo_lib.cluster.archive_files import Partition
+from pneumo_lib.cluster.dask_client import as_finished
 
 HERE = Path(__file__).parent
 PARTITION, DRAWN, SIDE = 256, 32, 512
@@ -104,10 +104,12 @@ def predict_archives(folder, *, files, backbone, rounds):
         for workers in seconds:
             out = folder / f"{backbone}-{workers}-{turn}"
             with local_workers(workers) as client:
-                pl.predict_archive(warm, run, f"{out}-warm", scheduler=client)  # loads TensorFlow
+                pl.cluster.predict_archive(
+                    warm, run, f"{out}-warm", scheduler=client
+                )  # loads TensorFlow
                 pids = list(client.run(os.getpid).values())
                 before, started = sum(map(_cpu_seconds, pids)), time.perf_counter()
-                outcome = pl.predict_archive(
+                outcome = pl.cluster.predict_archive(
                     xrays, run, out, scheduler=client, partition_files=PARTITION
                 )
                 seconds[workers].append(time.perf_counter() - started)
@@ -147,7 +149,7 @@ def sweeps(folder, *, rounds):
     os.environ["PNEUMO_HOME"] = str(folder)
     import yaml
 
-    from pneumo_lib.sweep import run_sweep
+    from pneumo_lib.cluster.sweep import run_sweep
 
     base = {
         "data": "phantoms", "phantom_count": 100, "size": 64, "backbone": "small", "epochs": 4,

@@ -1,3 +1,4 @@
+from . import cluster as cluster
 from . import data as data
 from . import evaluation as evaluation
 from . import explorer as explorer
@@ -7,7 +8,6 @@ from . import plots as plots
 from . import runs as runs
 from . import study as study
 from . import training as training
-from .archive import predict_archive as predict_archive
 from .data.phantom.draw import draw_phantom as draw_phantom
 from .data.phantom.draw import make_phantoms as make_phantoms
 from .data.prepare import load_prepared as load_prepared
@@ -40,7 +40,6 @@ from .runs import load_run as load_run
 from .runs import log_line as log_line
 from .runs import open_run as open_run
 from .runs import runs_to_compare as runs_to_compare
-from .sweep import run_sweep as run_sweep
 from .training.config import TrainingConfig as TrainingConfig
 from .training.ensemble import average_runs as average_runs
 from .training.train import train as train

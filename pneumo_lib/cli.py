@@ -107,7 +107,7 @@ def sweep(
     Writes runs/sweep-NAME/: table.csv, summary.csv, a figure, and why a run failed. Called again,
     it trains only what is not finished. docs/clusters.md shows SLURM and Kubernetes.
     """
-    from pneumo_lib.sweep import run_sweep
+    from pneumo_lib.cluster.sweep import run_sweep
 
     try:
         amounts = {n: float(v) for n, v in (pair.split("=") for pair in resources.split())}
@@ -208,7 +208,7 @@ def predict(
 
 def _predict_archive(archive, run, out, point, scheduler, workers):
     """Predicts an archive on Dask's processes; 1 if any file failed."""
-    from pneumo_lib.archive import predict_archive
+    from pneumo_lib.cluster.archive import predict_archive
 
     options = dict(operating_point=point, scheduler=scheduler, workers=workers)
     outcome = predict_archive(archive, run, out, **options)

@@ -21,8 +21,8 @@ import pytest
 from test_archive import client, contents, rows_of, run  # noqa: F401  (fixtures)
 from test_prediction_files import run as bright  # noqa: F401  (a fixture)
 
-from pneumo_lib.archive import predict_archive
-from pneumo_lib.cluster import LostCluster
+from pneumo_lib.cluster.archive import predict_archive
+from pneumo_lib.cluster.dask_client import LostCluster
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds readers in /proc")
 PATIENCE = 90  # seconds, on a machine with much else to do

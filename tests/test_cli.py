@@ -60,7 +60,7 @@ def test_names_after_one_option_are_one_word_or_several(calls, words):
 def test_a_setting_takes_the_word_after_its_name_and_no_other(value, monkeypatch):
     received = {}
     monkeypatch.setattr(
-        "pneumo_lib.sweep.run_sweep", lambda params, **o: received.update(o, p=params)
+        "pneumo_lib.cluster.sweep.run_sweep", lambda params, **o: received.update(o, p=params)
     )
     main(["sweep", "--set", "shift", value, "grid.yaml"])
     assert received["p"] == "grid.yaml"
@@ -197,7 +197,7 @@ def test_sweep_names_what_it_wrote_and_what_failed(monkeypatch, capsys, tmp_path
             table=table, summary=table, failed={"a": ("no such loss", notebook)}, folder=tmp_path
         )
 
-    monkeypatch.setattr("pneumo_lib.sweep.run_sweep", run_sweep)
+    monkeypatch.setattr("pneumo_lib.cluster.sweep.run_sweep", run_sweep)
     options = ["--workers", "2", "--set", "seed", "[0, 1]", "--retries", "0"]
     options += ["--resources", "GPU=1", "RAM=2e9"]
     assert main(["sweep", "grid.yaml", *options]) == 1

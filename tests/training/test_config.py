@@ -113,7 +113,8 @@ def test_settings_that_change_nothing_are_named(settings, unused):
 
 
 def test_settings_are_checked_without_keras():
-    code = "import sys, pneumo_lib.study.parameters; assert not {'keras', 'tensorflow'} & {*sys.modules}"
+    code = "import sys, pneumo_lib.study.parameters\n"
+    code += "assert not {'keras', 'tensorflow'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -7,6 +7,7 @@ with the same call, on the same or on another cluster.
 import itertools
 import logging
 import os
+import re
 import time
 import traceback
 from collections import Counter
@@ -14,13 +15,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import dask
+import matplotlib.pyplot as plt
 import pandas as pd
 from distributed import get_worker
 from tqdm.auto import tqdm
 
-from pneumo_lib import runs, sweep_results
-from pneumo_lib.cluster import as_finished, connected
-from pneumo_lib.paths import alone, project_path
+from pneumo_lib import runs
+from pneumo_lib.cluster.dask_client import as_finished, connected
+from pneumo_lib.evaluation.score_table import score_table
+from pneumo_lib.paths import alone, project_path, write_csv
+from pneumo_lib.plots.experiments import REPEATS, SCORES, sweep_chart
+from pneumo_lib.plots.style import (
+    export,
+    use_style,
+)
 from pneumo_lib.study.experiments import (
     is_finished,
     plan_run,
@@ -37,8 +45,8 @@ STARTED = "pneumo-run-started"  # topic of Dask's events
 class Sweep(NamedTuple):
     """What `run_sweep()` leaves behind."""
 
-    table: pd.DataFrame  # a row for each run, part and score, see `sweep_results.sweep_table()`
-    summary: pd.DataFrame  # the same over seeds and folds, see `sweep_results.summarise()`
+    table: pd.DataFrame  # a row for each run, part and score, see `sweep.sweep_table()`
+    summary: pd.DataFrame  # the same over seeds and folds, see `sweep.summarise()`
     failed: dict  # name of a run -> (why, in one line; `Path` of a text file with the traceback)
     folder: Path  # of table.csv, summary.csv, the figure and what failed
 
@@ -109,7 +117,7 @@ def run_sweep(
 
     Args:
         params, overrides: see `read_sweep()`.
-        scheduler, workers, memory: see `cluster.connected()`: local processes, or a running
+        scheduler, workers, memory: see `dask_client.connected()`: local processes, or a running
             cluster. A run that took more than `memory`, twice, has failed.
         resources: what one run takes of what workers were started with, such as `{"GPU": 1}`.
             Local workers have just that.
@@ -147,10 +155,10 @@ def run_sweep(
                 options = {"resources": resources or None, "retries": retries}
                 failed = _train_all(client, unmade, folder, **options)
         done = [(runs.load_run(r.name), r.settings) for r in planned if r.name not in failed]
-        table = sweep_results.sweep_table(done, axes=axes)
-        summary = sweep_results.summarise(table, axes=axes)
+        table = sweep_table(done, axes=axes)
+        summary = summarise(table, axes=axes)
         if done:
-            sweep_results.keep_results(table, summary, [run for run, _ in done], folder)
+            keep_results(table, summary, [run for run, _ in done], folder)
     return Sweep(table, summary, failed, folder)
 
 
@@ -231,3 +239,80 @@ def train_on_worker(planned, *, folder, home, version):
     worker.log_event(STARTED, planned.name)
     train_run(planned, *prepare_each([planned]))
     return time.monotonic() - started
+
+
+def sweep_table(found, *, axes):
+    """A row for each run, part and score.
+
+    Args:
+        found: list of `(Run, dict of its parameters)`.
+        axes: names of the parameters that tell the runs apart.
+
+    Returns:
+        DataFrame with the columns `run`, those of `axes`, `part` ("validation", "test"),
+        `images`, `positives`, `score` (of `SCORES`), `value` after the last epoch with its
+        bootstrap interval over images, `lower` and `upper` (see `score_table()`), and
+        `all_background`, what a prediction of nothing scores on the same images.
+    """
+    rows = []
+    for run, parameters in found:
+        last = run.scores[run.scores["epoch"] == run.scores["epoch"].max()]
+        scores = score_table(last[last["split"] != "train"]).set_index(["model", "split"])
+        place = {"run": run.folder.name} | {axis: _plain(parameters[axis]) for axis in axes}
+        for part in ("validation", "test"):
+            if ("network", part) not in scores.index:
+                continue
+            network, nothing = (scores.loc[(m, part)] for m in ("network", "all background"))
+            sizes = {"part": part} | network[["images", "positives"]].astype(int).to_dict()
+            for score in SCORES:
+                interval = [network[name] for name in (score, f"{score}_lower", f"{score}_upper")]
+                values = dict(zip(("value", "lower", "upper"), interval, strict=True))
+                reference = {"all_background": nothing[score]}
+                rows.append(place | sizes | {"score": score} | values | reference)
+    return pd.DataFrame(rows)
+
+
+def summarise(table, *, axes):
+    """The table over seeds and folds: how far a setting's score moves when training is repeated.
+
+    Args:
+        table: of `sweep_table()`.
+        axes: as there.
+
+    Returns:
+        DataFrame with the other axes, `part`, `score`, `runs`, and of their values `mean`, `sd`
+        (NaN for one run), `lowest`, `highest`; `all_background` is a mean, too: another seed or
+        fold may have other images.
+    """
+    if table.empty:
+        return table
+    by = [*(axis for axis in axes if axis not in REPEATS), "part", "score"]
+    values = {"runs": "size", "mean": "mean", "sd": "std", "lowest": "min", "highest": "max"}
+    values = {name: ("value", how) for name, how in values.items()}
+    groups = table.groupby(by, sort=False)
+    return groups.agg(**values, all_background=("all_background", "mean")).reset_index()
+
+
+def keep_results(table, summary, found, folder):
+    """Writes table.csv, summary.csv and the figure, `scores` as PNG, SVG and PDF.
+
+    Args:
+        table, summary: of the functions above.
+        found: list of `Run`.
+        folder: `Path`.
+    """
+    write_csv(folder / "table.csv", table)
+    write_csv(folder / "summary.csv", summary)
+    one_each = {run.config["backbone"]: run for run in found}
+    note = runs.caveats(list(one_each.values()))
+    note = re.sub(r"fold \d+/(\d+)", r"\1 folds", note)
+    with plt.rc_context():
+        use_style()
+        figure = sweep_chart(table, note=note)
+        export(figure, "scores", folder=folder)
+        plt.close(figure)
+
+
+def _plain(value):
+    """A value that a table can be grouped by."""
+    return value if isinstance(value, (str, bool, int, float)) else str(value)

@@ -19,10 +19,11 @@ from test_prediction_files import SIZE, xrays  # noqa: F401  (a fixture)
 from test_prediction_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
-from pneumo_lib import archive, archive_tasks, cluster, runs
-from pneumo_lib.archive_files import Partition, list_files, partitions
+from pneumo_lib import runs
 from pneumo_lib.cli import main
-from pneumo_lib.cluster import LostCluster, as_finished, connected
+from pneumo_lib.cluster import archive, archive_tasks, dask_client
+from pneumo_lib.cluster.archive_files import Partition, list_files, partitions
+from pneumo_lib.cluster.dask_client import LostCluster, as_finished, connected
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference.predict import find_images
 from pneumo_lib.inference.predict_files import predict_files, read_table
@@ -445,14 +446,14 @@ def test_result_that_is_lost_with_its_worker_is_computed_again(monkeypatch):
                     time.sleep(0.01)
             return future
 
-    monkeypatch.setattr(cluster, "as_completed", Losing)
+    monkeypatch.setattr(dask_client, "as_completed", Losing)
     with Client(processes=False, n_workers=2, dashboard_address=":0") as client:
         found = list(as_finished(client, time.sleep, [0.3, 0.4]))
     assert sorted(found) == [(0.3, None, None), (0.4, None, None)]
 
 
 def test_task_that_kills_its_process_is_given_up_and_told(monkeypatch):
-    monkeypatch.setattr(cluster, "_DEATHS", 0)
+    monkeypatch.setattr(dask_client, "_DEATHS", 0)
     with connected(workers=1) as client:
         [(item, result, error)] = as_finished(client, os._exit, [1])
     assert (item, result) == (1, None)
@@ -481,7 +482,7 @@ def test_files_of_a_task_that_was_given_up_are_listed_without_a_row(
 
 
 def test_scheduler_that_is_not_there_is_told_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    monkeypatch.setattr(dask_client, "_PATIENCE", 1)
     with (
         pytest.raises(LostCluster, match=r"127\.0\.0\.1:9 .*Start one: dask scheduler"),
         connected("tcp://127.0.0.1:9"),

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from pneumo_lib.archive_files import full_name, list_files, locate, partitions, save
-from pneumo_lib.archive_tasks import predict_partition
-from pneumo_lib.cluster import as_finished, connected
+from pneumo_lib.cluster.archive_files import full_name, list_files, locate, partitions, save
+from pneumo_lib.cluster.archive_tasks import predict_partition
+from pneumo_lib.cluster.dask_client import as_finished, connected
 from pneumo_lib.inference.prediction_rows import (
     ARCHIVE_COLUMNS,
     IDENTITY,
@@ -53,7 +53,7 @@ def predict_archive(
             the same `source`, network and operating point. It then holds exactly the files that
             `source` holds now.
         operating_point: `OperatingPoint`; `None` is the run's own.
-        scheduler, workers: as for `cluster.connected()`.
+        scheduler, workers: as for `dask_client.connected()`.
         partition_files: files in a partition, about.
 
     Returns:
@@ -62,8 +62,8 @@ def predict_archive(
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
         ValueError: if `out` holds something else, or `source` a file twice.
-        RuntimeError: if the scheduler is lost (`cluster.LostCluster`), or the rows are not those
-            of the files listed.
+        RuntimeError: if the scheduler is lost (`dask_client.LostCluster`), or the rows are
+            not those of the files listed.
     """
     run = run if hasattr(run, "folder") else load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point

@@ -13,7 +13,7 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pneumo_lib.archive_files import load, locate, save
+from pneumo_lib.cluster.archive_files import load, locate, save
 from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference.predict import load_foreground, predictions, read_file

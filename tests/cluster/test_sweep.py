@@ -16,10 +16,10 @@ import yaml
 from pneumo_lib import runs
 from pneumo_lib.study.experiments import plan_run, run_experiments
 
-sweep = pytest.importorskip("pneumo_lib.sweep", reason="the extra `cluster` is missing")
+sweep = pytest.importorskip("pneumo_lib.cluster.sweep", reason="the extra `cluster` is missing")
 
-from pneumo_lib import cluster as clusters  # noqa: E402
-from pneumo_lib import sweep_results  # noqa: E402
+from pneumo_lib.cluster import dask_client as clusters  # noqa: E402
+from pneumo_lib.cluster import sweep as sweep_results  # noqa: E402
 from pneumo_lib.plots import experiments  # noqa: E402
 
 BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}

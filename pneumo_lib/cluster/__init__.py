@@ -1,0 +1,5 @@
+"""Many processes and machines by Dask: sweeps and archives."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
