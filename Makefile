@@ -60,7 +60,7 @@ lab: env ## open the notebooks in JupyterLab
 
 # With a token, as JupyterLab has it by itself: a page starts a kernel and shows X-rays.
 explore: env ## look at the cases of finished runs, as a web page on this machine
-	@JUPYTER_PATH="$(CURDIR)/pneumo_lib" $(BIN)/voila notebooks/09_case_explorer.ipynb --Voila.ip=127.0.0.1 --token \
+	@JUPYTER_PATH="$(CURDIR)/pneumo_lib/apps/explorer" $(BIN)/voila notebooks/09_case_explorer.ipynb --Voila.ip=127.0.0.1 --token \
 	  --template=pneumo --theme=dark --show_tracebacks=True $(OPTIONS)
 
 # The peer in two of the tables is PyTorch; without it they are printed all the same.

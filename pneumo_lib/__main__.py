@@ -4,8 +4,8 @@ import atexit
 import os
 import sys
 
-from pneumo_lib.cli import main
-from pneumo_lib.interrupts import end_children
+from pneumo_lib.apps.cli import main
+from pneumo_lib.apps.interrupts import end_children
 
 
 def run():

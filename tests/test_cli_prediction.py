@@ -13,8 +13,8 @@ from test_prediction_files import run as bright  # noqa: F401  (a fixture)
 from test_prediction_files import xrays  # noqa: F401  (a fixture)
 from typer.main import get_command
 
-from pneumo_lib.cli import app, main
-from pneumo_lib.doctor import Finding
+from pneumo_lib.apps.cli import app, main
+from pneumo_lib.apps.doctor import Finding
 from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.inference.rescore import Verification
 
@@ -92,7 +92,7 @@ def test_verify_says_whether_the_scores_match(run, monkeypatch, capsys, matches,
 @pytest.mark.parametrize(("state", "code"), [("ok", 0), ("missing", 0), ("wrong", 1)])
 def test_doctor_prints_what_it_finds_and_what_to_do(monkeypatch, capsys, state, code):
     found = [Finding(state, "disk", "1 GB free", "free some")]
-    monkeypatch.setattr("pneumo_lib.doctor.examine", lambda: found)
+    monkeypatch.setattr("pneumo_lib.apps.doctor.examine", lambda: found)
     assert main(["doctor"]) == code
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         [state, "disk", "1", "GB", "free"],

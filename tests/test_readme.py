@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from papermill.cli import papermill
 from typer.main import get_command
 
-from pneumo_lib.cli import app
+from pneumo_lib.apps.cli import app
 from pneumo_lib.study.notebooks import notebook_parameters
 from pneumo_lib.study.parameters import check_parameters
 

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from pneumo_lib import __version__
 from pneumo_lib.data.images import is_dicom
 from pneumo_lib.paths import written_aside
 
@@ -101,7 +101,7 @@ def _segmentation(header, mask, run, **identity):
     from highdicom import AlgorithmIdentificationSequence, seg
 
     algorithm = AlgorithmIdentificationSequence(
-        name=f"pneumo {run}", version=__version__, family=codes.DCM.ArtificialIntelligence
+        name=f"pneumo {run}", version=version("pneumo"), family=codes.DCM.ArtificialIntelligence
     )
     description = seg.SegmentDescription(
         segment_number=1,
@@ -119,7 +119,7 @@ def _segmentation(header, mask, run, **identity):
         series_number=_SERIES_NUMBER,
         manufacturer="pneumo",
         manufacturer_model_name="pneumo",
-        software_versions=__version__,
+        software_versions=version("pneumo"),
         device_serial_number=run.rpartition("@")[2],
         content_label="PNEUMOTHORAX",
         content_description=DESCRIPTION,

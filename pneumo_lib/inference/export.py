@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from pneumo_lib.quiet import keras
 import numpy as np
 import tensorflow as tf
 
-from pneumo_lib import __version__
 from pneumo_lib.data.images import resize_image
 from pneumo_lib.data.phantom.draw import draw_phantom
 from pneumo_lib.inference.prediction_rows import NOTE
@@ -118,7 +118,7 @@ _READERS = {"onnx": _run_onnx, "savedmodel": _run_savedmodel, "litert": _run_lit
 
 def _card(run, format, difference):
     size, point = run.config["size"], load_operating_point(run)
-    return f"""Network of pneumo {__version__} as {format}: {NOTE}.
+    return f"""Network of pneumo {version("pneumo")} as {format}: {NOTE}.
 
 run       {run_id(run)}
 input     grey images (batch, {size}, {size}) float32, 0 to 255, dense parts bright; resize by

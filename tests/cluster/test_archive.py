@@ -20,7 +20,7 @@ from test_prediction_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
 from pneumo_lib import runs
-from pneumo_lib.cli import main
+from pneumo_lib.apps.cli import main
 from pneumo_lib.cluster import archive, archive_tasks, dask_client
 from pneumo_lib.cluster.archive_files import Partition, list_files, partitions
 from pneumo_lib.cluster.dask_client import LostCluster, as_finished, connected

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_data, write_data
 
 import pneumo_lib as pl
-from pneumo_lib.cli import main
+from pneumo_lib.apps.cli import main
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.inference import rescore

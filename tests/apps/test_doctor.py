@@ -7,9 +7,9 @@ from collections import namedtuple
 
 import pytest
 
-from pneumo_lib import doctor
+from pneumo_lib.apps import doctor
+from pneumo_lib.apps.doctor import examine
 from pneumo_lib.data.phantom.draw import make_phantoms
-from pneumo_lib.doctor import examine
 
 
 @pytest.fixture

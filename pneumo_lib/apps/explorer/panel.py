@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-import pneumo_lib as pl
-from pneumo_lib import explorer
+from pneumo_lib.apps.explorer import cases
 from pneumo_lib.data.images import SUFFIXES, read_image, resize_image
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.runs import caveats, load_operating_point, open_run
@@ -70,7 +69,7 @@ class Panel:
         self.beside.value = beside.run.folder if beside else ""
         self.split = drop(options=splits, description="Split")
         self.split.value = "test" if "test" in splits else "all"
-        self.order = drop(options=explorer.ORDERS, description="Cases")
+        self.order = drop(options=cases.ORDERS, description="Cases")
         self.position = widgets.IntSlider(1, 1, 1, description="Case")
         self.find = widgets.Text(
             placeholder="part of an id, then Enter", description="Find", continuous_update=False
@@ -81,7 +80,7 @@ class Panel:
         self.background = drop(options=_BACKGROUNDS, description="Image")
         self.layers = {
             name: widgets.ToggleButton(name == "errors", description=name.capitalize())
-            for name in explorer.LAYERS
+            for name in cases.LAYERS
         }
         self.viewer = Viewer()
         for name in ("title", "scores", "legend", "status", "note"):
@@ -140,7 +139,7 @@ class Panel:
         """List the cases that were asked for, and show the one of that id or the first."""
         opened = self._shown()[0]
         self.note.value = escape(caveats([opened.run]))
-        self.rows = explorer.order_cases(opened, self.order.value, split=self.split.value)
+        self.rows = cases.order_cases(opened, self.order.value, split=self.split.value)
         ids = opened.cases["image_id"][self.rows].tolist()
         place = ids.index(image_id) + 1 if image_id in ids else 1
         moves = self.position.value != place
@@ -172,7 +171,7 @@ class Panel:
             for opened in self._shown():
                 rows = np.flatnonzero(opened.cases["image_id"] == self.image_id)
                 if len(rows):
-                    self.contents.append((opened, *explorer.read_case(opened, rows[0])))
+                    self.contents.append((opened, *cases.read_case(opened, rows[0])))
                 else:
                     self._say(f"{opened.run.folder.name} does not know this case.")
         self._paint()
@@ -186,26 +185,26 @@ class Panel:
             if mask is None:  # an own file: without a truth, there is its prediction
                 layers = ["prediction", *(["probability"] if "probability" in chosen else [])]
             prediction, how = self._predict(opened, probability)
-            picture = explorer.paint(
+            picture = cases.paint(
                 self._background(opened, image), layers, probability=probability,
                 prediction=prediction, mask=mask, opacity=self.opacity.value,
             )  # fmt: skip
-            pictures.append(explorer.encode(picture))
+            pictures.append(cases.encode(picture))
             captions.append(f"{opened.run.folder.name} · {how}")
-            scores.append(explorer.case_scores(prediction, probability, mask))
+            scores.append(cases.case_scores(prediction, probability, mask))
         with self.viewer.hold_sync():
             self.viewer.pictures, self.viewer.captions = pictures, captions
             self.viewer.position = f"{self.position.value if self.rows else 0} / {len(self.rows)}"
         self.threshold.disabled = self.tuned.value
-        self.legend.value = explorer.legend(layers)
+        self.legend.value = cases.legend(layers)
         names = [opened.run.folder.name for opened, *_ in self.contents]
         self.scores.value = pd.DataFrame(scores, names).to_html(border=0) if names else ""
 
     def _background(self, opened, image):
         kind, size = self.background.value, opened.run.config["size"]
         if kind == _BACKGROUNDS[1]:
-            return explorer.canvas(resize_image(image, (size, size)), smooth=False)
-        return explorer.canvas(image if kind == _BACKGROUNDS[0] else np.zeros_like(image))
+            return cases.canvas(resize_image(image, (size, size)), smooth=False)
+        return cases.canvas(image if kind == _BACKGROUNDS[0] else np.zeros_like(image))
 
     def _predict(self, opened, probability):
         """Mask of a prediction, and in words how it was cut."""
@@ -261,6 +260,8 @@ class Panel:
 
     def _show_file(self, name, data):
         """Predict an X-ray of the user's with the runs on show; nothing of it is kept on disk."""
+        from pneumo_lib.inference.predict import predict  # Keras starts with the first X-ray
+
         if (suffix := Path(name).suffix.lower()) not in SUFFIXES:
             self._say(f"An X-ray must be a file {', '.join(SUFFIXES)}. Received: {name}")
             return
@@ -272,7 +273,7 @@ class Panel:
             try:
                 image = read_image(path)
                 for opened in self._shown():
-                    (result,) = pl.predict(path, opened.run)
+                    (result,) = predict(path, opened.run)
                     if result.error:
                         raise ValueError(result.error)
                     contents.append((opened, image, None, result.probability))
@@ -283,3 +284,26 @@ class Panel:
         self.title.value = escape(f"own file · {name}")
         self._say("")
         self._paint()
+
+
+def explore(run, beside=None):
+    """A panel to look at the cases of a finished run, for JupyterLab and for a Voila page.
+
+    Choose a split, an order of the cases or an id; slide threshold and opacity; switch layers;
+    zoom; step with the keyboard; compare with another run; drop in an X-ray of your own. Colours
+    are those of the figures, and are told apart with every common colour blindness. Truth,
+    prediction and errors are drawn on the pixels that the network sees and is scored on, above
+    the X-ray at the resolution of its file. For research and teaching, not a medical device.
+
+    Args:
+        run: `Run`, or what `load_run()` takes. All runs beside its folder can be chosen, too.
+        beside: another run on the same data to show beside it, or None.
+
+    Returns:
+        A widget. As the last line of a cell, it is the panel.
+
+    Raises:
+        FileNotFoundError: if there is no finished run, or its prepared data are gone.
+        ValueError: if the prepared data changed after the training.
+    """
+    return Panel(open_run(run), None if beside is None else open_run(beside)).widget

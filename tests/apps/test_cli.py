@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import pneumo_lib as pl
-from pneumo_lib.cli import main
+from pneumo_lib.apps.cli import main
 from pneumo_lib.study import report
 
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pneumo_lib import cli, doctor, interrupts
-from pneumo_lib.interrupts import ended_by_ctrl_c
+from pneumo_lib.apps import cli, doctor, interrupts
+from pneumo_lib.apps.interrupts import ended_by_ctrl_c
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C to a console only")
 STOPPED = "\nStopped. What was finished is kept; the same command goes on.\n"

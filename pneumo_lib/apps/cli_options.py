@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from pneumo_lib.interrupts import ended_by_ctrl_c
+from pneumo_lib.apps.interrupts import ended_by_ctrl_c
 from pneumo_lib.logs import log_levels
 
 _STOPPED = "\nStopped. What was finished is kept; the same command goes on."

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from pneumo_lib import cli_options as shared
+from pneumo_lib.apps import cli_options as shared
 
 _DISCLAIMER = "For research and teaching, not a medical device."
 _COLOURS = {"ok": "green", "missing": "yellow", "wrong": "red"}
@@ -294,7 +294,7 @@ def verify(run: shared.OneRun):
 @command("pneumo doctor")
 def doctor():
     """Say what is in place: versions, devices, weights, data, disk. Downloads nothing."""
-    from pneumo_lib.doctor import examine
+    from pneumo_lib.apps.doctor import examine
 
     findings = examine()
     for finding in findings:

@@ -12,36 +12,10 @@ from pneumo_lib.data.images import read_image, resize_image
 from pneumo_lib.evaluation import image_level, metrics
 from pneumo_lib.plots.cases import ERRORS
 from pneumo_lib.plots.style import ORANGE, SKY
-from pneumo_lib.runs import open_run
 
 ORDERS = ("best", "worst", "missed", "false positive", "image-level score", "random", "by id")
 LAYERS = ("truth", "prediction", "errors", "probability")
 _SIDE = 1024  # pixels of the longer side of a picture: a repaint must not be felt
-
-
-def explore(run, beside=None):
-    """A panel to look at the cases of a finished run, for JupyterLab and for a Voila page.
-
-    Choose a split, an order of the cases or an id; slide threshold and opacity; switch layers;
-    zoom; step with the keyboard; compare with another run; drop in an X-ray of your own. Colours
-    are those of the figures, and are told apart with every common colour blindness. Truth,
-    prediction and errors are drawn on the pixels that the network sees and is scored on, above
-    the X-ray at the resolution of its file. For research and teaching, not a medical device.
-
-    Args:
-        run: `Run`, or what `load_run()` takes. All runs beside its folder can be chosen, too.
-        beside: another run on the same data to show beside it, or None.
-
-    Returns:
-        A widget. As the last line of a cell, it is the panel.
-
-    Raises:
-        FileNotFoundError: if there is no finished run, or its prepared data are gone.
-        ValueError: if the prepared data changed after the training.
-    """
-    from pneumo_lib.explorer_panel import Panel  # needs Jupyter, which the library does not
-
-    return Panel(open_run(run), None if beside is None else open_run(beside)).widget
 
 
 # --- Which cases ---------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 
 import pneumo_lib as pl
-from pneumo_lib import explorer, explorer_panel, runs
+from pneumo_lib import runs
+from pneumo_lib.apps.explorer import cases as explorer
+from pneumo_lib.apps.explorer import panel as explorer_panel
+from pneumo_lib.apps.explorer.panel import Panel
 from pneumo_lib.data.prepare import prepare
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import OperatingPoint
-from pneumo_lib.explorer_panel import Panel
 from pneumo_lib.plots.style import ORANGE, SKY, VERMILION, YELLOW
 from pneumo_lib.runs import open_run
 

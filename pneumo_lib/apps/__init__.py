@@ -1,0 +1,5 @@
+"""Programs for people: the command line, the doctor, the case explorer."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

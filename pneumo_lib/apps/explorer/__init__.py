@@ -1,0 +1,5 @@
+"""The case explorer, for JupyterLab and as a web page."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,14 @@
+from . import cases as cases
+from . import panel as panel
+from .cases import LAYERS as LAYERS
+from .cases import ORDERS as ORDERS
+from .cases import canvas as canvas
+from .cases import case_scores as case_scores
+from .cases import encode as encode
+from .cases import legend as legend
+from .cases import order_cases as order_cases
+from .cases import paint as paint
+from .cases import read_case as read_case
+from .panel import Panel as Panel
+from .panel import Viewer as Viewer
+from .panel import explore as explore
