@@ -41,7 +41,7 @@ report: env ## the whole study; real data: DATA=folder PARAMS=params/siim.yaml [
 
 better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=params/better.yaml] [DATA=folder] [WEIGHTS=file]
 	@$(BIN)/python -c 'import sys, pneumo_lib as pl; names = ("data", "weights"); \
-	  pl.experiments.run_experiments(sys.argv[1], overrides={k: v for k, v in zip(names, sys.argv[2:]) if v})' \
+	  pl.study.run_experiments(sys.argv[1], overrides={k: v for k, v in zip(names, sys.argv[2:]) if v})' \
 	  "$(or $(PARAMS),params/better.yaml)" "$(if $(DATA),$(abspath $(DATA)))" "$(if $(WEIGHTS),$(abspath $(WEIGHTS)))"
 
 # Without progress bars: the first run of a notebook shows them and its stored outputs do not.

@@ -8,6 +8,7 @@ from . import plots as plots
 from . import runs as runs
 from . import study as study
 from . import training as training
+from ._startup import keras as keras
 from .apps.explorer.panel import explore as explore
 from .data.phantom.draw import draw_phantom as draw_phantom
 from .data.phantom.draw import make_phantoms as make_phantoms
@@ -29,16 +30,8 @@ from .models.fcn import build_fcn as build_fcn
 from .models.fcn import build_small_fcn as build_small_fcn
 from .models.fcn import layer_table as layer_table
 from .models.receptive_field import receptive_field as receptive_field
-from .paths import project_path as project_path
-from .quiet import keras as keras
-from .runs import Run as Run
-from .runs import caveats as caveats
 from .runs import find_runs as find_runs
-from .runs import load_operating_point as load_operating_point
 from .runs import load_run as load_run
-from .runs import log_line as log_line
-from .runs import open_run as open_run
-from .runs import runs_to_compare as runs_to_compare
 from .training.config import TrainingConfig as TrainingConfig
 from .training.ensemble import average_runs as average_runs
 from .training.train import train as train

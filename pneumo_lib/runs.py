@@ -19,14 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from pneumo_lib._files import project_path, read_csv
 from pneumo_lib.data.prepare import Prepared, load_prepared
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.models.names import BACKBONES
-from pneumo_lib.paths import (
-    project_path,
-    read_csv,
-)
 
 logger = logging.getLogger(__name__)
 SETTINGS = "settings.json"

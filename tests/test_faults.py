@@ -23,6 +23,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from pneumo_lib._files import file_lock, new_array
 from pneumo_lib.data import arrays
 from pneumo_lib.data import images as data_images
 from pneumo_lib.data import prepare as preparation
@@ -31,7 +32,6 @@ from pneumo_lib.data.phantom.draw import make_phantoms
 from pneumo_lib.data.prepare import load_prepared, prepare
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.splits import near_duplicate_pairs, split_cases
-from pneumo_lib.paths import file_lock, new_array
 from pneumo_lib.study.notebooks import NotebookError
 
 ROOT = Path(__file__).parents[1]

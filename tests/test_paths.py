@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pneumo_lib.paths import (
+from pneumo_lib._files import (
     atomic_write,
     begin_folder,
     made_from,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import SIZE
 
-from pneumo_lib import paths, runs
+from pneumo_lib import _files, runs
 from pneumo_lib.training import state
 
 
@@ -23,9 +23,9 @@ def write_run(folder, data, **settings):
     config = {"name": folder.name, "data_name": "squares", "size": SIZE, "backbone": "vgg19"}
     config |= {"decoder": "deconvolution", "data_checksum": runs.data_checksum(data)}
     folder.mkdir(parents=True)
-    paths.write_json(folder / "config.json", config | settings)
+    _files.write_json(folder / "config.json", config | settings)
     for table in ("history.csv", "scores.csv"):
-        paths.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
+        _files.write_csv(folder / table, pd.DataFrame({"epoch": [1]}))
 
 
 def names(found):
@@ -130,10 +130,10 @@ def test_checksum_of_data_depends_on_the_split(data):
 
 @pytest.mark.parametrize("old", [{"results_version": 1}, {"code": "0123456789abcdef"}, {}])
 def test_a_run_of_another_results_version_is_moved_aside(folder, caplog, old):
-    state.claim("a", {"epochs": 3} | old)
-    assert state.claim("a", {"epochs": 3, "results_version": 1}) == folder / "a"
+    state.create_run_folder("a", {"epochs": 3} | old)
+    assert state.create_run_folder("a", {"epochs": 3, "results_version": 1}) == folder / "a"
     assert not (folder / "a.old-1").exists()
-    state.claim("a", {"epochs": 3, "results_version": 2})
+    state.create_run_folder("a", {"epochs": 3, "results_version": 2})
     assert json.loads((folder / "a" / "settings.json").read_text())["results_version"] == 2
     assert "a was trained with other settings (results_version); kept as a.old-1" in caplog.text
 
@@ -142,4 +142,4 @@ def test_a_run_refuses_a_folder_that_holds_something_else(folder):
     (folder / "report").mkdir(parents=True)
     (folder / "report" / "index.html").write_text("")
     with pytest.raises(ValueError, match="A run needs a folder of its own"):
-        state.claim("report", {})
+        state.create_run_folder("report", {})

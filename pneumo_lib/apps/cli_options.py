@@ -10,8 +10,8 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
+from pneumo_lib._logs import log_levels
 from pneumo_lib.apps.interrupts import ended_by_ctrl_c
-from pneumo_lib.logs import log_levels
 
 _STOPPED = "\nStopped. What was finished is kept; the same command goes on."
 _WORDS = {"--set": 2, "--backbones": math.inf, "--resources": math.inf}  # after one option

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pneumo_lib.paths import project_path
+from pneumo_lib._files import project_path
 
 _EXTRAS = {
     "": "everything",
@@ -69,7 +69,7 @@ def _version(name):
 
 
 def _devices():
-    import pneumo_lib.quiet  # noqa: F401  (before TensorFlow)
+    import pneumo_lib._startup  # noqa: F401  (before TensorFlow)
 
     import tensorflow as tf
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from fsspec.core import url_to_fs
 
+from pneumo_lib._files import atomic_write
 from pneumo_lib.data.images import SUFFIXES, is_dicom
-from pneumo_lib.paths import written_aside
 
 _STAMPS = ("ETag", "etag", "mtime", "LastModified")  # one of which changes when a file is replaced
 
@@ -51,7 +51,7 @@ def save(data, store, path):
     """Write a file at once, and its folder: whole or not at all, whoever else writes it."""
     if _is_local(store):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_bytes(data)
     else:
         store.pipe_file(path, data)  # a put of an object store is never half done

@@ -13,12 +13,12 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pneumo_lib._logs import log_levels
 from pneumo_lib.cluster.archive_files import load, locate, save
 from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference.predict import load_foreground, predictions, read_file
 from pneumo_lib.inference.prediction_rows import ARCHIVE_COLUMNS, describe, text_of
-from pneumo_lib.logs import log_levels
 from pneumo_lib.runs import Run
 
 SCHEMA = pa.schema(list(ARCHIVE_COLUMNS.items()))

@@ -11,7 +11,7 @@ from dask.utils import parse_bytes
 from distributed import CancelledError, Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
-from pneumo_lib.logs import log_levels
+from pneumo_lib._logs import log_levels
 
 logger = logging.getLogger(__name__)
 _DEATHS = 10  # of workers under one task, after which the task is held to be the cause

@@ -21,9 +21,9 @@ from distributed import get_worker
 from tqdm.auto import tqdm
 
 from pneumo_lib import runs
+from pneumo_lib._files import file_lock, project_path, write_csv
 from pneumo_lib.cluster.dask_client import as_finished, connected
 from pneumo_lib.evaluation.score_table import score_table
-from pneumo_lib.paths import alone, project_path, write_csv
 from pneumo_lib.plots.experiments import REPEATS, SCORES, sweep_chart
 from pneumo_lib.plots.style import (
     export,
@@ -141,7 +141,7 @@ def run_sweep(
     """
     axes, planned = read_sweep(params, overrides=overrides)
     folder = project_path("runs") / f"sweep-{Path(params).stem}"
-    with alone(folder):  # a second call waits for the first, and then finds all done
+    with file_lock(folder):  # a second call waits for the first, and then finds all done
         folder.mkdir(parents=True, exist_ok=True)
         prepared = zip(planned, prepare_each(planned), strict=True)
         unmade = [run for run, data in prepared if not is_finished(run, data)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
-from pneumo_lib.paths import atomic_write, new_array
+from pneumo_lib._files import atomic_write, new_array
 from pneumo_lib.data.images import read_pair
 
 PRINTS = "made_from.npy"  # fingerprints of the rows that are done

@@ -4,7 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 from pneumo_lib.data.siim import read_cases
-from pneumo_lib.paths import REMEDIES, atomic_write, file_lock, holds_files
+from pneumo_lib._files import REMEDIES, atomic_write, file_lock, holds_files
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pneumo_lib.data import arrays
 from pneumo_lib.data.siim import read_cases
-from pneumo_lib.paths import file_lock, holds_files, made_from, project_path, put_in_place, write_json
+from pneumo_lib._files import file_lock, holds_files, made_from, project_path, put_in_place, write_json
 from pneumo_lib.data.splits import check_scheme, leaked_patients, split_cases
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
+from pneumo_lib._files import atomic_write
 from pneumo_lib.data.images import is_dicom
-from pneumo_lib.paths import written_aside
 
 DESCRIPTION = "Research and teaching, not a medical device"
 PNEUMOTHORAX = Code("36118008", "SCT", "Pneumothorax")
@@ -91,7 +91,7 @@ def _write(out, header, row, run, *, number):
         "sop_instance_uid": generate_uid(entropy_srcs=[run, header.SOPInstanceUID, digest]),
     }
     path = out / "segmentations" / f"{row['output']}.dcm"
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         made = _segmentation(header, mask, run, instance_number=number, **uids)
         made.save_as(aside, enforce_file_format=True)
     return path

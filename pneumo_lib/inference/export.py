@@ -6,16 +6,16 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 import tensorflow as tf
 
+from pneumo_lib._files import atomic_write
 from pneumo_lib.data.images import resize_image
 from pneumo_lib.data.phantom.draw import draw_phantom
 from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.models.backbones import preprocess
-from pneumo_lib.paths import atomic_write
 from pneumo_lib.runs import load_network, load_operating_point, load_run, run_id
 
 SUFFIXES = {"onnx": ".onnx", "savedmodel": "", "litert": ".tflite"}

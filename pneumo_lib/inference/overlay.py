@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
+from pneumo_lib._files import atomic_write
 from pneumo_lib.data.images import resize_image, resize_mask
-from pneumo_lib.paths import written_aside
 
 _SIDES = (512, 1024)  # the longer one is brought between these, so that the letters fit
 _ORANGE, _VERMILION = (0, 159, 230), (0, 94, 213)  # Okabe and Ito (2008), as BGR
@@ -43,7 +43,7 @@ def write_png(path, image):
         path: without the suffix, whatever dots it holds.
         image: grey uint8 or uint16, or BGR uint8.
     """
-    with written_aside(path.with_name(f"{path.name}.png")) as aside:
+    with atomic_write(path.with_name(f"{path.name}.png")) as aside:
         aside.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from pneumo_lib._files import atomic_write, file_lock
 from pneumo_lib.inference.dicom_seg import segment_studies
 from pneumo_lib.inference.overlay import draw_overlay, write_png
 from pneumo_lib.inference.predict import ahead, find_images, predict
@@ -26,7 +27,6 @@ from pneumo_lib.inference.prediction_rows import (
     readme,
     text_of,
 )
-from pneumo_lib.paths import alone, written_aside
 from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 KINDS = ("probabilities", "masks", "overlays")
@@ -70,7 +70,7 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
     found = (Path(os.path.abspath(path)) for path in find_images(files))
     paths = list(dict.fromkeys(path for path in found if out not in path.resolve().parents))
     settings = {"made_by": "pneumo predict", "run": run_id(run), "operating_point": list(point)}
-    with alone(out):
+    with file_lock(out):
         _create(out, settings)
         rows = {row["file"]: row for row in read_table(out) if _is_whole(out, row)}
         _write_table(out, rows)
@@ -101,7 +101,7 @@ def _create(out, settings):
     """Folder with its subfolders, see `create_results_folder()`."""
 
     def write(name, data):
-        with written_aside(out / name) as aside:
+        with atomic_write(out / name) as aside:
             aside.write_bytes(data)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def _caption(row):
 
 def _write_table(out, rows):
     with (
-        written_aside(out / "predictions.csv") as aside,
+        atomic_write(out / "predictions.csv") as aside,
         aside.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file)

@@ -7,11 +7,11 @@ import cv2
 import pandas as pd
 from tqdm.auto import tqdm
 
+from pneumo_lib._files import atomic_write
 from pneumo_lib.data.images import SUFFIXES
 from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.inference.predict import find_images, predict
-from pneumo_lib.paths import written_aside
 
 HEADER = ("ImageId", "EncodedPixels")
 SHAPE = (1024, 1024)  # that of the competition's images, whatever copy of them is at hand
@@ -51,7 +51,7 @@ def write_submission(images, run, to, *, part="test", rows="image", operating_po
     _refuse_other_files(to)
     failed = []
     to.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(to) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(to) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(HEADER)
         results = predict(list(ids), run, operating_point=operating_point, shape=SHAPE)

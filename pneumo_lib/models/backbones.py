@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 from keras import applications, ops
 
+from pneumo_lib._files import project_path
 from pneumo_lib.models.names import PRETRAINED as BACKBONES
 from pneumo_lib.models.names import check_name, check_size
-from pneumo_lib.paths import project_path
 
 _DOWNLOADS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _SECONDS_TO_ANSWER = 3.0

@@ -2,7 +2,7 @@
 
 import math
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 from keras import initializers, layers, ops

@@ -4,7 +4,7 @@ import itertools
 import math
 from functools import partial
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import pandas as pd
 from keras import layers

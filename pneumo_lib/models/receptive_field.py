@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-import pneumo_lib.quiet  # noqa: F401  (before Keras)
+import pneumo_lib._startup  # noqa: F401  (before Keras)
 
 from keras import layers
 

@@ -3,7 +3,7 @@
 import itertools
 from functools import partial
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 from keras import initializers, layers
 

@@ -8,8 +8,8 @@ from functools import cache
 from typing import NamedTuple
 
 from pneumo_lib import runs
+from pneumo_lib._files import project_path, source_path
 from pneumo_lib.data.prepare import prepare_data
-from pneumo_lib.paths import project_path, source_path
 from pneumo_lib.study.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.training.config import TrainingConfig
 
@@ -131,7 +131,7 @@ def prepare_each(planned):
 
 def train_run(planned, data):
     """Finished `Run` of a `PlannedRun`, see `train()`."""
-    from pneumo_lib.quiet import keras  # Keras is needed, and started, only to train
+    from pneumo_lib._startup import keras  # Keras is needed, and started, only to train
 
     from pneumo_lib.training.train import train
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageChops
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
+from pneumo_lib._files import source_path
 from pneumo_lib.evaluation.score_table import format_table, score_table
-from pneumo_lib.paths import source_path
 from pneumo_lib.study.notebooks import figures_folder
 
 _PAGE_PIXELS = (1600, 1600)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import nbformat
 
-from pneumo_lib.paths import project_path
+from pneumo_lib._files import project_path
 
 
 class Step(NamedTuple):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from pneumo_lib._files import project_path
 from pneumo_lib.data.prepare import check_data_settings
 from pneumo_lib.models.names import check_size, did_you_mean
-from pneumo_lib.paths import project_path
 from pneumo_lib.runs import load_run
 from pneumo_lib.training.config import TrainingConfig, as_value
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import nbformat
 
+from pneumo_lib._files import file_lock, project_path, source_path, write_json
 from pneumo_lib.models import names
-from pneumo_lib.paths import alone, project_path, source_path, write_json
 from pneumo_lib.runs import (
     RESULTS_VERSION,
     caveats,
@@ -76,7 +76,7 @@ def run_report(
     steps = plan(paths, settings)
     steps = [step for step in steps if beyond or step.notebook.stem <= LAST]
     folder = project_path(folder or report_folder(settings["data"]))
-    with alone(folder):
+    with file_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         inputs = _fingerprint(settings)
         trained, records = [], []

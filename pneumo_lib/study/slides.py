@@ -19,7 +19,7 @@ from pptx import Presentation
 from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
 from pptx.util import Inches, Pt
 
-from pneumo_lib.paths import project_path
+from pneumo_lib._files import project_path
 from pneumo_lib.plots.style import BACKBONES
 from pneumo_lib.study.html import shrunk_picture
 from pneumo_lib.study.notebooks import report_folder

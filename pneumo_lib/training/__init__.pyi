@@ -27,6 +27,7 @@ from .config import as_value as as_value
 from .config import check_number as check_number
 from .config import describe as describe
 from .config import parse_loss as parse_loss
+from .devices import device_name as device_name
 from .ensemble import average_runs as average_runs
 from .features import cached_features as cached_features
 from .features import checksum as checksum

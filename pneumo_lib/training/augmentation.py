@@ -3,7 +3,7 @@
 import math
 from functools import partial
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 from keras import ops

@@ -5,7 +5,7 @@ import platform
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import tensorflow as tf
 

@@ -12,7 +12,7 @@ import re
 from contextlib import contextmanager, nullcontext
 from functools import cache
 
-import pneumo_lib.quiet  # noqa: F401  (before TensorFlow)
+import pneumo_lib._startup  # noqa: F401  (before TensorFlow)
 
 import numpy as np
 import tensorflow as tf

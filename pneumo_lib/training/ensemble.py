@@ -2,14 +2,14 @@
 
 from functools import partial
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 import pandas as pd
 
 from pneumo_lib import runs
+from pneumo_lib._files import file_lock, project_path, write_csv
 from pneumo_lib.models import fcn
-from pneumo_lib.paths import alone, project_path, write_csv
 from pneumo_lib.training import state
 from pneumo_lib.training.features import cached_features
 from pneumo_lib.training.scoring import TrainedPart, keep_results, score_cases
@@ -57,8 +57,8 @@ def average_runs(members, *, run, data=None):
         "results_version": runs.RESULTS_VERSION,
     }
     folder = project_path("runs") / run
-    with alone(folder):
-        state.claim(run, settings)
+    with file_lock(folder):
+        state.create_run_folder(run, settings)
         if not runs.is_finished(folder):
             _keep_mean(members, data, folder, settings)
     return runs.load_run(folder)

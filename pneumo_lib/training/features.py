@@ -3,13 +3,13 @@
 import hashlib
 import json
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 
+from pneumo_lib._files import atomic_write, file_lock, new_array, project_path
 from pneumo_lib.models.backbones import preprocess
 from pneumo_lib.models.forward import predict_batches
-from pneumo_lib.paths import atomic_write, file_lock, new_array, project_path
 
 _BATCHES_BETWEEN_FLUSHES = 32  # seconds of work to lose, and hardly any time to write
 

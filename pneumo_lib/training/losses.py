@@ -5,7 +5,7 @@ All take `y_true` `(batch, height, width)` of 0 and 1 (any dtype) and `y_pred`
 `(batch,)`, one value per image, so that Keras' `fit()` takes them as they are.
 """
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 from keras import ops

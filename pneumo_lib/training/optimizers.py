@@ -3,7 +3,7 @@
 import math
 from contextlib import contextmanager
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 from pneumo_lib.models import fcn
 from pneumo_lib.models.names import check_name

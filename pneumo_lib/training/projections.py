@@ -2,14 +2,14 @@
 
 import hashlib
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from pneumo_lib._files import atomic_write, file_lock, project_path
 from pneumo_lib.models.forward import compiled
-from pneumo_lib.paths import alone, project_path, written_aside
 from pneumo_lib.training.features import checksum
 
 _IMAGES = 64  # that components are found on: a million cells of VGG16's finest tap at 512 pixels
@@ -38,14 +38,14 @@ def fit_projections(model, data, backbone, *, folder="data/features", batch_size
     folder = project_path(folder)
     which = hashlib.sha256(rows.tobytes()).hexdigest()[:8]
     path = folder / f"{backbone}-{checksum(taps, data, backbone)}-{which}-projections.npz"
-    with alone(path):  # another process may be at it
+    with file_lock(path):  # another process may be at it
         if not path.exists():
             moments = _moments(taps, data.images, rows, backbone, batch_size)
             found = [
                 principal_projection(*moment, channels=layer.filters)
                 for moment, layer in zip(moments, projections, strict=True)
             ]
-            with written_aside(path) as aside:
+            with atomic_write(path) as aside:
                 np.savez(aside, *[array for pair in found for array in pair])
     with np.load(path) as file:
         arrays = [file[name] for name in file]

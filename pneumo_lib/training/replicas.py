@@ -4,7 +4,7 @@ Gradients and the moments of batch normalisation are summed over the replicas, s
 training is that of one replica, to rounding. A worker reads only its own share of the arrays.
 """
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 import tensorflow as tf

@@ -4,17 +4,17 @@ import logging
 import os
 from typing import NamedTuple
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 
 from pneumo_lib import runs
+from pneumo_lib._files import atomic_write, new_array, project_path, read_csv, write_json
 from pneumo_lib.evaluation import logged_metrics, metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import predict_batches
-from pneumo_lib.paths import new_array, project_path, read_csv, write_json, written_aside
 from pneumo_lib.training import distribution
 from pneumo_lib.training.devices import device_name
 from pneumo_lib.training.losses import get_loss
@@ -55,9 +55,9 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
         folder: the run folder, with `history.csv` and `scores.csv`.
         strategy: `tf.distribute.Strategy` that trained, if any.
     """
-    with written_aside(folder / "model.keras") as aside:
+    with atomic_write(folder / "model.keras") as aside:
         model.save(aside)
-    with written_aside(folder / "probabilities.npy") as aside:
+    with atomic_write(folder / "probabilities.npy") as aside:
         kept = new_array(aside, data.masks.shape, "uint8")
         for rows, softmax in _predictions(part, settings["test_time_flip"]):
             kept[rows] = np.rint(255 * softmax[..., 1])

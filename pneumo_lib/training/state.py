@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo_lib.paths import (
+from pneumo_lib._files import (
     atomic_write,
     begin_folder,
     made_from,
@@ -17,7 +17,7 @@ from pneumo_lib.paths import (
 from pneumo_lib.runs import SETTINGS, is_finished, logger, results_version
 
 
-def claim(name, settings):
+def create_run_folder(name, settings):
     """Folder of the run `name`, new or begun with the same settings.
 
     Work with other settings under that name is moved aside to `<name>.old-<number>`.

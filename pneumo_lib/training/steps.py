@@ -2,7 +2,7 @@
 
 from functools import partial
 
-import pneumo_lib.quiet  # noqa: F401  (before Keras)
+import pneumo_lib._startup  # noqa: F401  (before Keras)
 
 import numpy as np
 import tensorflow as tf

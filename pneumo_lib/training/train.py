@@ -7,14 +7,14 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from pneumo_lib import runs
+from pneumo_lib._files import atomic_write, file_lock, project_path
 from pneumo_lib.models import fcn
-from pneumo_lib.paths import alone, project_path, written_aside
 from pneumo_lib.training import distribution, state
 from pneumo_lib.training.config import TrainingConfig
 from pneumo_lib.training.devices import dtype_policy, prepare_gpus
@@ -75,10 +75,10 @@ def train(data, config=None, *, run=None, strategy=None, **changes):
     folder = project_path("runs") / name
     strategy = distribution.choose_strategy(strategy, batch_size=config.batch_size)
     chief = distribution.is_chief(strategy)
-    with distribution.one_error(strategy, name), alone(folder) if chief else nullcontext():
+    with distribution.one_error(strategy, name), file_lock(folder) if chief else nullcontext():
         distribution.check_settings(strategy, settings)
         if chief:
-            state.claim(name, settings)
+            state.create_run_folder(name, settings)
         if not distribution.from_chief(strategy, int(chief and runs.is_finished(folder))):
             model, part = _build(data, config, strategy)
             _fit(part, data, config, folder, strategy=strategy)
@@ -182,7 +182,7 @@ def _fit(part, data, config, folder, *, strategy=None):
                 if chief and epoch in config.milestones:
                     table = score_cases(part, data, test_time_flip=config.test_time_flip)
                     scores.append(table.assign(epoch=epoch))
-                    with written_aside(folder / f"epoch_{epoch}.weights.h5") as aside:
+                    with atomic_write(folder / f"epoch_{epoch}.weights.h5") as aside:
                         network.save_weights(aside)
             row["seconds"] = time.monotonic() - started
             history.append(row)

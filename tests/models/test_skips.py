@@ -7,11 +7,11 @@ from conftest import SIZE, make_data
 from keras import initializers
 from sklearn.decomposition import PCA
 
+from pneumo_lib._files import project_path
 from pneumo_lib.inference.export import export_network
 from pneumo_lib.inference.rescore import verify_run
 from pneumo_lib.models import fcn, skips
 from pneumo_lib.models.backbones import preprocess
-from pneumo_lib.paths import project_path
 from pneumo_lib.runs import load_network
 from pneumo_lib.training import projections as training_projections
 from pneumo_lib.training import train as training

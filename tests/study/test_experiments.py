@@ -11,12 +11,12 @@ import yaml
 from test_explorer import make_run
 
 import pneumo_lib as pl
-from pneumo_lib import paths, runs
+from pneumo_lib import _files, runs
+from pneumo_lib._files import project_path
 from pneumo_lib.data.prepare import load_prepared, prepare
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference.rescore import scores_at_operating_point
-from pneumo_lib.paths import project_path
 from pneumo_lib.study.experiments import (
     is_finished,
     plan_run,
@@ -155,7 +155,7 @@ def test_scores_at_the_operating_point_are_those_of_the_masks_it_draws(finished)
     probabilities = np.random.default_rng(0).integers(0, 256, masks.shape, dtype="uint8")
     np.save(finished.folder / "probabilities.npy", probabilities)
     point = OperatingPoint(0.9, 0.1, 0.3)
-    paths.write_json(finished.folder / "operating_point.json", point._asdict())
+    _files.write_json(finished.folder / "operating_point.json", point._asdict())
     scores = scores_at_operating_point(finished)
     sure = (probabilities >= 230).mean(axis=(1, 2)) >= 0.1  # 0.9 of 255 is 229.5
     drawn = (probabilities >= 77) & sure[:, None, None]  # 0.3 of 255 is 76.5

@@ -16,9 +16,9 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from pneumo_lib import paths, runs
+from pneumo_lib import _files, runs
+from pneumo_lib._files import write_csv, write_json
 from pneumo_lib.data.phantom import draw as phantom
-from pneumo_lib.paths import write_csv, write_json
 from pneumo_lib.study import notebooks as study_notebooks
 from pneumo_lib.study import report
 from pneumo_lib.study.notebooks import NotebookError, notebook_parameters
@@ -262,7 +262,7 @@ def test_run_report_finds_the_notebooks_when_runs_and_data_are_elsewhere(
     project, executed, monkeypatch
 ):
     write_notebook(project, "01_first", "seed = 1")
-    monkeypatch.setattr(paths, "__file__", str(project / "pneumo_lib" / "paths.py"))
+    monkeypatch.setattr(_files, "__file__", str(project / "pneumo_lib" / "paths.py"))
     monkeypatch.setenv("PNEUMO_HOME", str(project / "elsewhere"))
     shutil.copytree(Path(__file__).parents[2] / "site", project / "site")
     assert run_report() == project / "elsewhere/runs/report/index.html"

@@ -143,11 +143,11 @@ def difference(one, other):
     """Largest differences of the losses and of the last weights of two runs."""
     import keras
 
-    from pneumo_lib import paths
+    from pneumo_lib import _files
     from pneumo_lib.models import fcn  # noqa: F401  (its layers must be known)
 
     both = [folder / "runs" / "made" for folder in (one, other)]
-    losses = [paths.read_csv(folder / "history.csv")[["loss", "val_loss"]] for folder in both]
+    losses = [_files.read_csv(folder / "history.csv")[["loss", "val_loss"]] for folder in both]
     networks = [keras.models.load_model(f / "model.keras", compile=False) for f in both]
     weights = [[w.numpy() for w in network.trainable_weights] for network in networks]
     apart = max(np.abs(a - b).max() for a, b in zip(*weights, strict=True))

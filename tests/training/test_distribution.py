@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from pneumo_lib import paths
+from pneumo_lib import _files
 from pneumo_lib.models.layers import replica_share
 from pneumo_lib.models.layers.dropout import HashedDropout, SharedSpatialDropout2D
 from pneumo_lib.training import augmentation, distribution, loader
@@ -55,12 +55,12 @@ def test_two_workers_begun_again_end_as_one_undisturbed_process_does(found):
     assert [worker["status"] for worker in found.again] == [0, 0]
     assert found.alone == 0
     folders = [found.folder / name / "runs" / "head" for name in ("two", "one")]
-    histories = [paths.read_csv(f / "history.csv").drop(columns="seconds") for f in folders]
+    histories = [_files.read_csv(f / "history.csv").drop(columns="seconds") for f in folders]
     pd.testing.assert_frame_equal(*histories, rtol=1e-5, atol=1e-7)
     weights = [keras.models.load_model(f / "model.keras").get_weights() for f in folders]
     for two, one in zip(*weights, strict=True):
         np.testing.assert_allclose(two, one, atol=1e-5)
-    scores = [paths.read_csv(folder / "scores.csv") for folder in folders]
+    scores = [_files.read_csv(folder / "scores.csv") for folder in folders]
     pd.testing.assert_frame_equal(*scores, rtol=1e-5)
 
 

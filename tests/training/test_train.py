@@ -19,7 +19,7 @@ import pytest
 from conftest import CASES, SIZE, make_data
 
 import pneumo_lib as pl
-from pneumo_lib import paths, runs
+from pneumo_lib import _files, runs
 from pneumo_lib.evaluation import logged_metrics, metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.inference import predict
@@ -165,7 +165,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_numbers(settings, finished, d
     died = subprocess.run(command, env=os.environ, check=False)
     assert died.returncode == -signal.SIGKILL
     assert not runs.is_finished(home / "runs" / "killed")
-    first_rows = paths.read_csv(home / "runs" / "killed" / "history.csv")
+    first_rows = _files.read_csv(home / "runs" / "killed" / "history.csv")
     assert len(first_rows) == 2
     resumed = train(data, run="killed", **globals()[settings])
     if settings != "SETTINGS":
@@ -324,7 +324,7 @@ def test_finished_run_is_returned_without_building_a_network(
             path = finished.folder.with_name(layout) / name
             kept = json.loads(path.read_text())
             assert kept.pop("results_version") == runs.RESULTS_VERSION
-            paths.write_json(path, kept | {"code": "0123456789abcdef"})
+            _files.write_json(path, kept | {"code": "0123456789abcdef"})
     monkeypatch.setattr(training, "_build", None)
     again = train(data, run=layout, **SETTINGS)
     pd.testing.assert_frame_equal(again.history, finished.history)

@@ -17,7 +17,7 @@ from pneumo_lib.data.phantom import anatomy
 from pneumo_lib.data.phantom import collapse
 from pneumo_lib.data.phantom import geometry
 from pneumo_lib.data.phantom import radiography
-from pneumo_lib.paths import atomic_write, begin_folder, file_lock, made_from
+from pneumo_lib._files import atomic_write, begin_folder, file_lock, made_from
 
 RECORD = "phantoms.json"  # the settings of a set of phantoms; marks images as synthetic
 _PARTS = ("png_images", "png_masks")

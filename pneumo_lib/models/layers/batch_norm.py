@@ -1,6 +1,6 @@
 """Batch normalisation that trains fast on a processor."""
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 
 @keras.saving.register_keras_serializable(package="pneumo")

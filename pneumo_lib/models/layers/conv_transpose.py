@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 from keras import ops

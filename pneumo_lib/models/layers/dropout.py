@@ -1,6 +1,6 @@
 """Dropout that is fast on a processor, and the same on one replica and on several."""
 
-from pneumo_lib.quiet import keras
+from pneumo_lib._startup import keras
 
 import numpy as np
 from keras import ops

@@ -286,7 +286,3 @@ def new_array(path, shape, dtype):
         text = f"{error.strerror}: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"
         raise OSError(error.errno, text, str(path)) from None
     return array
-
-
-alone = file_lock
-written_aside = atomic_write

@@ -1,0 +1,72 @@
+"""The layout of the library: which way imports go, what a reader must read, how long it may get."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "pneumo_lib"
+MODULES = sorted(LIBRARY.rglob("*.py"))
+# What somebody reads who wants to know how an X-ray becomes a score, ninety minutes of it.
+SPINE = (
+    *("data/siim", "data/images", "data/rle", "data/splits", "data/prepare"),
+    *("models/backbones", "models/fcn", "models/decoders", "models/layers/conv_transpose"),
+    *("training/config", "training/train", "training/losses", "runs"),
+    *("evaluation/metrics", "evaluation/score_table"),
+)
+
+
+def lines_of(paths):
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def lint_imports(folder):
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_imports_go_one_way_down():
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_import_upwards_is_found(tmp_path):
+    """Else the test above would also pass if the contracts were empty."""
+    copied = ("pneumo_lib", "pyproject.toml")
+    subprocess.run(["cp", "-r", *(ROOT / name for name in copied), tmp_path], check=True)
+    with (tmp_path / "pneumo_lib/data/rle.py").open("a") as module:
+        module.write("\nfrom pneumo_lib.training import losses  # noqa\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert "pneumo_lib.data is not allowed to import pneumo_lib.training" in done.stdout
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_no_module_imports_the_package_itself_or_a_private_name_of_another(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pneumo_lib"):
+            names = [alias.name for alias in node.names]
+            private = [name for name in names if name[0] == "_" and node.module != "pneumo_lib"]
+            assert not private, f"line {node.lineno}: {private}"
+            if node.module == "pneumo_lib":  # its modules only, not what it lends from them
+                assert all((LIBRARY / f"{name}.py").exists() for name in names), node.lineno
+        if isinstance(node, ast.Import):
+            assert "pneumo_lib" not in [alias.name for alias in node.names], node.lineno
+
+
+def test_the_spine_is_read_in_ninety_minutes():
+    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_200
+
+
+def test_the_library_stays_small():
+    assert lines_of(MODULES) <= 11_800
+
+
+def test_every_folder_has_a_line_in_the_readme_of_the_library():
+    text = (LIBRARY / "README.md").read_text(encoding="utf-8")
+    folders = {path.parent.relative_to(LIBRARY) for path in MODULES} - {Path(".")}
+    missing = [str(folder) for folder in folders if f"`{folder}/`" not in text]
+    assert not missing
