@@ -106,7 +106,7 @@ def test_debug_shows_the_traceback(monkeypatch):
     ("command", "package"), [("report", "papermill"), ("sweep grid.yaml", "distributed")]
 )
 def test_without_the_packages_of_an_extra_a_command_names_them(command, package):
-    code = f"import sys; sys.modules[{package!r}] = None; from pneumo_lib.cli import main; "
+    code = f"import sys; sys.modules[{package!r}] = None; from pneumo_lib.apps.cli import main; "
     done = run_python("-c", f"{code}sys.exit(main({command.split()}))")
     assert done.returncode == 1
     assert f"needs the package {package}: pip install -e '.[notebooks,cluster]'" in done.stderr
@@ -151,7 +151,7 @@ def test_python_m_pneumo_lib_is_the_same_command():
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from pneumo_lib.cli import main; main(['--help']); "
+    code = "import sys; from pneumo_lib.apps.cli import main; main(['--help']); "
     heavy = "{'numpy', 'pandas', 'keras', 'tensorflow', 'papermill', 'yaml', 'rich', 'pydantic'}"
     done = run_python("-c", f"{code}print(sorted({heavy} & set(sys.modules)))")
     assert done.stdout.endswith("[]\n")

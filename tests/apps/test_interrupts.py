@@ -19,7 +19,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C to a
 STOPPED = "\nStopped. What was finished is kept; the same command goes on.\n"
 COMMAND = """
 import hashlib, multiprocessing, signal, subprocess, sys, threading, time
-from pneumo_lib import cli, interrupts
+from pneumo_lib.apps import cli, interrupts
 
 def compute(*_):  # for minutes, without a look at signals
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
@@ -84,7 +84,8 @@ def test_a_command_that_hears_the_interrupt_ends_itself(monkeypatch, capsys):
 
 AT_THE_END = """
 import atexit, os, subprocess, sys
-from pneumo_lib import __main__, cli
+from pneumo_lib import __main__
+from pneumo_lib.apps import cli
 
 class Kept:
     def __del__(self):

@@ -1,4 +1,4 @@
-// The picture area of the case explorer: pictures, keys, zoom, and X-rays dropped in.
+// The picture area of the case explorer: pictures, keys, zoom, uploaded X-rays.
 // Text that comes from files is only ever set as `textContent`: it cannot become markup.
 
 const CHUNK = 1 << 20; // bytes a message: notebook servers refuse messages of 10 MiB
@@ -145,7 +145,7 @@ function render({ model, el }) {
     file,
   );
 
-  // -- own files, in pieces
+  // -- uploaded files, in pieces
 
   async function upload(chosen) {
     if (!chosen) return;
