@@ -92,7 +92,7 @@ def report(
 
 @command("pneumo sweep params/sweep.yaml --workers 2")
 def sweep(
-    params: Annotated[str, Argument(metavar="YAML", help="grid of settings, such as params/sweep.yaml")],
+    params: Annotated[str, Argument(metavar="YAML", help="a grid, such as params/sweep.yaml")],
     settings: shared.Settings = (),
     scheduler: shared.Scheduler = "local",
     workers: shared.Workers = None,
@@ -180,20 +180,16 @@ def predict(
     (@list.txt) or one URL (s3://bucket/xrays). Parquet files in --out, which may be a URL too,
     then hold the masks as run lengths.
     """
+    listed = any("://" in name or name[:1] == "@" for name in files if not Path(name).exists())
+    if (len(files) > 1 or dicom_seg) if scheduler else (workers or listed):
+        raise ValueError(
+            "An archive is one folder, URL or @list, with --scheduler and without --dicom-seg. "
+            f"Received: {' '.join(files)}. Put several files into a list, one a line, and add "
+            "--scheduler local"
+        )
     point = _operating_point(threshold)
     if scheduler:
-        if len(files) > 1 or dicom_seg:
-            raise ValueError(
-                "An archive is one folder, URL or @list, without --dicom-seg. "
-                f"Received: {' '.join(files)}. Put single files into a list, one a line"
-            )
         return _predict_archive(files[0], run, out, point, scheduler, workers)
-    absent = [name for name in files if not Path(name).exists()]
-    if workers or any("://" in name or name[:1] == "@" for name in absent):
-        raise ValueError(
-            "URLs, @lists and --workers belong to the prediction of an archive: "
-            f"add --scheduler local. Received: {' '.join(files)}"
-        )
     from pneumo_lib.inference.predict_files import predict_files
 
     outcome = predict_files(files, run, out, operating_point=point, dicom_seg=dicom_seg)

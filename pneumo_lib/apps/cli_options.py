@@ -62,7 +62,7 @@ class Command(TyperCommand):
 
 
 def from_here(path):
-    """An existing path, which may start at the current folder, as absolute; other text unchanged."""
+    """Absolute path of an existing file or folder; any other text unchanged."""
     there = os.path.expanduser(path)
     return os.path.realpath(there) if path != "phantoms" and os.path.exists(there) else path
 
