@@ -47,31 +47,26 @@ def _watch(reader, screen, message):
     """Read a byte for each signal, and none once the block is left."""
     while number := reader.recv(1):
         if number[0] == signal.SIGINT:
-            end, children = time.monotonic() + PATIENCE, []
-            with suppress(Exception):  # this thread must reach the end of the process
-                children = _children()
+            end, children = time.monotonic() + PATIENCE, _children()
             wait = max(0, end - time.monotonic())
             if select.select([reader], [], [], wait)[0] and not reader.recv(1):
                 return
-            _end(children)
+            end_children(children)
             os.write(screen, f"{message}\n".encode())  # without a lock that another thread holds
             os._exit(130)
 
 
-def end_children():
-    """End the processes that this one has started, which would outlive it."""
-    with suppress(Exception):  # they cannot be listed
-        _end(_children())
-
-
-def _end(children):
-    for child in children:
+def end_children(children=None):
+    """End child processes, by default all, which would outlive this one."""
+    for child in _children() if children is None else children:
         with suppress(Exception):  # it has ended meanwhile
             child.terminate()
 
 
 def _children():
     """Processes of pools and kernels of notebooks, with their descendants."""
-    import psutil
+    with suppress(Exception):  # they cannot be listed, which must not stop the end
+        import psutil
 
-    return psutil.Process().children(recursive=True)
+        return psutil.Process().children(recursive=True)
+    return []

@@ -109,7 +109,8 @@ def gone():
 )  # fmt: skip
 def test_children_that_cannot_be_ended_are_no_obstacle(children, what_is_done, monkeypatch):
     done = []
-    monkeypatch.setattr(interrupts, "_children", lambda: children(done))
+    process = SimpleNamespace(children=lambda recursive: children(done))
+    monkeypatch.setattr(psutil, "Process", lambda: process)
     monkeypatch.setattr(interrupts, "PATIENCE", 0)
     monkeypatch.setattr(interrupts.os, "_exit", lambda code: done.append(code) or writer.close())
     reader, writer = socket.socketpair()

@@ -67,7 +67,7 @@ def test_on_black_inverts_the_text_of_a_table():
     figure, ax = plt.subplots()
     cell = ax.table([["1"]])[0, 0]
     with style.on_black(figure):
-        assert to_rgba(cell.get_text().get_color())[0] > 0.9
+        assert to_rgba(cell.get_text().get_color())[0] > 0.8
         assert to_rgba(cell.get_facecolor())[0] < 0.1
 
 
