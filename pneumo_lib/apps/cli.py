@@ -241,9 +241,10 @@ def submit(
 
 @command("pneumo average siim-s0 siim-s1 siim-s2 --to siim-mean")
 def average(runs: shared.Runs, to: Annotated[str, Option(metavar="NAME", help="of the new run")]):
-    """Make an ensemble, whose probabilities are the mean of its members'.
+    """Make an ensemble of trained networks.
 
-    Members are networks of one kind, trained on the same data with different seeds.
+    It predicts the mean of the probabilities of its members, networks of one kind, trained on the
+    same data with different seeds.
     """
     from pneumo_lib.training.ensemble import average_runs
 
@@ -270,7 +271,7 @@ def export(
 
 @command("pneumo verify phantoms-small-128")
 def verify(run: shared.OneRun):
-    """Compute the scores of a trained network again and compare them with scores.csv."""
+    """Score a trained network again and compare with its scores.csv."""
     from pneumo_lib.inference.rescore import verify_run
 
     found = verify_run(run)
@@ -288,7 +289,10 @@ def verify(run: shared.OneRun):
 
 @command("pneumo doctor")
 def doctor():
-    """Check versions, devices, weights, data, runs and disk; show remedies. Downloads nothing."""
+    """Check packages, devices, weights, data, runs and disk.
+
+    Names a remedy for what is missing. Downloads nothing.
+    """
     from pneumo_lib.apps.doctor import examine
 
     findings = examine()

@@ -15,7 +15,7 @@ _SORTED = {  # order: condition, columns, whether they ascend
     "missed": ("has_pneumothorax and tp == 0", "lesion", False),
     "false positive": ("not has_pneumothorax and fp > 0", "fp", False),
 }
-ORDERS = ("best", "worst", "missed", "false positive", "image-level score", "random", "by id")
+ORDERS = (*_SORTED, "image-level score", "random", "by id")
 LAYERS = ("truth", "prediction", "errors", "probability")
 _SIDE = 1024  # pixels of the longer side of a picture; larger ones repaint with a visible delay
 
