@@ -98,7 +98,7 @@ def sweep(
     workers: shared.Workers = None,
     memory: Annotated[str | None, Option(help="limit of a worker, such as 4GB")] = None,
     resources: Annotated[str, Option(metavar="NAME=N ...", help="of a run, such as GPU=1")] = "",
-    retries: Annotated[int, Option(metavar="N", help="of a run that failed")] = 1,
+    retries: Annotated[int, Option(metavar="N", help="of a failed run")] = 1,
 ):
     """Train a grid of networks on several processes or machines.
 
@@ -114,10 +114,9 @@ def sweep(
             f"--resources must be names with amounts, such as GPU=1. Received: {resources}"
         ) from None
     options = dict(scheduler=scheduler, workers=workers, memory=memory, retries=retries)
-    overrides = shared.read_settings(settings)
-    done = run_sweep(params, overrides=overrides, resources=amounts, **options)
+    done = run_sweep(params, overrides=shared.read_settings(settings), resources=amounts, **options)
     if len(done.table):
-        tested = done.summary[done.summary["part"] == "test"].drop(columns="part")
+        tested = done.summary[done.summary["split"] == "test"].drop(columns="split")
         typer.echo(f"\n{tested.round(3).to_string(index=False)}\n")
         _show("Table", done.folder / "table.csv", "summary.csv")
         _show("Figure", done.folder / "scores.png")
@@ -193,7 +192,7 @@ def predict(
     from pneumo_lib.inference.predict_files import predict_files
 
     outcome = predict_files(files, run, out, operating_point=point, dicom_seg=dicom_seg)
-    there = len(outcome.rows) - outcome.predicted - len(outcome.failed)
+    there = sum(not row["error"] for row in outcome.rows) - outcome.predicted
     _show("Predicted", f"{outcome.predicted} files" + (f"; {there} were there" if there else ""))
     _show("Table", Path(out).resolve() / "predictions.csv")
     for path in outcome.segmentations:

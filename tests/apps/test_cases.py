@@ -33,7 +33,7 @@ CASES = {
     "perfect": ("test", LESION, LESION, 0.8),
     "missed small": ("test", SMALL, SMALL, 0.3),
     "missed large": ("test", LESION, LESION, 0.2),
-    "alarm": ("test", None, (4, 6, 4, 9), 0.6),
+    "spurious": ("test", None, (4, 6, 4, 9), 0.6),
     "<b>healthy</b>": ("test", None, (0, 1, 0, 1), 0.1),
     "seen in training": ("train", LESION, LESION, 1.0),
     "healthy in training": ("train", None, (0, 2, 0, 2), 0.7),
@@ -129,7 +129,7 @@ def test_a_run_folder_alone_is_opened_with_its_data_and_the_scores_of_its_last_e
     dice = opened.cases.set_index("image_id")["dice"]
     assert dice["perfect"] == 1
     assert dice["half found"] == pytest.approx(2 * 16 / (2 * 16 + 16))
-    assert dice["missed large"] == dice["alarm"] == 0
+    assert dice["missed large"] == dice["spurious"] == 0
     assert dice["<b>healthy</b>"] == 1  # both masks empty
 
 
@@ -173,10 +173,10 @@ def test_an_older_run_without_its_data_names_data_set_and_size(folder):
         ("best", "perfect, half found, missed large, missed small"),
         ("worst", "missed large, missed small, half found, perfect"),
         ("missed", "missed large, missed small"),
-        ("false positive", "alarm"),
+        ("false positive", "spurious"),
         ("image-level score",
-         "half found, perfect, alarm, missed small, missed large, <b>healthy</b>"),
-        ("by id", "<b>healthy</b>, alarm, half found, missed large, missed small, perfect"),
+         "half found, perfect, spurious, missed small, missed large, <b>healthy</b>"),
+        ("by id", "<b>healthy</b>, half found, missed large, missed small, perfect, spurious"),
     ],
 )  # fmt: skip
 def test_cases_of_one_split_come_in_the_order_asked_for(opened, order, names):

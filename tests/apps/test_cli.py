@@ -186,7 +186,7 @@ def test_sweep_names_what_it_wrote_and_what_failed(monkeypatch, capsys, tmp_path
 
     def run_sweep(params, **options):
         received.update(options, params=params)
-        table = pd.DataFrame({"part": ["validation", "test"], "mean": [0.25, 0.5]})
+        table = pd.DataFrame({"split": ["validation", "test"], "mean": [0.25, 0.5]})
         failed = {"a": ("no such loss", tmp_path / "a.txt")}
         return SimpleNamespace(table=table, summary=table, failed=failed, folder=tmp_path)
 
