@@ -61,7 +61,7 @@ def test_images_of_one_kind_or_of_another_number_are_refused(y_true):
 def test_reliability_is_that_counted_by_hand():
     table = reliability_table([0, 1, 1, 1], [0.1, 0.3, 0.9, 1.0], bins=2)
     assert table["count"].tolist() == [2, 2]
-    np.testing.assert_allclose(table["promised"], [0.2, 0.95])
+    np.testing.assert_allclose(table["predicted"], [0.2, 0.95])
     np.testing.assert_allclose(table["observed"], [0.5, 1.0])
     assert expected_calibration_error(table) == pytest.approx((2 * 0.3 + 2 * 0.05) / 4)
 
@@ -73,14 +73,14 @@ def test_reliability_agrees_with_scikit_learn():
     table = reliability_table(truth, probability, bins=15)
     observed, promised = calibration_curve(truth.ravel(), probability.ravel(), n_bins=15)
     np.testing.assert_allclose(table["observed"].dropna(), observed)
-    np.testing.assert_allclose(table["promised"].dropna(), promised)
+    np.testing.assert_allclose(table["predicted"].dropna(), promised)
     assert table["count"].sum() == truth.size
 
 
 def test_an_empty_bin_has_a_count_of_0_and_no_shares():
     table = reliability_table(np.zeros((1, 2, 2)), np.full((1, 2, 2), 0.05))
     assert table["count"].tolist() == [4] + [0] * 9
-    assert table["promised"].isna().sum() == table["observed"].isna().sum() == 9
+    assert table["predicted"].isna().sum() == table["observed"].isna().sum() == 9
     assert expected_calibration_error(table) == pytest.approx(0.05)
 
 

@@ -80,43 +80,43 @@ def test_confusion_counts_of_no_images_are_empty():
 def test_the_evidence_of_an_image_is_the_mean_of_its_most_probable_thousandth():
     probability = np.zeros((1, 50, 40))
     probability[0, 10, [3, 5, 7]] = 0.9, 0.5, 0.4  # a thousandth of 2,000 pixels is 2
-    assert image_level.image_evidence(probability) == pytest.approx([0.7])
+    assert image_level.image_level_score(probability) == pytest.approx([0.7])
 
 
 def test_evidence_agrees_with_sorting_every_pixel():
     _, probability = random_case(2, n=4, size=64)
     slow = [np.sort(image.ravel())[-4:].mean() for image in probability]
-    assert image_level.image_evidence(probability) == pytest.approx(slow)
+    assert image_level.image_level_score(probability) == pytest.approx(slow)
 
 
 def test_an_image_smaller_than_a_thousand_pixels_is_judged_by_its_highest_one():
-    assert image_level.image_evidence(np.array([[[0.2, 0.6]]])) == pytest.approx([0.6])
+    assert image_level.image_level_score(np.array([[[0.2, 0.6]]])) == pytest.approx([0.6])
 
 
 def test_an_image_may_be_one_pixel():
-    assert image_level.image_evidence([[[0.25]]]) == [0.25]
+    assert image_level.image_level_score([[[0.25]]]) == [0.25]
 
 
 def test_evidence_is_averaged_in_float64():
     probability = np.zeros((1, 50, 40), np.float32)
     probability[0, 0, :2] = 1, 1 - 2**-24  # whose mean float32 cannot hold
-    assert image_level.image_evidence(probability) == [1 - 2**-25]
+    assert image_level.image_level_score(probability) == [1 - 2**-25]
 
 
 def test_evidence_of_no_images_is_empty_and_rounding_above_1_is_cut():
-    assert image_level.image_evidence(np.zeros((0, 4, 4))).shape == (0,)
-    assert image_level.image_evidence(np.full((1, 2, 2), 1.0000001)) == [1]
+    assert image_level.image_level_score(np.zeros((0, 4, 4))).shape == (0,)
+    assert image_level.image_level_score(np.full((1, 2, 2), 1.0000001)) == [1]
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 4, 4, 2), (2, 0, 4)])
 def test_evidence_refuses_what_is_no_batch_of_maps(shape):
     with pytest.raises(ValueError, match="must be \\(n, height, width\\) with at least one pixel"):
-        image_level.image_evidence(np.zeros(shape))
+        image_level.image_level_score(np.zeros(shape))
 
 
 def test_evidence_refuses_logits():
     with pytest.raises(ValueError, match="not logits"):
-        image_level.image_evidence(np.full((1, 2, 2), 3.0))
+        image_level.image_level_score(np.full((1, 2, 2), 3.0))
 
 
 def test_pooling_weighs_pixels_and_the_mean_weighs_images():
@@ -190,7 +190,7 @@ def test_dice_score_cuts_at_the_threshold_and_gives_two_empty_masks_one():
     ],
 )
 def test_confusion_counts_refuses_other_shapes(truth, prediction):
-    with pytest.raises(ValueError, match=r"must both be \(n, height, width\)"):
+    with pytest.raises(ValueError, match=r"must be \(n, height, width\) and `y_pred`"):
         metrics.confusion_counts(np.zeros(truth), np.zeros(prediction))
 
 

@@ -29,7 +29,7 @@ def order_cases(opened, order, *, split="all", seed=0):
         order: "best" and "worst": positive cases by Dice (where Dice is equal, the largest
             lesion first); "missed": positive cases without one right pixel, the largest first;
             "false positive": healthy cases with a predicted pixel, the most pixels first;
-            "image-level score": all cases, the highest `image_level.image_evidence()` first;
+            "image-level score": all cases, the highest `image_level.image_level_score()` first;
             "random"; "by id". Predictions are those at threshold 0.5.
         split: "train", "validation", "test" or "all".
         seed: of the random order.
@@ -52,7 +52,7 @@ def order_cases(opened, order, *, split="all", seed=0):
         rows = healthy[healthy["fp"] > 0].sort_values("fp", ascending=False).index
     elif order == "image-level score":
         each = (opened.probabilities[[row]] / np.float32(255) for row in cases.index)
-        scores = np.array([image_level.image_evidence(y_pred)[0] for y_pred in each])
+        scores = np.array([image_level.image_level_score(y_pred)[0] for y_pred in each])
         rows = cases.index[np.argsort(-scores, kind="stable")]
     elif order == "random":
         rows = np.random.default_rng(seed).permutation(cases.index)
@@ -106,7 +106,7 @@ def case_scores(prediction, probability, mask=None):
         scores["True area"] = f"{100 * mask.mean():.2f} %"
     return scores | {
         "Predicted area": f"{100 * prediction.mean():.2f} %",
-        "Image-level score": f"{image_level.image_evidence(probability[None])[0]:.2f}",
+        "Image-level score": f"{image_level.image_level_score(probability[None])[0]:.2f}",
     }
 
 
