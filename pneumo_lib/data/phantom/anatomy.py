@@ -1,11 +1,14 @@
-"""A chest as thickness maps: how many cm of each material one X-ray crosses in each pixel.
+"""Thickness maps of a chest: how many cm of each material one X-ray crosses in each pixel.
 
-The axes are those of `projection`. Outlines follow ordinary frontal radiographs; no image of a
+The axes are those of `geometry`. Outlines follow ordinary frontal radiographs; no image of a
 patient was traced.
 """
 
+from itertools import product
+
 import cv2
 import numpy as np
+
 from pneumo_lib.data.phantom.geometry import bulge, ellipse, fill, ribbon, smooth, stroke, zoom
 
 WALL = [  # inner face of the rib cage, from the apex of a lung down: (x, y)
@@ -24,7 +27,7 @@ LEFT_EDGE = [  # left side: subclavian artery, aortic knob, pulmonary trunk, lef
 
 
 def draw_patient(rng):
-    """Body build, a dict of numbers that stay the same in every image of one patient."""
+    """Body build of a patient: a dict of numbers, the same in every image of that patient."""
     female = rng.random() < 0.45
     fat = rng.gamma(2.5, 0.4)  # about 1 on average
     return {
@@ -47,13 +50,10 @@ def draw_patient(rng):
 
 
 def lungs(patient, *, breath=0.0):
-    """Outlines of both lungs as seen, `{"right": (n, 2), "left": (n, 2)}` in cm.
+    """Projected outlines of both lungs, `{"right": (n, 2), "left": (n, 2)}` in cm.
 
     Chest wall from the apex down, then along the diaphragm to the mediastinum and up again.
-
-    Args:
-        patient: from `draw_patient()`.
-        breath: how much deeper than usual the patient breathed in, cm of diaphragm.
+    `breath` is how much deeper than usual the patient breathed in, cm of diaphragm.
     """
     outlines = {}
     for side, edge in edges(patient).items():
@@ -80,7 +80,7 @@ def scale(patient):
 
 
 def edges(patient):
-    """Both sides of the mediastinum, x away from the midline; heart and aorta as this patient's."""
+    """Both edges of this patient's mediastinum in cm, x counted away from the midline."""
     left = np.array(LEFT_EDGE)
     left[9:14, 0] = 4.0 + (left[9:14, 0] - 4.0) * patient["heart"]
     left[4:6, 0] += patient["knob"] - 1
@@ -94,9 +94,7 @@ def vessel_tree(side, patient, *, rng):
 
     Each branch leaves its parent's path somewhere and is shorter and thinner; at a fork in three
     the radii shrink by about 3 ** (-1 / 3), Murray's law (1926, doi:10.1085/jgp.9.6.835).
-
-    Returns:
-        `[(paths (n, 7, 2) in cm, radius at their start in cm), ...]`, the trunks first.
+    Returns `[(paths (n, 7, 2) in cm, radius at their start in cm), ...]`, the trunks first.
     """
     sign = -1 if side == "right" else 1
     start = np.array([[2.9, -1.0 if side == "right" else -1.8]]) + rng.normal(0, 0.35, (13, 2))
@@ -121,12 +119,12 @@ def vessel_tree(side, patient, *, rng):
 
 
 def ribs(patient):
-    """Centre lines of eleven rib pairs, `[(line (n, 2), z (n,), "back" or "front"), ...]`.
+    """Centre lines of eleven rib pairs, `{"back": [(line (n, 2), z (n,)), ...], "front": ...}`.
 
     A rib is a tilted ring: it leaves the spine at the back, slopes down to the side wall and on
     to its end in front, where cartilage (invisible here) takes over.
     """
-    found = []
+    halves = {"back": [], "front": []}
     t = np.linspace(0.0, np.pi, 40)
     for k in range(11):
         top = -12.6 + patient["rib_step"] * k
@@ -138,11 +136,11 @@ def ribs(patient):
         end = 0.72 - 0.012 * max(k - 5, 0)  # the lower ribs end further to the side
         for sign in (-1, 1):
             line = np.stack([sign * x, y], 1) * scale(patient)
-            found.append((line[t <= np.pi / 2], z[t <= np.pi / 2], "back"))
+            halves["back"].append((line[t <= np.pi / 2], z[t <= np.pi / 2]))
             if 0 < k < 10:
                 front = (t >= np.pi / 2) & (t <= end * np.pi)
-                found.append((line[front], z[front], "front"))
-    return found
+                halves["front"].append((line[front], z[front]))
+    return halves
 
 
 def solid_body(view, patient, *, arms):
@@ -204,15 +202,14 @@ def air_space(view, patient, *, breath):
 def skeleton(view, patient, *, arms):
     """Cortical bone in cm along each ray: ribs, spine, clavicles, shoulder blades, arms."""
     size = scale(patient)
-    layers = []
-    for part, width, inner, rim in (("back", 1.1, 80, 135), ("front", 1.3, 42, 75)):
+    total = spine(view, patient).astype(np.float32)
+    for half, width, inner, rim in (("back", 1.1, 80, 135), ("front", 1.3, 42, 75)):
         layer = np.zeros((view.pixels, view.pixels), np.uint8)
-        for line, z, where in ribs(patient):
-            if where == part:
-                band, depth = ribbon(line, width), np.concatenate([z, z[::-1]])
-                fill(view, [band], z=depth, value=inner, onto=layer)
-                stroke(view, [band], z=depth, width=0.1, value=rim, onto=layer)
-        layers.append(layer)
+        for line, z in ribs(patient)[half]:
+            band, depth = ribbon(line, width), np.concatenate([z, z[::-1]])
+            fill(view, [band], z=depth, value=inner, onto=layer)
+            stroke(view, [band], z=depth, width=0.1, value=rim, onto=layer)
+        cv2.accumulate(layer, total)
     layer = np.zeros((view.pixels, view.pixels), np.uint8)
     for arm in upper_arms(patient, arms=arms):
         shaft = ribbon(arm, np.interp(np.arange(8), [0, 1], [3.0, 2.2]))
@@ -230,9 +227,7 @@ def skeleton(view, patient, *, arms):
         bar = ribbon(smooth(clavicle + lift) * [sign, 1] * size, 1.25)
         fill(view, [bar], z=-5.0, value=130, onto=layer)
         stroke(view, [bar], z=-5.0, width=0.14, value=215, onto=layer)
-    total = spine(view, patient).astype(np.float32)
-    for crossed in (*layers, layer):
-        cv2.accumulate(crossed, total)
+    cv2.accumulate(layer, total)
     return total * (patient["bone"] / 255)
 
 
@@ -273,20 +268,19 @@ def vasculature(view, patient, lung, *, moved):
     rng = np.random.default_rng(patient["vessels"])
     layer = np.zeros((view.pixels, view.pixels), np.uint8)
     trees = {side: vessel_tree(side, patient, rng=rng) for side in ("right", "left")}
-    for generation in (2, 1, 0):  # the finest first, the wide ones over them
-        for end in (6, 4, 2):  # outer, middle and inner third of each path
-            for side, tree in trees.items():
-                paths, radius = tree[generation]
-                points = paths[:, end - 2 : end + 1].reshape(-1, 2)
-                points = moved[side](points) if side in moved else points
-                width = 2 * radius * (1 - end / 8)
-                lines, value = points.reshape(-1, 3, 2), int(min(255, 400 * width))
-                stroke(view, lines, width=width, value=value, onto=layer)
+    # The finest generation first, the wide ones over it; each path from its outer third inward.
+    for generation, end, side in product((2, 1, 0), (6, 4, 2), trees):
+        paths, radius = trees[side][generation]
+        points = paths[:, end - 2 : end + 1].reshape(-1, 2)
+        points = moved[side](points) if side in moved else points
+        width = 2 * radius * (1 - end / 8)
+        lines, value = points.reshape(-1, 3, 2), int(min(255, 400 * width))
+        stroke(view, lines, width=width, value=value, onto=layer)
     return np.minimum(layer * np.float32(2 / 255), 0.25 * lung)  # an artery and a vein
 
 
 def haze(view, *, rng):
-    """Share of lung that is fluid or thick tissue instead: fine texture and broad patches."""
+    """Share of the lung that is fluid or dense tissue: fine texture and broad patches."""
     total = np.zeros((view.pixels, view.pixels), np.float32)
     for cells, strength in ((110, 0.022), (45, 0.015), (7, min(0.06, rng.exponential(0.02)))):
         noise = strength * rng.standard_normal((cells, cells), dtype=np.float32)

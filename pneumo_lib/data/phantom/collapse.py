@@ -1,16 +1,17 @@
-"""How a lung collapses, and what that changes along each X-ray: the disease in a phantom."""
+"""Collapse of a lung, and what it changes along each X-ray: the pneumothorax of a phantom."""
 
 import cv2
 import numpy as np
+
 from pneumo_lib.data.phantom.geometry import bulge, fill, place, stroke, zoom
 
 
 def collapse(outline, area, *, site, rng):
-    """Pull a lung away from the chest wall until the air rim has the wanted area.
+    """Function that shrinks a lung from the chest wall until the air rim has the wanted area.
 
     Each boundary point moves towards the hilum by a share that depends on its direction from
-    the middle of the lung: most at the site of the pneumothorax, little elsewhere. The
-    amount is found by bisection on the area between the two outlines.
+    the middle of the lung: most at the site of the pneumothorax, little elsewhere. Bisection on
+    the area between the two outlines finds the amount.
 
     Args:
         outline: `(n, 2)` of the inflated lung, cm.
@@ -49,7 +50,7 @@ def collapse(outline, area, *, site, rng):
 
 
 def air_rim(view, whole, shrunk):
-    """What a lung that shrank from outline `whole` to `shrunk` changes along each ray.
+    """Changes along each ray where a lung shrinks from outline `whole` to `shrunk`.
 
     Returns:
         filled: float32 factor on the depth of lung tissue: 0 in the rim, and in the lung above 1
@@ -69,10 +70,9 @@ def air_rim(view, whole, shrunk):
 
 
 def rim_mask(view, whole, shrunk, *, size):
-    """Mask `(size, size)` of the air rim, uint8 0 and 1, with as many pixels as the rim is large.
+    """Mask `(size, size)` of the air rim, uint8 of 0 and 1, with the area of the rim.
 
-    A pixel belongs to it where the rim covers most of it; of a rim thinner than a pixel, the
-    pixels it covers most.
+    Its pixels are those that the rim covers most, also of a rim thinner than a pixel.
     """
     fine = zoom(view, 6 * size / view.pixels)
     rim = np.zeros((fine.pixels, fine.pixels), np.uint8)
