@@ -49,15 +49,15 @@ def saturation_chart(points, *, ax=None, title=None, note=None):
         ax.plot(100 * rows["share"], rows["logged"], **style, label=f"{name}: as logged")
         hollow = {"markerfacecolor": "white", "markeredgewidth": 2, "clip_on": False}
         ax.plot(100 * rows["share"], rows["iou"], **style, **hollow, label=f"{name}: true IoU")
-    values = {name: of_split["test"] for name, of_split in REPORT_MEAN_IOU.items()}
-    shares = saturated_share_at(list(values.values()))
+    values = [of_split["test"] for of_split in REPORT_MEAN_IOU.values()]
+    shares = 100 * saturated_share_at(values)
     cross = {"color": VERMILION, "marker": "X", "markersize": 14, "linestyle": "none", "zorder": 5}
-    ax.plot(100 * shares, list(values.values()), **cross, label="the report's test values")
-    for (name, value), at in zip(values.items(), 100 * shares, strict=True):
-        highest = value == max(values.values())
+    ax.plot(shares, values, **cross, label="the report's test values")
+    for name, *point in zip(REPORT_MEAN_IOU, shares, values, strict=True):
+        highest = point[1] == max(values)
         place = {"ha": "right", "va": "bottom"} if highest else {"ha": "left", "va": "top"}
-        text, offset = f"{BACKBONES[name][0]} {value:.4f}", (-8, 8) if highest else (10, -8)
-        ax.annotate(text, (at, value), offset, textcoords="offset points", fontsize=14, **place)
+        text, offset = f"{BACKBONES[name][0]} {point[1]:.4f}", (-8, 8) if highest else (10, -8)
+        ax.annotate(text, point, offset, textcoords="offset points", fontsize=14, **place)
     ax.set(xlabel="Share f of the pixels with a softmax of exactly 1.0, %", xlim=(-1, 101))
     ax.set(ylabel="Score", ylim=_UNIT, title=title, xticks=range(0, 101, 20))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -101,10 +101,10 @@ def reliability_chart(tables, *, title=None, note=None):
         reliability.plot(table["predicted"], table["observed"], **style, label=name)
         middle = (table["lower"] + table["upper"]) / 2
         counts.plot(middle, table["count"].where(table["count"] > 0), **style)
-    reliability.set(xlabel="Predicted probability", ylabel="Observed frequency", **_UNIT_SQUARE)
-    reliability.set(title="Reliability")
-    counts.set(xlabel="Predicted probability", ylabel="Count", yscale="log", xlim=_UNIT)
-    counts.set(title="Predictions in each bin")
+    reliability.set(ylabel="Observed frequency", title="Reliability", **_UNIT_SQUARE)
+    counts.set(ylabel="Predictions in the bin", title="Counts", yscale="log", xlim=_UNIT)
+    for ax in axes[0]:
+        ax.set_xlabel("Predicted probability")
     legend_below(figure, reliability)
     return figure
 
