@@ -131,10 +131,10 @@ def ratio(numerator, denominator, *, empty_score=np.nan):
 
 
 def checked_pairs(y_true, y_pred, *, channels=()):
-    """Iterator over `(mask, prediction)` of single images, for memory that does not grow with n.
+    """Iterator over `(boolean mask, prediction)` of single images, in memory one at a time.
 
-    `y_true` is `(n, height, width)` of 0 and 1, a mask boolean; `y_pred` has the same shape, with
-    `channels` appended, and holds probabilities. A ValueError refuses anything else.
+    A ValueError refuses any `y_true` but `(n, height, width)` of 0 and 1, and any `y_pred` but
+    probabilities of that shape with `channels` appended.
     """
     if np.ndim(y_true) != 3 or np.shape(y_pred) != (*np.shape(y_true), *channels):
         axes = ", ".join(map(str, ("n", "height", "width", *channels)))

@@ -22,19 +22,16 @@ HEADINGS = {
     "average_precision": "Average precision",
 }
 DISTANCES = ("hd95", "asd", "hd95_mm", "asd_mm")
+_ENDS = ("", "_lower", "_upper")  # of the columns of a score: the score and its interval
 
 
 def count_cases(data, predictions, *, count=confusion_counts):
-    """Counts of every prepared case, one row each, as in `scores.csv`.
+    """DataFrame of the counts of every prepared case, one row each, as in `scores.csv`.
 
     Args:
         data: `Prepared`.
-        predictions: iterable of `(slice of the rows, their predictions)` in the order of `data`,
-            one batch in memory at a time.
+        predictions: iterable of `(slice of the rows, their predictions)` in the order of `data`.
         count: function of `(masks, predictions)` that returns a dict of one number per image.
-
-    Returns:
-        DataFrame with the columns `image_id`, `split`, `has_pneumothorax` and those of `count`.
     """
     batches = [count(data.masks[rows], y_pred) for rows, y_pred in predictions]
     counts = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -45,10 +42,9 @@ def count_cases(data, predictions, *, count=confusion_counts):
 def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
     """Scores of each group and split with bootstrap intervals, the all-background row first.
 
-    The interval is the percentile bootstrap over all images of a split (not stratified: the
-    share of positives varies as it would in a new sample). It does not cover the variance of
-    training: another seed or split moves scores by more. Equal seeds resample the same images
-    in each row.
+    The interval is the percentile bootstrap over all images of a split, not stratified, with
+    the same resamples in each row. It does not cover the variance of training: another seed or
+    split moves scores by more.
 
     Args:
         scores: one row per image and group, with columns `image_id`, `split`,
@@ -64,12 +60,11 @@ def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
         `split`, `images`, `positives`, and for each score in `HEADINGS` three columns `<score>`,
         `<score>_lower`, `<score>_upper`. Pixel accuracy, IoU and the logged metrics are pooled;
         Dice is a mean over images, a distance over those that have one. A positive whose mask
-        vanished at this size counts as missed in `dice_positive`. The all-background row is that
-        of a saturated prediction.
+        vanished at this size counts as missed in `dice_positive`. The all-background prediction
+        is a saturated one.
 
     Raises:
-        ValueError: if columns are missing, `scores` is empty, or an image occurs twice in a row
-            of the table.
+        ValueError: if `scores` is empty, lacks columns or has an image twice in one group.
 
     Reference:
         Efron, Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
@@ -107,11 +102,9 @@ def format_table(table, *, digits=2):
     text = table[[c for c in table if not c.startswith(tuple(names))]].copy()
     for name in names:
         places = digits + 2 if name == "pixel_accuracy" else digits
-        cells = table[[name, f"{name}_lower", f"{name}_upper"]].to_numpy()
-        text[HEADINGS[name]] = [
-            "–" if np.isnan(row[0]) else "{:.{p}f} [{:.{p}f}, {:.{p}f}]".format(*row, p=places)
-            for row in cells
-        ]
+        score, lower, upper = (table[name + end].map(f"{{:.{places}f}}".format) for end in _ENDS)
+        cells = score + " [" + lower + ", " + upper + "]"
+        text[HEADINGS[name]] = cells.where(table[name].notna(), "–")
     return text
 
 
@@ -135,8 +128,8 @@ def _score_row(images, *, level, **draws):
     for name, (score, *resampled) in _scores_of_sums(dict(zip(counts, sums, strict=True))).items():
         usable = np.array(resampled)[~np.isnan(resampled)]  # a resample may hold no positive
         bounds = [(1 - level) / 2, (1 + level) / 2]
-        lower, upper = np.quantile(usable, bounds) if usable.size else (np.nan, np.nan)
-        row |= {name: float(score), f"{name}_lower": lower, f"{name}_upper": upper}
+        interval = np.quantile(usable, bounds) if usable.size else (np.nan, np.nan)
+        row |= zip([name + end for end in _ENDS], [score, *interval], strict=True)
     return row
 
 
@@ -183,8 +176,7 @@ def with_groups(scores, cases):
 
     Args:
         scores: one row per image (and epoch), with `image_id`, `has_pneumothorax` and counts.
-        cases: case table. `view` and `sex` exist where the data came as DICOM; the PNG release
-            has lost them.
+        cases: case table, with `view` and `sex` where the data came as DICOM.
 
     Returns:
         `scores` in the order of `lesion`, the quarter of the positive images (each once, all
