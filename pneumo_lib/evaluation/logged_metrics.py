@@ -18,10 +18,9 @@ def saturation_counts(y_true, y_pred):
         y_pred: `(n, height, width, 2)`, softmax; channel 1 is pneumothorax.
 
     Returns:
-        Dict of `(n,)` arrays. `saturated_right` and `saturated_wrong`: elements of the softmax
-        at 1.0 (or rounded above) whose one-hot truth is 1 or 0 (int64).
-        `true_class_probability`: sum over the pixels of the probability of the true class
-        (float64).
+        Dict of `(n,)` arrays: `saturated_right` and `saturated_wrong` (int64), the elements of
+        the softmax at 1.0 or rounded above whose one-hot truth is 1 or 0, and
+        `true_class_probability` (float64), the sum of the probabilities of the true class.
 
     Raises:
         ValueError: if the shapes do not belong together, or values lie outside the ranges.
@@ -32,9 +31,9 @@ def saturation_counts(y_true, y_pred):
         right = np.count_nonzero(of_true_class >= 1)
         wrong = np.count_nonzero(softmax >= 1) - right
         rows.append((right, wrong, of_true_class.sum(dtype=np.float64)))
-    right, wrong, probability = np.array(rows, dtype=np.float64).reshape(-1, 3).T
-    values = right.astype(np.int64), wrong.astype(np.int64), probability
-    return dict(zip(metrics.LOGGED_COUNTS, values, strict=True))
+    kinds = zip(metrics.LOGGED_COUNTS, (np.int64, np.int64, np.float64), strict=True)
+    table = np.array(rows, dtype=list(kinds))
+    return {name: table[name] for name in metrics.LOGGED_COUNTS}
 
 
 def logged_mean_iou(counts):
@@ -162,5 +161,5 @@ def sharpened(softmax, factor):
     tiny = np.finfo(np.float32).tiny
     logits = np.log(np.maximum(np.asarray(softmax, dtype=np.float64), tiny))
     margin = factor * np.diff(logits, axis=-1)
-    # In float64 and then rounded, as a softmax in float32 rounds what is nearly certain to 1.
+    # In float64 and then rounded, as a softmax in float32 rounds values near 1 to 1.
     return expit(np.concatenate([-margin, margin], axis=-1)).astype(np.float32)

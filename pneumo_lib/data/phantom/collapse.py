@@ -10,17 +10,10 @@ def collapse(outline, area, *, site, rng):
     """Function that shrinks a lung from the chest wall until the air rim has the wanted area.
 
     Each boundary point moves towards the hilum by a share that depends on its direction from
-    the middle of the lung: most at the site of the pneumothorax, little elsewhere. Bisection on
-    the area between the two outlines finds the amount.
-
-    Args:
-        outline: `(n, 2)` of the inflated lung, cm.
-        area: wanted area of the rim, cm²; at most 80 % of the lung is given.
-        site: "apical", "lateral" or "basal".
-        rng: `numpy.random.Generator`.
-
-    Returns:
-        A function that maps points of the inflated lung to where they lie in the collapsed one.
+    the middle of the lung: most at `site` ("apical", "lateral" or "basal"), little elsewhere.
+    Bisection on the area between the two outlines finds the amount. `outline` is `(n, 2)` of the
+    inflated lung in cm, `area` in cm², cut at 80 % of the lung; the function maps `(n, 2)` points
+    of the inflated lung to their places in the collapsed one.
     """
     sign = np.sign(outline[:, 0].mean())
     middle, hilum = np.array([6.6 * sign, -1.0]), np.array([4.6 * sign, 0.5])

@@ -19,14 +19,10 @@ class View(NamedTuple):
 
 
 def view(pixels, *, field=40.0, turn=0.0, yaw=0.0, shift=(0.0, 0.0)):
-    """`View` of a `field` cm wide detector, the patient turned in and out of its plane.
+    """`View` of a detector `field` cm wide, on a canvas of `pixels` by `pixels`.
 
-    Args:
-        pixels: height and width of the canvas.
-        field: width of the detector in cm.
-        turn: rotation in the image plane, radians.
-        yaw: rotation about the patient's long axis, radians; front and back move oppositely.
-        shift: where the patient's origin lies, cm from the middle of the detector.
+    The patient is rotated by `turn` radians in the image plane and by `yaw` radians about the
+    long axis, which moves front and back oppositely; the origin lies `shift` cm off the middle.
     """
     per_cm = pixels / field
     c, s = np.cos(turn), np.sin(turn)
