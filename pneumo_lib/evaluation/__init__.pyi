@@ -8,8 +8,8 @@ from . import score_table as score_table
 from . import surface_distance as surface_distance
 from .calibration import expected_calibration_error as expected_calibration_error
 from .calibration import reliability_table as reliability_table
-from .image_level import EVIDENCE_SHARE as EVIDENCE_SHARE
-from .image_level import image_evidence as image_evidence
+from .image_level import TOP_SHARE as TOP_SHARE
+from .image_level import image_level_score as image_level_score
 from .image_level import image_level_scores as image_level_scores
 from .logged_metrics import as_logged_dice as as_logged_dice
 from .logged_metrics import as_logged_mean_iou as as_logged_mean_iou
@@ -23,7 +23,8 @@ from .logged_metrics import saturation_counts as saturation_counts
 from .logged_metrics import sharpened as sharpened
 from .metrics import COUNTS as COUNTS
 from .metrics import LOGGED_COUNTS as LOGGED_COUNTS
-from .metrics import checked_values as checked_values
+from .metrics import checked_pairs as checked_pairs
+from .metrics import checked_probabilities as checked_probabilities
 from .metrics import confusion_counts as confusion_counts
 from .metrics import dice as dice
 from .metrics import dice_score as dice_score

@@ -1,19 +1,10 @@
-"""From the counts of many images to a results table with confidence intervals."""
+"""Results tables with bootstrap confidence intervals, from the pixel counts of each image."""
 
 import numpy as np
 import pandas as pd
 
-from pneumo_lib.evaluation.logged_metrics import logged_dice, logged_mean_iou
-from pneumo_lib.evaluation.metrics import (
-    COUNTS,
-    LOGGED_COUNTS,
-    confusion_counts,
-    dice,
-    iou,
-    mean_iou,
-    pixel_accuracy,
-    ratio,
-)
+from pneumo_lib.evaluation import logged_metrics, metrics
+from pneumo_lib.evaluation.metrics import COUNTS, LOGGED_COUNTS, confusion_counts, ratio
 
 HEADINGS = {
     "pixel_accuracy": "Pixel accuracy",
@@ -31,23 +22,19 @@ HEADINGS = {
     "average_precision": "Average precision",
 }
 DISTANCES = ("hd95", "asd", "hd95_mm", "asd_mm")
+_ENDS = ("", "_lower", "_upper")  # of the columns of a score: the score and its interval
 
 
 def count_cases(data, predictions, *, count=confusion_counts):
-    """Counts of every prepared case, one row each, as in `scores.csv`.
+    """DataFrame of the counts of every prepared case, one row each, as in `scores.csv`.
 
     Args:
         data: `Prepared`.
-        predictions: iterable of `(slice of the rows, their predictions)` in the order of `data`:
-            memory does not grow with the images.
-        count: function of `(masks, predictions)` that gives a dict of one number per image.
-
-    Returns:
-        DataFrame with the columns `image_id`, `split`, `has_pneumothorax` and those of `count`:
-        `tp`, `fp`, `fn`, `tn`.
+        predictions: iterable of `(slice of the rows, their predictions)` in the order of `data`.
+        count: function of `(masks, predictions)` that returns a dict of one number per image.
     """
-    parts = [count(data.masks[rows], y_pred) for rows, y_pred in predictions]
-    counts = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    batches = [count(data.masks[rows], y_pred) for rows, y_pred in predictions]
+    counts = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     cases = data.cases[["image_id", "split", "has_pneumothorax"]].reset_index(drop=True)
     return cases.assign(**counts)
 
@@ -55,31 +42,29 @@ def count_cases(data, predictions, *, count=confusion_counts):
 def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
     """Scores of each group and split with bootstrap intervals, the all-background row first.
 
-    The interval is the percentile bootstrap over images, drawn with replacement from all images
-    of a split (not stratified: the share of positives varies as it would in a new sample). It
-    knows nothing of training: another seed or split moves scores by more. Equal seeds draw the
-    same images for each row.
+    The interval is the percentile bootstrap over all images of a split, not stratified, with
+    the same resamples in each row. It does not cover the variance of training: another seed or
+    split moves scores by more.
 
     Args:
         scores: one row per image and group, with columns `image_id`, `split`,
             `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`, those of `by`, and optionally those
             of `saturation_counts()` and of `boundary_scores()`.
-        by: names of the columns that tell the networks apart, such as `["backbone", "epoch"]`.
-        n_bootstrap: resamples, at least 1.
-        seed: of the resamples.
-        level: share of the resamples inside the interval.
+        by: names of the columns that identify a network, such as `["backbone", "epoch"]`.
+        n_bootstrap: number of resamples, at least 1.
+        seed: seed of the resamples.
+        level: confidence level.
 
     Returns:
         DataFrame in the order of `scores`: the columns of `by` (`model` if there are none),
         `split`, `images`, `positives`, and for each score in `HEADINGS` three columns `<score>`,
         `<score>_lower`, `<score>_upper`. Pixel accuracy, IoU and the logged metrics are pooled;
         Dice is a mean over images, a distance over those that have one. A positive whose mask
-        vanished at this size counts as missed in `dice_positive`. The all-background row is that
-        of a network sure of its prediction.
+        vanished at this size counts as missed in `dice_positive`. The all-background prediction
+        is a saturated one.
 
     Raises:
-        ValueError: if columns are missing, `scores` is empty, or an image occurs twice in a row
-            of the table.
+        ValueError: if `scores` is empty, lacks columns or has an image twice in one group.
 
     Reference:
         Efron, Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
@@ -95,19 +80,20 @@ def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
             "An image may occur once in each row of the table. Received: one scored several "
             f"times with by={by}. Add the column that tells them apart, such as 'epoch'"
         )
-    first = scores.drop_duplicates(["image_id", "split"])
+    if not by:
+        scores, by = scores.assign(model="network"), ["model"]
     draws = {"n_bootstrap": n_bootstrap, "seed": seed, "level": level}
     rows = []
-    for split, images in first.groupby("split", sort=False):
-        name = {(by or ["model"])[0]: "all background"}
-        rows.append(name | {"split": split} | _score_row(_all_background(images), **draws))
+    each_once = scores.drop_duplicates(["image_id", "split"])
+    for split, images in each_once.groupby("split", sort=False):
+        names = {by[0]: "all background", "split": split}
+        rows.append(names | _score_row(_all_background(images), **draws))
     for key, images in scores.groupby([*by, "split"], sort=False):
-        name = dict(zip(by, key, strict=False)) if by else {"model": "network"}
-        rows.append(name | {"split": key[-1]} | _score_row(images, **draws))
+        names = dict(zip([*by, "split"], key, strict=True))
+        rows.append(names | _score_row(images, **draws))
     table = pd.DataFrame(rows)
-    names = by or ["model"]
-    table[names] = table[names].convert_dtypes()  # epochs stay integers beside a missing one
-    return table[[*names, *table.columns.difference(names, sort=False)]]
+    table[by] = table[by].convert_dtypes()  # epochs stay integers beside a missing one
+    return table[[*by, *table.columns.difference(by, sort=False)]]
 
 
 def format_table(table, *, digits=2):
@@ -116,61 +102,54 @@ def format_table(table, *, digits=2):
     text = table[[c for c in table if not c.startswith(tuple(names))]].copy()
     for name in names:
         places = digits + 2 if name == "pixel_accuracy" else digits
-        cells = table[[name, f"{name}_lower", f"{name}_upper"]].to_numpy()
-        text[HEADINGS[name]] = [
-            "–" if np.isnan(row[0]) else "{:.{p}f} [{:.{p}f}, {:.{p}f}]".format(*row, p=places)
-            for row in cells
-        ]
+        score, lower, upper = (table[name + end].map(f"{{:.{places}f}}".format) for end in _ENDS)
+        cells = score + " [" + lower + ", " + upper + "]"
+        text[HEADINGS[name]] = cells.where(table[name].notna(), "–")
     return text
 
 
-def _score_row(images, **draws):
+def _score_row(images, *, level, **draws):
     """Scores of one group with their intervals: each is a ratio of sums over its images."""
-    counts = {name: images[name].to_numpy() for name in COUNTS + LOGGED_COUNTS if name in images}
+    counts = {name: images[name] for name in COUNTS + LOGGED_COUNTS if name in images}
     positive = images["has_pneumothorax"].to_numpy(dtype=bool)
     counts |= {
         "images": np.ones(len(images)),
         "positives": positive,
-        "dice_of_positives": np.where(positive, dice(counts, empty_score=0.0), 0),
-        "dice_of_all": dice(counts, empty_score=1.0),
+        "dice_of_positives": np.where(positive, metrics.dice(counts, empty_score=0.0), 0),
+        "dice_of_all": metrics.dice(counts, empty_score=1.0),
     }
     for name in DISTANCES:
         if name in images:
-            known = images[name].notna()
-            counts |= {name: images[name].fillna(0), f"{name}_known": known}
+            counts |= {name: images[name].fillna(0), f"{name}_known": images[name].notna()}
     per_image = np.column_stack(list(counts.values())).astype(np.float64)
-    level = draws.pop("level")
-    found = _scores_of_sums(dict(zip(counts, per_image.sum(axis=0), strict=True)))
-    resampled = _scores_of_sums(dict(zip(counts, _bootstrap_sums(per_image, **draws), strict=True)))
+    # sums over the images, then over each resample of them
+    sums = np.column_stack([per_image.sum(axis=0), _bootstrap_sums(per_image, **draws)])
     row = {"images": len(images), "positives": int(positive.sum())}
-    for name, score in found.items():
-        usable = resampled[name][~np.isnan(resampled[name])]  # a resample may hold no positive
+    for name, (score, *resampled) in _scores_of_sums(dict(zip(counts, sums, strict=True))).items():
+        usable = np.array(resampled)[~np.isnan(resampled)]  # a resample may hold no positive
         bounds = [(1 - level) / 2, (1 + level) / 2]
-        lower, upper = np.quantile(usable, bounds) if usable.size else (np.nan, np.nan)
-        row |= {name: float(score), f"{name}_lower": lower, f"{name}_upper": upper}
+        interval = np.quantile(usable, bounds) if usable.size else (np.nan, np.nan)
+        row |= zip([name + end for end in _ENDS], [score, *interval], strict=True)
     return row
 
 
 def _scores_of_sums(sums):
     scores = {
-        "pixel_accuracy": pixel_accuracy(sums),
-        "mean_iou": mean_iou(sums, empty_score=np.nan),
-        "iou": iou(sums, empty_score=np.nan),
-        "dice_positive": ratio(sums["dice_of_positives"], sums["positives"], empty_score=np.nan),
+        "pixel_accuracy": metrics.pixel_accuracy(sums),
+        "mean_iou": metrics.mean_iou(sums, empty_score=np.nan),
+        "iou": metrics.iou(sums, empty_score=np.nan),
+        "dice_positive": ratio(sums["dice_of_positives"], sums["positives"]),
         "siim_dice": sums["dice_of_all"] / sums["images"],
     }
-    if "saturated_right" in sums:
-        scores["logged_mean_iou"] = logged_mean_iou(sums)
-    if "true_class_probability" in sums:
-        scores["logged_dice"] = logged_dice(sums)
-    for name in DISTANCES:
-        if name in sums:
-            scores[name] = ratio(sums[name], sums[f"{name}_known"], empty_score=np.nan)
-    return scores
+    if LOGGED_COUNTS[0] in sums:
+        scores["logged_mean_iou"] = logged_metrics.logged_mean_iou(sums)
+        scores["logged_dice"] = logged_metrics.logged_dice(sums)
+    distances = [name for name in DISTANCES if name in sums]
+    return scores | {name: ratio(sums[name], sums[f"{name}_known"]) for name in distances}
 
 
 def _bootstrap_sums(per_image, *, n_bootstrap, seed):
-    """`(k, n_bootstrap)` sums over resampled images: how often each was drawn, times its counts."""
+    """`(k, n_bootstrap)` sums of counts over images drawn with replacement."""
     rng, n = np.random.default_rng(seed), len(per_image)
     sums = np.empty((n_bootstrap, per_image.shape[1]))
     block = max(1, 2_000_000 // n)  # resamples at a time: 16 MB of weights however many images
@@ -183,22 +162,21 @@ def _bootstrap_sums(per_image, *, n_bootstrap, seed):
 
 
 def _all_background(images):
-    """The counts that a certain prediction of nothing has on the same images."""
+    """Counts of a saturated prediction of background on the same images."""
     lesion, healthy = images["tp"] + images["fn"], images["fp"] + images["tn"]
     counts = {"tp": 0 * lesion, "fp": 0 * lesion, "fn": lesion, "tn": healthy}
     logged = dict(zip(LOGGED_COUNTS, (healthy, lesion, healthy), strict=True))
-    # A distance to nothing is a rule, not a measurement, so that row has none.
+    # The distance to an empty mask is a rule, not a measurement, so that row has none.
     others = logged | dict.fromkeys(DISTANCES, np.nan)
     return images.assign(**counts, **{name: others[name] for name in others if name in images})
 
 
 def with_groups(scores, cases):
-    """Scores with the columns that tell images apart: size of the lesion, and what is known.
+    """Scores with a column for the size of the lesion, and the view and sex where known.
 
     Args:
         scores: one row per image (and epoch), with `image_id`, `has_pneumothorax` and counts.
-        cases: case table. `view` and `sex` exist where the data came as DICOM; the PNG release
-            has lost them.
+        cases: case table, with `view` and `sex` where the data came as DICOM.
 
     Returns:
         `scores` in the order of `lesion`, the quarter of the positive images (each once, all
@@ -211,16 +189,14 @@ def with_groups(scores, cases):
     """
     scores = scores.reset_index(drop=True)  # tables of several runs repeat their row labels
     cases = cases.set_index("image_id")
-    if not (known := scores["image_id"].isin(cases.index)).all():
+    if missing := (~scores["image_id"].isin(cases.index)).sum():
         raise ValueError(
-            "`cases` must hold every image of `scores`. "
-            f"Received: {(~known).sum()} rows of other images"
+            f"`cases` must hold every image of `scores`. Received: {missing} rows of other images"
         )
     area = (scores["tp"] + scores["fn"]) / scores[list(COUNTS)].sum(axis=1)
     edges = area[area > 0].groupby(scores["image_id"]).first().quantile([0.25, 0.5, 0.75])
-    quarter = np.searchsorted(edges, area)
-    positive = scores["has_pneumothorax"].to_numpy(bool)
-    place = np.where(area > 0, 2 + quarter, np.where(positive, 1, 0))
+    positive = scores["has_pneumothorax"].astype(int)
+    place = np.where(area > 0, 2 + np.searchsorted(edges, area), positive)
     names = ["healthy", "vanished", "smallest", "small", "large", "largest"]
     groups = {"lesion": pd.Categorical.from_codes(place, names, ordered=True)}
     for name in ("view", "sex"):

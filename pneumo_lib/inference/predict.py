@@ -15,7 +15,7 @@ import numpy as np
 
 from pneumo_lib.data.dicom import XRay
 from pneumo_lib.data.images import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
-from pneumo_lib.evaluation.image_level import image_evidence
+from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import as_graph, compiled
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
     path: Path  # or text, see `load` of `read_file()`
     probability: np.ndarray | None = None  # (size, size) float32, of the foreground
     mask: np.ndarray | None = None  # (height, width) of the file, uint8 0 and 1
-    score: float | None = None  # image-level, 0 to 1, see `image_level.image_evidence()`
+    score: float | None = None  # image-level, 0 to 1, see `image_level.image_level_score()`
     error: str | None = None  # why there is no prediction
     xray: XRay | None = None  # what was read; its image with `keep` only
     sha256: str | None = None  # of the file
@@ -202,7 +202,7 @@ def _finish(file, probability, *, point, shape):
     return file._replace(
         probability=_framed(probability, file.inside),
         mask=_mask(probability, shape or file.xray.shape, file.inside, point=point),
-        score=float(image_evidence(probability[None])[0]),
+        score=float(image_level_score(probability[None])[0]),
     )
 
 

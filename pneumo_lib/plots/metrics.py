@@ -1,11 +1,11 @@
-"""Plots of what the metrics say: certainty, calibration, ranking, groups, pairs and outlines.
+"""Figures of the metrics: saturation, detection, calibration, groups, pairs and outlines.
 
-They share the style and the arguments `title`, `note` and `ax` of `figures`.
+They take the arguments `title`, `note` and `ax` of `plots.style`.
 """
 
 import numpy as np
 from matplotlib.patches import Patch
-from scipy.ndimage import distance_transform_edt
+from scipy.spatial.distance import directed_hausdorff
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pneumo_lib.evaluation.logged_metrics import logged_mean_iou_at, saturated_share_at
@@ -25,85 +25,87 @@ from pneumo_lib.plots.style import (
     without_ticks,
 )
 
+_COLOURS = (BLUE, ORANGE, GREEN, VERMILION)
+_UNIT = (-0.02, 1.02)
+_UNIT_SQUARE = {"xlim": _UNIT, "ylim": _UNIT, "aspect": "equal"}
+_DIAGONAL = {"color": "gray", "linestyle": "--", "zorder": 1}
+
 
 def saturation_chart(points, *, ax=None, title=None, note=None):
-    """`Axes`: mean IoU as logged, and true foreground IoU, against the share of certain pixels.
+    """`Axes`: logged mean IoU and true foreground IoU against the share of saturated pixels.
 
     The line is `logged_metrics.logged_mean_iou_at()`; crosses on it are the report's test values.
 
     Args:
-        points: DataFrame with a row for each network and moment: `share` of the pixels that are
-            certain, `logged` mean IoU, true foreground `iou`, and `name` for the legend.
+        points: DataFrame with a row for each network and epoch: `share` of saturated pixels,
+            `logged` mean IoU, true foreground `iou`, and `name` for the legend.
     """
     ax = new_axes(ax, note)
     share = np.linspace(0, 1, 101)
     label = "(f + 1 / (2 − f)) / 2"
     ax.plot(100 * share, logged_mean_iou_at(share), color="gray", label=label, zorder=1)
-    colours = (BLUE, ORANGE, GREEN)
     for number, (name, rows) in enumerate(points.groupby("name", sort=False)):
-        style = {"color": colours[number % 3], "marker": "osD^v"[number % 5], "linestyle": "none"}
+        style = {"color": _COLOURS[number % 3], "marker": "osD^v"[number % 5], "linestyle": "none"}
         ax.plot(100 * rows["share"], rows["logged"], **style, label=f"{name}: as logged")
         hollow = {"markerfacecolor": "white", "markeredgewidth": 2, "clip_on": False}
         ax.plot(100 * rows["share"], rows["iou"], **style, **hollow, label=f"{name}: true IoU")
-    values = {name: of_part["test"] for name, of_part in REPORT_MEAN_IOU.items()}
-    shares = saturated_share_at(list(values.values()))
+    values = [of_split["test"] for of_split in REPORT_MEAN_IOU.values()]
+    shares = 100 * saturated_share_at(values)
     cross = {"color": VERMILION, "marker": "X", "markersize": 14, "linestyle": "none", "zorder": 5}
-    ax.plot(100 * shares, list(values.values()), **cross, label="the report's test values")
-    for (name, value), at in zip(values.items(), 100 * shares, strict=True):
-        highest = value == max(values.values())
+    ax.plot(shares, values, **cross, label="the report's test values")
+    for name, *point in zip(REPORT_MEAN_IOU, shares, values, strict=True):
+        highest = point[1] == max(values)
         place = {"ha": "right", "va": "bottom"} if highest else {"ha": "left", "va": "top"}
-        text, offset = f"{BACKBONES[name][0]} {value:.4f}", (-8, 8) if highest else (10, -8)
-        ax.annotate(text, (at, value), offset, textcoords="offset points", fontsize=14, **place)
+        text, offset = f"{BACKBONES[name][0]} {point[1]:.4f}", (-8, 8) if highest else (10, -8)
+        ax.annotate(text, point, offset, textcoords="offset points", fontsize=14, **place)
     ax.set(xlabel="Share f of the pixels with a softmax of exactly 1.0, %", xlim=(-1, 101))
-    ax.set(ylabel="Score", ylim=(-0.02, 1.02), title=title, xticks=range(0, 101, 20))
+    ax.set(ylabel="Score", ylim=_UNIT, title=title, xticks=range(0, 101, 20))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
-def roc_chart(evidence, *, title=None, note=None):
-    """`Figure` with two panels for whole images: the ROC curve, and precision against recall.
+def roc_chart(scores, *, title=None, note=None):
+    """`Figure` with two panels of image-level detection: ROC curve, precision against recall.
 
     Args:
-        evidence: dict from a name for the legend to `(y_true, evidence)` of the same images, see
+        scores: dict from a name for the legend to `(y_true, y_score)` of the same images, as for
             `image_level.image_level_scores()`; up to four.
     """
     figure, axes = new_figure(1, 2, title=title, note=note)
     roc, precision = axes[0]
-    roc.plot([0, 1], [0, 1], color="gray", linestyle="--", label="guessing")
-    for number, (name, (y_true, of_image)) in enumerate(evidence.items()):
-        style = {"color": (BLUE, ORANGE, GREEN, VERMILION)[number], "label": name}
-        wrong, found, _ = roc_curve(y_true, of_image)
-        roc.plot(wrong, found, **style)
-        pure, found, _ = precision_recall_curve(y_true, of_image)
-        precision.plot(found, pure, **style, drawstyle="steps-post")
+    roc.plot([0, 1], [0, 1], **_DIAGONAL, label="guessing")
+    for number, (name, (y_true, y_score)) in enumerate(scores.items()):
+        style = {"color": _COLOURS[number], "label": name}
+        false_positives, sensitivity, _ = roc_curve(y_true, y_score)
+        roc.plot(false_positives, sensitivity, **style)
+        precisions, recall, _ = precision_recall_curve(y_true, y_score)
+        precision.plot(recall, precisions, **style, drawstyle="steps-post")
         precision.axhline(np.mean(y_true), color="gray", linestyle="--")
-    roc.set(xlabel="Healthy images called positive", ylabel="Positive images found")
-    precision.set(xlabel="Positive images found", ylabel="Right among those called")
-    for ax, heading in zip(axes[0], ("ROC", "Precision and recall"), strict=True):
-        ax.set(title=heading, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    roc.set(title="ROC", xlabel="False positive rate", ylabel="Sensitivity", **_UNIT_SQUARE)
+    precision.set(title="Precision and recall", xlabel="Recall", ylabel="Precision", **_UNIT_SQUARE)
     legend_below(figure, roc)
     return figure
 
 
 def reliability_chart(tables, *, title=None, note=None):
-    """`Figure` with two panels: promised against observed, and how many lie in each bin.
+    """`Figure` with two panels: the reliability diagram, and the count of each bin.
 
     Args:
         tables: dict from a name for the legend to a `reliability_table()`; up to four.
     """
     figure, axes = new_figure(1, 2, title=title, note=note)
-    kept, counted = axes[0]
-    kept.plot([0, 1], [0, 1], color="gray", linestyle="--", label="promise kept")
+    reliability, counts = axes[0]
+    reliability.plot([0, 1], [0, 1], **_DIAGONAL, label="perfect calibration")
     for number, (name, table) in enumerate(tables.items()):
-        style = {"color": (BLUE, ORANGE, GREEN, VERMILION)[number], "marker": "osD^"[number]}
-        kept.plot(table["promised"], table["observed"], **style, label=name)
+        style = {"color": _COLOURS[number], "marker": "osD^"[number]}
+        reliability.plot(table["predicted"], table["observed"], **style, label=name)
         middle = (table["lower"] + table["upper"]) / 2
-        counted.plot(middle, table["count"].where(table["count"] > 0), **style)
-    kept.set(xlabel="Promised: mean probability", ylabel="Observed: share that is lesion")
-    kept.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title="Reliability", aspect="equal")
-    counted.set(xlabel="Probability", ylabel="How many", yscale="log", xlim=(-0.02, 1.02))
-    counted.set(title="How often it is promised")
-    legend_below(figure, kept)
+        counts.plot(middle, table["count"].where(table["count"] > 0), **style)
+    reliability.set(ylabel="Observed frequency", title="Reliability", **_UNIT_SQUARE)
+    counts.set(ylabel="Predictions in the bin", title="Counts", yscale="log", xlim=_UNIT)
+    for ax in axes[0]:
+        ax.set_xlabel("Predicted probability")
+    legend_below(figure, reliability)
     return figure
 
 
@@ -119,11 +121,10 @@ def group_chart(table, *, by, score="dice_positive", ax=None, title=None, note=N
     ax = new_axes(ax, note)
     rows = table[(table[by] != "all background") & table[score].notna()]
     bounds = np.array([rows[score] - rows[f"{score}_lower"], rows[f"{score}_upper"] - rows[score]])
-    ax.errorbar(
-        np.arange(len(rows)), rows[score], yerr=bounds, marker="o", linestyle="none", color=BLUE
-    )
+    place = np.arange(len(rows))
+    ax.errorbar(place, rows[score], yerr=bounds, marker="o", linestyle="none", color=BLUE)
     named = zip(rows[by], rows["images"], strict=True)
-    ax.set_xticks(np.arange(len(rows)), [f"{name}\n{count} images" for name, count in named])
+    ax.set_xticks(place, [f"{name}\n{count} images" for name, count in named])
     ax.set(ylabel=HEADINGS[score], title=title, xlim=(-0.5, len(rows) - 0.5))
     ax.set_ylim(bottom=-0.02, top=None if score in ("hd95", "asd") else 1.02)
     return ax
@@ -134,20 +135,19 @@ def paired_chart(first, second, *, names, ax=None, title=None, note=None):
 
     Args:
         first, second: `(n,)` scores of the same images in the same order, in [0, 1].
-        names: the two networks.
+        names: names of the two networks.
     """
     ax = new_axes(ax, note)
-    ax.plot([0, 1], [0, 1], color="gray", linestyle="--", zorder=1)
+    ax.plot([0, 1], [0, 1], **_DIAGONAL)
     ax.scatter(first, second, s=90, color=BLUE, alpha=0.6, clip_on=False)
     ax.text(0.04, 0.96, f"{names[1]} is better", va="top", color="dimgray")
     ax.text(0.96, 0.04, f"{names[0]} is better", ha="right", color="dimgray")
-    ax.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal")
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.set(xlabel=names[0], ylabel=names[1], title=title, **_UNIT_SQUARE)
     return ax
 
 
 def outline_figure(images, masks, predictions, *, title=None, note=None):
-    """`Figure` with a panel for each case: both outlines, and the place of its Hausdorff distance.
+    """`Figure` with a panel for each case: both outlines, and where they lie farthest apart.
 
     Args:
         images: `(n, height, width)` uint8; up to 3 are large on a slide.
@@ -177,10 +177,7 @@ def outline_figure(images, masks, predictions, *, title=None, note=None):
 
 
 def _farthest(one, other):
-    """The pixel of either outline that lies farthest from the other, and the nearest there."""
-    ends = []
-    for here, there in ((one, other), (other, one)):
-        distance, nearest = distance_transform_edt(~there, return_indices=True)
-        worst = np.unravel_index(np.argmax(np.where(here, distance, -1)), here.shape)
-        ends.append((distance[worst], worst, tuple(nearest[(slice(None), *worst)])))
-    return max(ends)[1:]
+    """The pixel of either outline farthest from the other outline, and its nearest pixel there."""
+    one, other = np.argwhere(one), np.argwhere(other)
+    there, back = directed_hausdorff(one, other), directed_hausdorff(other, one)
+    return (one[there[1]], other[there[2]]) if there > back else (other[back[1]], one[back[2]])

@@ -1,3 +1,5 @@
+"""Phantoms: the same image for the same seed, physics by hand, the files of a set."""
+
 import json
 import math
 
@@ -6,10 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib.data.phantom import anatomy
-from pneumo_lib.data.phantom import collapse
-from pneumo_lib.data.phantom import geometry
-from pneumo_lib.data.phantom import radiography
+from pneumo_lib.data.phantom import anatomy, collapse, geometry, radiography
 from pneumo_lib.data.phantom.draw import describe, draw_phantom, make_phantoms
 
 SMALL = {"size": 64, "prevalence": 0.5}
@@ -29,6 +28,10 @@ def twins():
     ]
 
 
+def described(count, *, seed=0, prevalence=0.22):
+    return pd.DataFrame([describe(i, seed=seed, prevalence=prevalence) for i in range(count)])
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
@@ -36,22 +39,15 @@ def contents(folder):
 # --- one image ---------------------------------------------------------------------------------
 
 
-def test_draw_phantom_gives_the_same_image_for_the_same_seed_and_index():
-    first, second = draw_phantom(7, size=96, seed=3), draw_phantom(7, size=96, seed=3)
-    np.testing.assert_array_equal(first[0], second[0])
-    np.testing.assert_array_equal(first[1], second[1])
-    assert first[2] == second[2]
-
-
-def test_draw_phantom_gives_other_images_for_another_seed_or_index():
-    image = draw_phantom(7, size=96, seed=3)[0].astype(int)
-    for other in (draw_phantom(8, size=96, seed=3), draw_phantom(7, size=96, seed=4)):
-        assert np.abs(image - other[0]).mean() > 5
-
-
-def test_draw_phantom_leaves_numpys_global_random_state_alone():
+def test_draw_phantom_gives_one_image_for_each_seed_and_index():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    draw_phantom(0, size=64)
+    image, mask, info = draw_phantom(7, size=96, seed=3)
+    again = draw_phantom(7, size=96, seed=3)
+    np.testing.assert_array_equal(image, again[0])
+    np.testing.assert_array_equal(mask, again[1])
+    assert info == again[2]
+    for other in (draw_phantom(8, size=96, seed=3), draw_phantom(7, size=96, seed=4)):
+        assert np.abs(image.astype(int) - other[0]).mean() > 5
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
@@ -151,21 +147,20 @@ def test_draw_phantom_refuses_settings_out_of_range(arguments, message):
 
 @pytest.mark.parametrize("prevalence", [0.0, 0.22, 0.5, 1.0])
 def test_both_official_parts_hold_the_wanted_share_of_positives(prevalence):
-    cases = pd.DataFrame([describe(i, seed=5, prevalence=prevalence) for i in range(900)])
+    cases = described(900, seed=5, prevalence=prevalence)
     shares = cases.groupby("official_part")["has_pneumothorax"].mean()
     assert shares["train"] == pytest.approx(prevalence, abs=0.01)
     assert shares["test"] == pytest.approx(prevalence, abs=0.03)
 
 
 def test_images_are_numbered_within_their_official_part_without_a_gap():
-    cases = pd.DataFrame([describe(i, seed=0, prevalence=0.22) for i in range(100)])
+    cases = described(100)
     for _, part in cases.groupby("official_part"):
         assert part["number"].tolist() == list(range(len(part)))
 
 
 def test_wanted_areas_have_the_quantiles_of_the_real_data_set():
-    infos = [describe(i, seed=0, prevalence=1.0) for i in range(2000)]
-    areas = np.array([info["share"] for info in infos]) * 1024**2
+    areas = described(2000, prevalence=1.0)["share"] * 1024**2
     real = {0.05: 1364, 0.25: 4059, 0.5: 8630, 0.75: 18388}
     for quantile, area in real.items():
         assert np.quantile(areas, quantile) == pytest.approx(area, rel=0.1)
@@ -180,7 +175,7 @@ def test_masks_cover_the_wanted_area():
 
 
 def test_patients_with_two_images_exist_and_keep_to_one_official_part():
-    cases = pd.DataFrame([describe(i, seed=0, prevalence=0.22) for i in range(1000)])
+    cases = described(1000)
     images = cases.groupby("patient_id").size()
     assert images.max() == 2
     assert 0.1 < (images == 2).mean() < 0.3
@@ -191,14 +186,11 @@ def test_patients_with_two_images_exist_and_keep_to_one_official_part():
 # --- anatomy and physics -----------------------------------------------------------------------
 
 
-def test_transmission_follows_the_exponential_law_worked_by_hand():
+def test_transmission_follows_the_exponential_law_computed_by_hand():
     # 10 cm of soft tissue at 60 keV: 0.2048 cm²/g x 1.06 g/cm³ = 0.21709 /cm -> exp(-2.1709)
     depth = {"soft": np.array([0.0, 10.0, 10.0]), "bone": np.array([0.0, 0.0, 1.0])}
     expected = [1.0, math.exp(-2.1709), math.exp(-2.1709 - 0.3148 * 1.92)]
     np.testing.assert_allclose(radiography.transmission(depth), expected, rtol=1e-4)
-
-
-def test_half_of_the_x_rays_pass_the_half_value_thickness():
     half = math.log(2) / radiography.ATTENUATION["soft"]
     assert radiography.transmission({"soft": np.array([half])})[0] == pytest.approx(0.5)
     assert half == pytest.approx(3.19, abs=0.01)
@@ -320,19 +312,12 @@ def test_make_phantoms_draws_only_what_is_missing_after_an_interruption(tmp_path
     assert json.loads((tmp_path / "phantoms.json").read_text())["count"] == 8
 
 
-def test_make_phantoms_refuses_a_folder_made_with_other_settings(tmp_path):
-    make_phantoms(tmp_path, count=1, size=64)
-    with pytest.raises(ValueError, match=r"A set of phantoms needs.*\(seed: 0, now 1\)"):
-        make_phantoms(tmp_path, count=1, size=64, seed=1)
-
-
-def test_make_phantoms_refuses_a_folder_with_images_from_elsewhere(tmp_path):
-    (tmp_path / "png_images").mkdir()
-    (tmp_path / "png_images" / "0_train_0_.png").write_bytes(b"a real one")
-    with pytest.raises(ValueError, match=r"A set of phantoms needs.*which holds other files"):
-        make_phantoms(tmp_path, count=1)
-
-
-def test_make_phantoms_refuses_a_count_of_zero(tmp_path):
+def test_make_phantoms_refuses_a_count_of_zero_and_a_folder_of_other_settings_or_images(tmp_path):
     with pytest.raises(ValueError, match=r"`count` must be 1 or more\. Received: count=0"):
         make_phantoms(tmp_path, count=0)
+    make_phantoms(tmp_path / "made", count=1, size=64)
+    with pytest.raises(ValueError, match=r"A set of phantoms needs.*\(seed: 0, now 1\)"):
+        make_phantoms(tmp_path / "made", count=1, size=64, seed=1)
+    (tmp_path / "png_images").mkdir()
+    with pytest.raises(ValueError, match=r"A set of phantoms needs.*which holds other files"):
+        make_phantoms(tmp_path, count=1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.evaluation import logged_metrics
@@ -96,7 +97,7 @@ def test_logged_scores_appear_where_their_counts_do():
     assert row["logged_dice"] == pytest.approx(0.98)
 
 
-def test_logged_scores_of_all_background_are_those_of_a_certain_prediction():
+def test_logged_scores_of_all_background_are_those_of_a_saturated_prediction():
     scores = make_scores(pixels=64)
     truth = np.zeros((len(scores), 1, 64), dtype=np.uint8)
     for mask, area in zip(truth, scores["tp"] + scores["fn"], strict=True):
@@ -104,14 +105,12 @@ def test_logged_scores_of_all_background_are_those_of_a_certain_prediction():
     softmax = np.stack([np.ones(truth.shape), np.zeros(truth.shape)], axis=-1)
     scores = scores.assign(**logged_metrics.saturation_counts(truth, softmax))
     row = score_table(scores, n_bootstrap=5).iloc[0]
-    assert row["logged_mean_iou"] == pytest.approx(
-        logged_metrics.as_logged_mean_iou(truth, softmax)
-    )
-    assert row["logged_dice"] == pytest.approx(logged_metrics.as_logged_dice(truth, softmax))
+    logged = logged_metrics.as_logged_mean_iou, logged_metrics.as_logged_dice
+    expected = [score(truth, softmax) for score in logged]
+    assert [row["logged_mean_iou"], row["logged_dice"]] == pytest.approx(expected)
 
 
 def test_intervals_are_those_of_scipy():
-    stats = pytest.importorskip("scipy.stats")
     scores = make_scores(200)
     row = score_table(scores, n_bootstrap=4000).iloc[1]
     tp, fp, fn = (scores[name].to_numpy() for name in ("tp", "fp", "fn"))
@@ -169,20 +168,13 @@ def test_format_table_writes_scores_as_papers_do():
     }
 
 
-def test_score_table_refuses_missing_columns():
+def test_score_table_refuses_missing_columns_an_empty_table_and_an_image_scored_twice():
     with pytest.raises(ValueError, match=r"must have the columns .* Missing: \['tn', 'epoch'\]"):
         score_table(make_scores().drop(columns="tn"), by="epoch")
-
-
-def test_score_table_refuses_an_empty_table():
     with pytest.raises(ValueError, match="at least one row"):
         score_table(make_scores().iloc[:0])
-
-
-def test_score_table_refuses_an_image_scored_twice():
-    scores = pd.concat([make_scores(epoch=50), make_scores(epoch=100)])
     with pytest.raises(ValueError, match="Add the column that tells them apart, such as 'epoch'"):
-        score_table(scores)
+        score_table(pd.concat([make_scores(epoch=50), make_scores(epoch=100)]))
 
 
 def test_a_distance_is_the_mean_over_the_images_that_have_one():
@@ -193,9 +185,6 @@ def test_a_distance_is_the_mean_over_the_images_that_have_one():
     assert table["asd_mm"].isna().all()
     assert np.isnan(table["hd95"][0])  # a prediction of nothing has no outline
     assert "asd" not in table
-
-
-def test_distances_are_formatted_like_scores():
     text = format_table(score_table(make_scores(4, hd95=2.0), n_bootstrap=5))
     assert list(text["Hausdorff 95, pixels"]) == ["–", "2.00 [2.00, 2.00]"]
 
@@ -244,17 +233,13 @@ def test_view_and_sex_are_added_where_they_are_known():
     assert list(table["view"]) == ["all background", "PA", "unknown"]
 
 
-def test_the_official_files_know_view_and_sex(siim_dicom):
+def test_view_and_sex_come_with_the_official_files_and_not_with_the_png_release(siim_dicom):
     cases = read_cases(siim_dicom)
-    scores, _ = grouped([-1] * len(cases))
+    scores, png_cases = grouped([-1] * len(cases))
     found = with_groups(scores.assign(image_id=cases["image_id"]), cases)
     assert set(found["view"]) == {"AP", "PA"}
     assert set(found["sex"]) == {"F", "M"}
-
-
-def test_the_png_release_has_lost_view_and_sex():
-    found = with_groups(*grouped([3, -1]))
-    assert {"view", "sex"}.isdisjoint(found.columns)
+    assert {"view", "sex"}.isdisjoint(with_groups(scores, png_cases).columns)
 
 
 def test_groups_of_images_that_are_not_in_the_case_table_are_refused():

@@ -1,12 +1,10 @@
 """Distances of outlines by hand and against a slow search over all pairs of pixels."""
 
-import doctest
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib.evaluation import surface_distance
+from pneumo_lib.data.siim import read_cases
 from pneumo_lib.evaluation.surface_distance import boundary_scores, prepared_spacing
 
 
@@ -36,16 +34,9 @@ def slow_scores(truth, prediction):
     return hd95, np.concatenate([there, back]).mean()
 
 
-def test_the_example_of_the_docstring_holds():
-    assert doctest.testmod(surface_distance, extraglobs={"np": np}).failed == 0
-
-
-def test_equal_masks_are_at_distance_0():
+def test_equal_masks_are_at_distance_0_and_a_row_moved_away_as_far_as_it_was_moved():
     table = boundary_scores(square(3, 3), square(3, 3))
     assert table.loc[0].to_dict() == {"hd95": 0, "asd": 0}
-
-
-def test_a_row_moved_away_is_as_far_as_it_was_moved():
     truth, prediction = np.zeros((2, 1, 9, 9))
     truth[0, 1], prediction[0, 4] = 1, 1
     assert boundary_scores(truth, prediction).loc[0].tolist() == [3, 3]
@@ -87,18 +78,15 @@ EMPTY = np.zeros((1, 20, 20))
 @pytest.mark.parametrize(
     "pair", [(square(3, 3), EMPTY), (EMPTY, square(3, 3))], ids=["missed", "invented"]
 )
-def test_where_one_mask_is_empty_the_distance_is_the_diagonal(pair):
+def test_the_distance_to_an_empty_mask_is_the_diagonal_or_the_one_given(pair):
     assert boundary_scores(*pair).loc[0].tolist() == pytest.approx([800**0.5] * 2)
+    assert boundary_scores(*pair, missed=7.0).loc[0].tolist() == [7, 7]
+    assert boundary_scores(*pair, missed=float("nan")).isna().all(axis=None)
 
 
-def test_two_empty_masks_have_no_distance():
-    assert boundary_scores(EMPTY, EMPTY).isna().all(axis=None)
-
-
-def test_missed_images_may_be_left_out_or_get_another_distance():
-    assert boundary_scores(square(3, 3), EMPTY, missed=float("nan")).isna().all(axis=None)
-    assert boundary_scores(square(3, 3), EMPTY, missed=7.0).loc[0].tolist() == [7, 7]
-    assert boundary_scores(EMPTY, EMPTY, missed=7.0).isna().all(axis=None)
+@pytest.mark.parametrize("missed", [None, 7.0])
+def test_two_empty_masks_have_no_distance(missed):
+    assert boundary_scores(EMPTY, EMPTY, missed=missed).isna().all(axis=None)
 
 
 def test_millimetres_are_pixels_times_spacing_and_missing_where_it_is():
@@ -113,7 +101,7 @@ def test_a_pixel_at_the_threshold_belongs_to_the_prediction():
 
 
 def test_masks_that_differ_in_shape_are_refused():
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match="with equal lengths"):
         boundary_scores(square(3, 3), square(3, 3, size=21))
 
 
@@ -122,14 +110,9 @@ def test_the_spacing_of_prepared_masks_grows_as_the_image_shrinks():
     np.testing.assert_allclose(prepared_spacing(cases, size=128), [1.344, np.nan])
     widths = prepared_spacing(cases, size=128, pixels=np.array([2048, 2048]))
     np.testing.assert_allclose(widths, [2.688, np.nan])
-
-
-def test_the_spacing_of_the_png_release_is_unknown():
     assert np.isnan(prepared_spacing(pd.DataFrame({"image_id": ["a", "b"]}), size=128)).all()
 
 
 def test_the_spacing_in_the_official_headers_cannot_be_that_of_the_1024_pixels(siim_dicom):
-    from pneumo_lib.data.siim import read_cases
-
     width = 1024 * prepared_spacing(read_cases(siim_dicom), size=1024)
     assert width.max() < 200  # mm: no adult's chest, see the docstring

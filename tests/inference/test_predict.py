@@ -164,7 +164,7 @@ def test_kept_results_hold_the_xray_and_all_hold_the_checksum_of_the_file(run, f
 
 def test_image_level_score_is_that_of_the_probability_map(run, files):
     [prediction] = predict(files[0], run)
-    assert prediction.score == pl.evaluation.image_evidence(prediction.probability[None])[0]
+    assert prediction.score == pl.evaluation.image_level_score(prediction.probability[None])[0]
 
 
 def test_network_with_code_inside_is_refused(run, tmp_path):

@@ -1,5 +1,7 @@
 """Figures of the metrics show the values they are given, in 16:9, with their note."""
 
+from functools import partial
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -39,25 +41,22 @@ def make_table():
     return score_table(groups, by="lesion", n_bootstrap=5)
 
 
-def all_figures():
-    images = np.array([True, False, True, False]), np.array([0.9, 0.1, 0.4, 0.6])
-    table = reliability_table([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8])
-    return {
-        "saturation_chart": lambda **k: metrics.saturation_chart(POINTS, **k),
-        "roc_chart": lambda **k: metrics.roc_chart({"small": images}, **k),
-        "reliability_chart": lambda **k: metrics.reliability_chart({"pixels": table}, **k),
-        "group_chart": lambda **k: metrics.group_chart(make_table(), by="lesion", **k),
-        "paired_chart": lambda **k: metrics.paired_chart(
-            [0.1, 0.5], [0.2, 0.4], names=["first", "second"], **k
-        ),
-        "outline_figure": lambda **k: metrics.outline_figure(*two_squares(), **k),
-        "split_chart": lambda **k: data.split_chart({"by image": CASES}, **k),
-    }
+IMAGES = np.array([True, False, True, False]), np.array([0.9, 0.1, 0.4, 0.6])
+TABLE = reliability_table([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8])
+FIGURES = {
+    "saturation_chart": partial(metrics.saturation_chart, POINTS),
+    "roc_chart": partial(metrics.roc_chart, {"small": IMAGES}),
+    "reliability_chart": partial(metrics.reliability_chart, {"pixels": TABLE}),
+    "group_chart": partial(metrics.group_chart, make_table(), by="lesion"),
+    "paired_chart": partial(metrics.paired_chart, [0.1, 0.5], [0.2, 0.4], names="AB"),
+    "outline_figure": partial(metrics.outline_figure, *two_squares()),
+    "split_chart": partial(data.split_chart, {"by image": CASES}),
+}
 
 
-@pytest.mark.parametrize("name", sorted(all_figures()))
+@pytest.mark.parametrize("name", FIGURES)
 def test_every_plot_is_16_to_9_carries_its_note_and_draws_without_warning(name):
-    figure = all_figures()[name](note="synthetic", title="a title").figure
+    figure = FIGURES[name](note="synthetic", title="a title").figure
     figure.canvas.draw()
     width, height = figure.get_size_inches()
     assert width / height == pytest.approx(16 / 9)
@@ -79,30 +78,30 @@ def test_measured_points_lie_on_the_formula_with_the_values_of_the_report():
 
 
 def test_roc_passes_the_points_counted_by_hand():
-    roc, precision = all_figures()["roc_chart"]().axes
-    # from the top down: positive, healthy, positive, healthy
+    roc, precision = FIGURES["roc_chart"]().axes
+    # ranked by score: positive, healthy, positive, healthy
     curve = roc.get_lines()[1].get_xydata().tolist()
     assert [0, 0.5] in curve
     assert [0.5, 1] in curve
     assert precision.get_lines()[1].get_ydata()[0] == 0.5  # the share of positives
 
 
-def test_reliability_shows_shares_and_counts_of_filled_bins():
-    kept, counted = all_figures()["reliability_chart"]().axes
-    drawn = kept.get_lines()[1].get_xydata()
+def test_the_reliability_diagram_shows_frequencies_and_counts_of_filled_bins():
+    reliability, counts = FIGURES["reliability_chart"]().axes
+    drawn = reliability.get_lines()[1].get_xydata()
     drawn = drawn[~np.isnan(drawn).any(axis=1)]
     np.testing.assert_allclose(drawn, [[0.1, 0], [0.2, 0], [0.8, 1], [0.9, 1]])
-    assert np.nansum(counted.get_lines()[0].get_ydata()) == 4
+    assert np.nansum(counts.get_lines()[0].get_ydata()) == 4
 
 
 def test_groups_without_the_score_and_the_baseline_are_left_out():
-    ax = all_figures()["group_chart"]()
+    ax = FIGURES["group_chart"]()
     names = [text.get_text().split("\n")[0] for text in ax.get_xticklabels()]
     assert names == ["smallest", "small", "large", "largest"]
 
 
 def test_the_pair_of_each_image_is_a_point():
-    points = all_figures()["paired_chart"]().collections[0].get_offsets()
+    points = FIGURES["paired_chart"]().collections[0].get_offsets()
     np.testing.assert_allclose(points, [[0.1, 0.2], [0.5, 0.4]])
 
 
@@ -113,8 +112,8 @@ def test_the_farthest_point_of_two_outlines_is_as_far_as_they_were_moved():
     assert "Hausdorff 95: 3.0 pixels" in ax.get_xlabel()
 
 
-def test_a_patient_on_several_sides_is_marked_and_images_have_the_colour_of_their_side():
-    ax = all_figures()["split_chart"]().axes[0]
+def test_a_patient_in_several_splits_is_marked_and_images_have_the_colour_of_their_split():
+    ax = FIGURES["split_chart"]().axes[0]
     [mark] = [text for text in ax.texts if text.get_text() == "leaks"]
     assert (mark.get_position()[1], mark.get_color()) == (0, VERMILION)
     colours = [to_hex(colour, keep_alpha=False) for colour in ax.collections[0].get_facecolors()]

@@ -45,7 +45,7 @@ def order_cases(opened, order, *, split="all", seed=0):
         rows = chosen.sort_values(columns, ascending=ascending).index
     elif order == "image-level score":
         each = (opened.probabilities[[row]] / np.float32(255) for row in cases.index)
-        scores = np.array([image_level.image_evidence(y_pred)[0] for y_pred in each])
+        scores = np.array([image_level.image_level_score(y_pred)[0] for y_pred in each])
         rows = cases.index[np.argsort(-scores, kind="stable")]
     elif order == "by id":
         rows = cases.sort_values("image_id").index
@@ -91,7 +91,7 @@ def case_scores(prediction, probability, mask=None):
         scores["True area"] = f"{100 * mask.mean():.2f} %"
     return scores | {
         "Predicted area": f"{100 * prediction.mean():.2f} %",
-        "Image-level score": f"{image_level.image_evidence(probability[None])[0]:.2f}",
+        "Image-level score": f"{image_level.image_level_score(probability[None])[0]:.2f}",
     }
 
 

@@ -1,11 +1,14 @@
-"""A chest as thickness maps: how many cm of each material one X-ray crosses in each pixel.
+"""Thickness maps of a chest: how many cm of each material one X-ray crosses in each pixel.
 
-The axes are those of `projection`. Outlines follow ordinary frontal radiographs; no image of a
+The axes are those of `geometry`. Outlines follow ordinary frontal radiographs; no image of a
 patient was traced.
 """
 
+from itertools import product
+
 import cv2
 import numpy as np
+
 from pneumo_lib.data.phantom.geometry import bulge, ellipse, fill, ribbon, smooth, stroke, zoom
 
 WALL = [  # inner face of the rib cage, from the apex of a lung down: (x, y)
@@ -24,14 +27,14 @@ LEFT_EDGE = [  # left side: subclavian artery, aortic knob, pulmonary trunk, lef
 
 
 def draw_patient(rng):
-    """Body build, a dict of numbers that stay the same in every image of one patient."""
+    """Body build of a patient: a dict of numbers, the same in every image of that patient."""
     female = rng.random() < 0.45
     fat = rng.gamma(2.5, 0.4)  # about 1 on average
+    stature = rng.normal(0.93 if female else 1.0, 0.04)
     return {
         "sex": "F" if female else "M",
-        "stature": rng.normal(0.93 if female else 1.0, 0.04),
-        "breadth": rng.normal(1.0, 0.06),
-        "length": rng.normal(1.0, 0.05),
+        "stature": stature,
+        "size": rng.normal(1.0, [0.06, 0.05]) * stature,  # breadth, length; 1 as drawn here
         "fat": fat,
         "breast": rng.uniform(1.5, 4.5) * (0.5 + 0.5 * fat) if female else 0.0,
         "heart": rng.normal(0.95, 0.12),
@@ -47,13 +50,10 @@ def draw_patient(rng):
 
 
 def lungs(patient, *, breath=0.0):
-    """Outlines of both lungs as seen, `{"right": (n, 2), "left": (n, 2)}` in cm.
+    """Projected outlines of both lungs, `{"right": (n, 2), "left": (n, 2)}` in cm.
 
     Chest wall from the apex down, then along the diaphragm to the mediastinum and up again.
-
-    Args:
-        patient: from `draw_patient()`.
-        breath: how much deeper than usual the patient breathed in, cm of diaphragm.
+    `breath` is how much deeper than usual the patient breathed in, cm of diaphragm.
     """
     outlines = {}
     for side, edge in edges(patient).items():
@@ -63,7 +63,7 @@ def lungs(patient, *, breath=0.0):
         inner = np.interp(below[:, 1], edge[:, 1], edge[:, 0])
         below = below[(below[:, 0] < wall[-1, 0]) & (below[:, 0] > inner)]
         edge = edge[(edge[:, 1] < below[-1, 1]) & (edge[:, 1] > wall[0, 1])][::-1]
-        outlines[side] = np.vstack([wall, below, edge]) * [sign, 1] * scale(patient)
+        outlines[side] = np.vstack([wall, below, edge]) * [sign, 1] * patient["size"]
     return outlines
 
 
@@ -74,13 +74,8 @@ def diaphragm(side, breath):
     return np.stack([sign * across, top + breath + 0.1 * (across - middle) ** 2], 1)
 
 
-def scale(patient):
-    """`(2,)` width and height of this patient relative to the drawn one."""
-    return np.array([patient["breadth"], patient["length"]]) * patient["stature"]
-
-
 def edges(patient):
-    """Both sides of the mediastinum, x away from the midline; heart and aorta as this patient's."""
+    """Both edges of this patient's mediastinum in cm, x counted away from the midline."""
     left = np.array(LEFT_EDGE)
     left[9:14, 0] = 4.0 + (left[9:14, 0] - 4.0) * patient["heart"]
     left[4:6, 0] += patient["knob"] - 1
@@ -94,9 +89,7 @@ def vessel_tree(side, patient, *, rng):
 
     Each branch leaves its parent's path somewhere and is shorter and thinner; at a fork in three
     the radii shrink by about 3 ** (-1 / 3), Murray's law (1926, doi:10.1085/jgp.9.6.835).
-
-    Returns:
-        `[(paths (n, 7, 2) in cm, radius at their start in cm), ...]`, the trunks first.
+    Returns `[(paths (n, 7, 2) in cm, radius at their start in cm), ...]`, the trunks first.
     """
     sign = -1 if side == "right" else 1
     start = np.array([[2.9, -1.0 if side == "right" else -1.8]]) + rng.normal(0, 0.35, (13, 2))
@@ -109,7 +102,7 @@ def vessel_tree(side, patient, *, rng):
         angle = heading[:, None] + bend
         steps = np.stack([np.cos(angle), np.sin(angle)], 2) * (length / 6)[:, None, None]
         paths = start[:, None] + np.concatenate([np.zeros_like(steps[:, :1]), steps], 1).cumsum(1)
-        generations.append((paths * [sign, 1] * scale(patient), radius))
+        generations.append((paths * [sign, 1] * patient["size"], radius))
         if children:
             parent = np.repeat(np.arange(len(paths)), children)
             knot = rng.integers(1, 6, len(parent))
@@ -121,12 +114,12 @@ def vessel_tree(side, patient, *, rng):
 
 
 def ribs(patient):
-    """Centre lines of eleven rib pairs, `[(line (n, 2), z (n,), "back" or "front"), ...]`.
+    """Centre lines of eleven rib pairs, `{"back": [(line (n, 2), z (n,)), ...], "front": ...}`.
 
     A rib is a tilted ring: it leaves the spine at the back, slopes down to the side wall and on
     to its end in front, where cartilage (invisible here) takes over.
     """
-    found = []
+    halves = {"back": [], "front": []}
     t = np.linspace(0.0, np.pi, 40)
     for k in range(11):
         top = -12.6 + patient["rib_step"] * k
@@ -137,12 +130,12 @@ def ribs(patient):
         z = 7.5 * np.cos(t)
         end = 0.72 - 0.012 * max(k - 5, 0)  # the lower ribs end further to the side
         for sign in (-1, 1):
-            line = np.stack([sign * x, y], 1) * scale(patient)
-            found.append((line[t <= np.pi / 2], z[t <= np.pi / 2], "back"))
+            line = np.stack([sign * x, y], 1) * patient["size"]
+            halves["back"].append((line[t <= np.pi / 2], z[t <= np.pi / 2]))
             if 0 < k < 10:
                 front = (t >= np.pi / 2) & (t <= end * np.pi)
-                found.append((line[front], z[front], "front"))
-    return found
+                halves["front"].append((line[front], z[front]))
+    return halves
 
 
 def solid_body(view, patient, *, arms):
@@ -153,7 +146,7 @@ def solid_body(view, patient, *, arms):
          [half + 1.5, -3], [half, 2], [half - 0.3, 8], [half + 0.2, 14], [half + 1, 30], [0, 30]]
     )  # fmt: skip
     trunk[5:7, 1] += patient["shoulder"]
-    trunk = smooth(np.vstack([trunk, trunk[::-1] * [-1, 1]]) * scale(patient))
+    trunk = smooth(np.vstack([trunk, trunk[::-1] * [-1, 1]]) * patient["size"])
     coarse = zoom(view, 1 / 2)
     rows = (np.arange(coarse.pixels) - coarse.matrix[1, 3]) / coarse.per_cm
     depth = np.interp(rows, [-17, -12, -6, 8], [0.75, 0.75, 1, 1.08]).astype(np.float32)
@@ -172,7 +165,7 @@ def breasts(view, patient):
         return np.float32(0)
     size, low = 0.75 + 0.08 * patient["breast"], 2.0 + 0.8 * patient["breast"]
     discs = [ellipse(5.6 * size, 6.2 * size, centre=(8.2 * sign, low)) for sign in (-1, 1)]
-    discs = [disc * scale(patient) for disc in discs]
+    discs = [disc * patient["size"] for disc in discs]
     rows = (np.arange(view.pixels) - view.matrix[1, 3]) / view.per_cm
     hang = np.interp(rows - low, [-7, 5], [0.0, 1.0]).astype(np.float32)[:, None]
     return patient["breast"] * hang * bulge(view, fill(view, discs, z=-9.0), 4.0)
@@ -182,12 +175,12 @@ def upper_arms(patient, *, arms):
     """Centre lines of both arms from the shoulder joint, held `arms` radians off the body."""
     shoulder = np.array([16.6, -10.3 + patient["shoulder"]])
     elbow = shoulder + 34 * np.array([np.sin(arms), np.cos(arms)])
-    return [np.linspace(shoulder, elbow, 8) * [sign, 1] * scale(patient) for sign in (-1, 1)]
+    return [np.linspace(shoulder, elbow, 8) * [sign, 1] * patient["size"] for sign in (-1, 1)]
 
 
 def air_space(view, patient, *, breath):
     """Depth of the two pleural spaces in cm along each ray, heart and diaphragm left out."""
-    size = scale(patient)
+    size = patient["size"]
     wall = smooth(WALL)
     cage = np.vstack([wall, wall[::-1] * [-1, 1]]) * size
     depth = 11.0 + 1.2 * patient["fat"] + 2.5 * patient["stature"]
@@ -203,16 +196,15 @@ def air_space(view, patient, *, breath):
 
 def skeleton(view, patient, *, arms):
     """Cortical bone in cm along each ray: ribs, spine, clavicles, shoulder blades, arms."""
-    size = scale(patient)
-    layers = []
-    for part, width, inner, rim in (("back", 1.1, 80, 135), ("front", 1.3, 42, 75)):
+    size = patient["size"]
+    total = spine(view, patient).astype(np.float32)
+    for half, width, inner, rim in (("back", 1.1, 80, 135), ("front", 1.3, 42, 75)):
         layer = np.zeros((view.pixels, view.pixels), np.uint8)
-        for line, z, where in ribs(patient):
-            if where == part:
-                band, depth = ribbon(line, width), np.concatenate([z, z[::-1]])
-                fill(view, [band], z=depth, value=inner, onto=layer)
-                stroke(view, [band], z=depth, width=0.1, value=rim, onto=layer)
-        layers.append(layer)
+        for line, z in ribs(patient)[half]:
+            band, depth = ribbon(line, width), np.concatenate([z, z[::-1]])
+            fill(view, [band], z=depth, value=inner, onto=layer)
+            stroke(view, [band], z=depth, width=0.1, value=rim, onto=layer)
+        cv2.accumulate(layer, total)
     layer = np.zeros((view.pixels, view.pixels), np.uint8)
     for arm in upper_arms(patient, arms=arms):
         shaft = ribbon(arm, np.interp(np.arange(8), [0, 1], [3.0, 2.2]))
@@ -230,9 +222,7 @@ def skeleton(view, patient, *, arms):
         bar = ribbon(smooth(clavicle + lift) * [sign, 1] * size, 1.25)
         fill(view, [bar], z=-5.0, value=130, onto=layer)
         stroke(view, [bar], z=-5.0, width=0.14, value=215, onto=layer)
-    total = spine(view, patient).astype(np.float32)
-    for crossed in (*layers, layer):
-        cv2.accumulate(crossed, total)
+    cv2.accumulate(layer, total)
     return total * (patient["bone"] / 255)
 
 
@@ -243,10 +233,12 @@ def spine(view, patient):
     for k, y in enumerate(np.arange(-19, 22, 2.3)):
         centre = np.array([patient["bow"] * np.sin(y / 6), y])
         bone = smooth(body, closed=True, rounds=1) * (0.82 + 0.02 * k) + centre
-        fill(view, [bone * scale(patient)], z=4.0, value=85, onto=layer)
-        stroke(view, [bone * scale(patient)], z=4.0, width=0.12, value=115, closed=True, onto=layer)
+        fill(view, [bone * patient["size"]], z=4.0, value=85, onto=layer)
+        stroke(
+            view, [bone * patient["size"]], z=4.0, width=0.12, value=115, closed=True, onto=layer
+        )
         rings = [ellipse(0.35, 0.45, centre=np.add(centre, [x, -0.2])) for x in (-1.15, 1.15)]
-        rings = [ring * scale(patient) for ring in rings]
+        rings = [ring * patient["size"] for ring in rings]
         stroke(view, rings, z=6.0, width=0.12, value=135, closed=True, onto=layer)
     return layer
 
@@ -257,10 +249,10 @@ def gas(view, patient, *, breath):
     pipe = [(0.0, -22), (0.0, -13), (-bend, -7), (0.1, -4.2)]
     bronchi = [[(0.0, -4.8), (-1.2, -3.1), (-2.4, -2.0)], [(0.1, -4.8), (1.6, -3.5), (3.0, -2.5)]]
     tubes = [ribbon(smooth(pipe), 1.7), *(ribbon(smooth(tube), 1.1) for tube in bronchi)]
-    air = 1.1 * bulge(view, fill(view, [tube * scale(patient) for tube in tubes], z=1.0), 0.85)
+    air = 1.1 * bulge(view, fill(view, [tube * patient["size"] for tube in tubes], z=1.0), 0.85)
     if patient["bubble"] > 0.2:
         size, below = patient["bubble"], 10.6 + breath + patient["bubble"]
-        bubble = ellipse(2.6 * size, 1.1 * size, centre=(6.0, below)) * scale(patient)
+        bubble = ellipse(2.6 * size, 1.1 * size, centre=(6.0, below)) * patient["size"]
         air += 3 * bulge(view, fill(view, [bubble]), 1.2)
     return air
 
@@ -273,20 +265,19 @@ def vasculature(view, patient, lung, *, moved):
     rng = np.random.default_rng(patient["vessels"])
     layer = np.zeros((view.pixels, view.pixels), np.uint8)
     trees = {side: vessel_tree(side, patient, rng=rng) for side in ("right", "left")}
-    for generation in (2, 1, 0):  # the finest first, the wide ones over them
-        for end in (6, 4, 2):  # outer, middle and inner third of each path
-            for side, tree in trees.items():
-                paths, radius = tree[generation]
-                points = paths[:, end - 2 : end + 1].reshape(-1, 2)
-                points = moved[side](points) if side in moved else points
-                width = 2 * radius * (1 - end / 8)
-                lines, value = points.reshape(-1, 3, 2), int(min(255, 400 * width))
-                stroke(view, lines, width=width, value=value, onto=layer)
+    # The finest generation first, the wide ones over it; each path from its outer third inward.
+    for generation, end, side in product((2, 1, 0), (6, 4, 2), trees):
+        paths, radius = trees[side][generation]
+        points = paths[:, end - 2 : end + 1].reshape(-1, 2)
+        points = moved[side](points) if side in moved else points
+        width = 2 * radius * (1 - end / 8)
+        lines, value = points.reshape(-1, 3, 2), int(min(255, 400 * width))
+        stroke(view, lines, width=width, value=value, onto=layer)
     return np.minimum(layer * np.float32(2 / 255), 0.25 * lung)  # an artery and a vein
 
 
 def haze(view, *, rng):
-    """Share of lung that is fluid or thick tissue instead: fine texture and broad patches."""
+    """Share of the lung that is fluid or dense tissue: fine texture and broad patches."""
     total = np.zeros((view.pixels, view.pixels), np.float32)
     for cells, strength in ((110, 0.022), (45, 0.015), (7, min(0.06, rng.exponential(0.02)))):
         noise = strength * rng.standard_normal((cells, cells), dtype=np.float32)

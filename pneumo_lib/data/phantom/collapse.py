@@ -1,25 +1,19 @@
-"""How a lung collapses, and what that changes along each X-ray: the disease in a phantom."""
+"""Collapse of a lung, and what it changes along each X-ray: the pneumothorax of a phantom."""
 
 import cv2
 import numpy as np
+
 from pneumo_lib.data.phantom.geometry import bulge, fill, place, stroke, zoom
 
 
 def collapse(outline, area, *, site, rng):
-    """Pull a lung away from the chest wall until the air rim has the wanted area.
+    """Function that shrinks a lung from the chest wall until the air rim has the wanted area.
 
     Each boundary point moves towards the hilum by a share that depends on its direction from
-    the middle of the lung: most at the site of the pneumothorax, little elsewhere. The
-    amount is found by bisection on the area between the two outlines.
-
-    Args:
-        outline: `(n, 2)` of the inflated lung, cm.
-        area: wanted area of the rim, cm²; at most 80 % of the lung is given.
-        site: "apical", "lateral" or "basal".
-        rng: `numpy.random.Generator`.
-
-    Returns:
-        A function that maps points of the inflated lung to where they lie in the collapsed one.
+    the middle of the lung: most at `site` ("apical", "lateral" or "basal"), little elsewhere.
+    Bisection on the area between the two outlines finds the amount. `outline` is `(n, 2)` of the
+    inflated lung in cm, `area` in cm², cut at 80 % of the lung; the function maps `(n, 2)` points
+    of the inflated lung to their places in the collapsed one.
     """
     sign = np.sign(outline[:, 0].mean())
     middle, hilum = np.array([6.6 * sign, -1.0]), np.array([4.6 * sign, 0.5])
@@ -49,7 +43,7 @@ def collapse(outline, area, *, site, rng):
 
 
 def air_rim(view, whole, shrunk):
-    """What a lung that shrank from outline `whole` to `shrunk` changes along each ray.
+    """Changes along each ray where a lung shrinks from outline `whole` to `shrunk`.
 
     Returns:
         filled: float32 factor on the depth of lung tissue: 0 in the rim, and in the lung above 1
@@ -69,10 +63,9 @@ def air_rim(view, whole, shrunk):
 
 
 def rim_mask(view, whole, shrunk, *, size):
-    """Mask `(size, size)` of the air rim, uint8 0 and 1, with as many pixels as the rim is large.
+    """Mask `(size, size)` of the air rim, uint8 of 0 and 1, with the area of the rim.
 
-    A pixel belongs to it where the rim covers most of it; of a rim thinner than a pixel, the
-    pixels it covers most.
+    Its pixels are those that the rim covers most, also of a rim thinner than a pixel.
     """
     fine = zoom(view, 6 * size / view.pixels)
     rim = np.zeros((fine.pixels, fine.pixels), np.uint8)

@@ -1,7 +1,7 @@
 """Synthetic chest radiographs by X-ray physics, written in the data set's own file layout.
 
-They make every notebook and test run without a download. They are drawn, not measured: good to
-learn and to check a pipeline with, never evidence about patients.
+With them every notebook and test runs without a download. They are good to learn and to check a
+pipeline with, never evidence about patients.
 """
 
 import multiprocessing
@@ -10,18 +10,18 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+
 import cv2
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
-from pneumo_lib.data.phantom import anatomy
-from pneumo_lib.data.phantom import collapse
-from pneumo_lib.data.phantom import geometry
-from pneumo_lib.data.phantom import radiography
-from pneumo_lib._files import atomic_write, begin_folder, file_lock, made_from
+
+from pneumo_lib._files import atomic_write, begin_folder, file_lock, made_from, write_csv
+from pneumo_lib.data.phantom import anatomy, collapse, geometry, radiography
 
 RECORD = "phantoms.json"  # the settings of a set of phantoms; marks images as synthetic
-_PARTS = ("png_images", "png_masks")
-_LAST = "patients.csv"  # of the files: with it a set of phantoms is whole
+_FOLDERS = ("png_images", "png_masks")
+_LAST = "patients.csv"  # written last: with this file a set of phantoms is complete
 VERSION = 2  # of the drawing: raise it whenever the same seed and index give another image
 
 SITES = ("apical", "lateral", "basal")
@@ -52,9 +52,7 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
     Raises:
         ValueError: if an argument is out of range.
     """
-    if index < 0:
-        raise ValueError(f"`index` must be 0 or more. Received: index={index}")
-    _check(size=size, seed=seed, prevalence=prevalence)
+    _check(index=index, size=size, seed=seed, prevalence=prevalence)
     info = describe(index, seed=seed, prevalence=prevalence)
     del info["number"]
     patient = anatomy.draw_patient(np.random.default_rng([seed, info.pop("patient"), 1]))
@@ -68,18 +66,17 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
         shift=rng.normal(0, 0.6, 2),
     )
     breath, arms = rng.normal(0, 1.2), rng.choice([0.12, 0.5]) + rng.normal(0, 0.08)
-    area, lung, mask = info.pop("share") * field**2, None, np.zeros((size, size), np.uint8)
+    area, collapsed, mask = info.pop("share") * field**2, None, np.zeros((size, size), np.uint8)
     if side := info["side"]:
         # A stream of its own: without the pneumothorax the rest of the image stays as it is.
         own = np.random.default_rng([seed, index, 5])
         whole = anatomy.lungs(patient, breath=breath)[side]
         shrink = collapse.collapse(whole, area, site=info["site"], rng=own)
         mask = collapse.rim_mask(view, whole, shrink(whole), size=size)
-        lung = side, whole, shrink
-    thickness = _chest(view, patient, breath=breath, arms=arms, collapsed=lung, rng=rng)
-    added, info["mimics"] = radiography.mimics(view, rng=rng)
-    for material, depth in added.items():
-        thickness[material] = thickness.get(material, 0) + depth
+        collapsed = side, whole, shrink
+    thickness = _chest(view, patient, breath=breath, arms=arms, collapsed=collapsed, rng=rng)
+    fold, thickness["metal"], info["mimics"] = radiography.mimics(view, rng=rng)
+    thickness["soft"] += fold
     own = np.random.default_rng([seed, index, 6])  # as many numbers as pixels: the rest must not
     density = radiography.expose(thickness, size=size, field=field, rng=own)  # depend on `size`
     image = radiography.collimate(radiography.display(density, field=field, rng=rng), rng=rng)
@@ -103,19 +100,19 @@ def _chest(view, patient, *, breath, arms, collapsed, rng):
     return {"soft": np.maximum(soft, 0), "lung": lung, "bone": bone}
 
 
-def _check(*, size, seed, prevalence):
-    if size < 64:
-        raise ValueError(f"`size` must be 64 or more, or ribs vanish. Received: size={size}")
-    if seed < 0:
-        raise ValueError(f"`seed` must be 0 or more. Received: seed={seed}")
+def _check(*, seed, prevalence, size=64, index=0, count=1):
+    least = {"index": (index, 0), "size": (size, 64), "seed": (seed, 0), "count": (count, 1)}
+    for name, (value, lowest) in least.items():
+        if value < lowest:
+            raise ValueError(f"`{name}` must be {lowest} or more. Received: {name}={value}")
     if not 0 <= prevalence <= 1:
         raise ValueError(f"`prevalence` must be in [0, 1]. Received: prevalence={prevalence}")
 
 
 def describe(index, *, seed, prevalence):
-    """What image `index` will show, without drawing it: a dict as `draw_phantom()` returns.
+    """Contents of image `index` without drawing it: a dict as `draw_phantom()` returns.
 
-    Beside it: `share`, the wanted area of the pneumothorax as a share of the image; `patient`,
+    In addition: `share`, the wanted area of the pneumothorax as a share of the image; `patient`,
     the index of the first image of that patient; `number`, counted within the official part.
     """
     pair = index // 2
@@ -157,9 +154,7 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
     Args:
         folder: where to write; made when absent.
         count: number of images, 1 or more. A larger count gives the same first images.
-        size: height and width in pixels, 64 or more.
-        prevalence: share of images with a pneumothorax, in [0, 1].
-        seed: whole number, 0 or more.
+        size, prevalence, seed: as for `draw_phantom()`.
         workers: processes; None means one per CPU, 1 draws in this process.
 
     Returns:
@@ -171,40 +166,40 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
         RuntimeError: if a process was killed (the system does so when memory is short).
         OSError: with what to do, if the disk is full or cannot be written.
     """
-    if count < 1:
-        raise ValueError(f"`count` must be 1 or more. Received: count={count}")
-    settings = {"seed": seed, "size": size, "prevalence": prevalence}
+    settings = {"count": count, "seed": seed, "size": size, "prevalence": prevalence}
     _check(**settings)
-    folder, settings = Path(folder).resolve(), {"version": VERSION, "count": count, **settings}
+    folder, settings = Path(folder).resolve(), {"version": VERSION, **settings}
     plan = _plan(count, seed=seed, prevalence=prevalence)
-    whole = (folder / _LAST).is_file() and not _missing(folder, plan)
-    if whole and made_from(folder, record=RECORD) == settings:
-        return folder  # which may lie where nothing can be written
+    complete = (folder / _LAST).is_file() and not _missing(folder, plan)
+    if complete and made_from(folder, record=RECORD) == settings:
+        return folder  # without a lock, which a read-only folder cannot hold
     with file_lock(folder):
         begin_folder(folder, settings, record=RECORD, what="A set of phantoms")
-        for part in _PARTS:
-            (folder / part).mkdir(exist_ok=True)
+        for name in _FOLDERS:
+            (folder / name).mkdir(exist_ok=True)
         draw = partial(_draw_one, folder=folder, size=size, seed=seed, prevalence=prevalence)
         if missing := _missing(folder, plan):
             _draw_all(draw, missing, workers=workers)
-        _write_tables(folder, plan)
+        for part in ("train", "test"):
+            rows, columns = plan["official_part"] == part, ["new_filename", "ImageId", "has_pneumo"]
+            write_csv(folder / f"stage_1_{part}_images.csv", plan.loc[rows, columns])
+        write_csv(folder / _LAST, plan[["ImageId", "patient_id"]])
     return folder
 
 
 def _missing(folder, plan):
     """Indices and names of the images still to be drawn."""
-    there = [{path.name for path in (folder / part).glob("*")} for part in _PARTS]
-    whole = set.intersection(*there)
-    return [(index, name) for index, (name, _) in enumerate(plan) if name not in whole]
+    there = [{path.name for path in (folder / name).glob("*")} for name in _FOLDERS]
+    names = plan["new_filename"]
+    return list(names[~names.isin(set.intersection(*there))].items())
 
 
 def _plan(count, *, seed, prevalence):
-    plan = []
-    for index in range(count):
-        info = describe(index, seed=seed, prevalence=prevalence)
-        label = int(info["has_pneumothorax"])
-        plan.append((f"{info['number']}_{info['official_part']}_{label}_.png", info))
-    return plan
+    """Table of all images: `patient_id`, `official_part` and the columns of the Kaggle release."""
+    plan = pd.DataFrame([describe(i, seed=seed, prevalence=prevalence) for i in range(count)])
+    label, number = plan["has_pneumothorax"].astype(int), plan["number"].astype(str)
+    names = number + "_" + plan["official_part"] + label.map("_{}_.png".format)
+    return plan.assign(new_filename=names, ImageId=plan["image_id"], has_pneumo=label)
 
 
 def _draw_all(draw, missing, *, workers):
@@ -229,19 +224,6 @@ def _draw_all(draw, missing, *, workers):
 def _draw_one(job, *, folder, size, seed, prevalence):
     index, name = job
     image, mask, _ = draw_phantom(index, size=size, seed=seed, prevalence=prevalence)
-    for part, pixels in zip(_PARTS, (image, 255 * mask), strict=True):
+    for part, pixels in zip(_FOLDERS, (image, 255 * mask), strict=True):
         with atomic_write(folder / part / name) as unfinished:
             unfinished.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-
-
-def _write_tables(folder, plan):
-    head = "new_filename,ImageId,has_pneumo"
-    tables = {"train": [head], "test": [head], "patients": ["ImageId,patient_id"]}
-    for name, info in plan:
-        label = int(info["has_pneumothorax"])
-        tables[info["official_part"]].append(f"{name},{info['image_id']},{label}")
-        tables["patients"].append(f"{info['image_id']},{info['patient_id']}")
-    names = {"train": "stage_1_train_images.csv", "test": "stage_1_test_images.csv"}
-    for table, lines in tables.items():
-        with atomic_write(folder / names.get(table, _LAST)) as unfinished:
-            unfinished.write_bytes(("\n".join(lines) + "\n").encode())

@@ -1,16 +1,17 @@
-"""Shapes in cm drawn on a pixel canvas as an X-ray sees them: outlines, bands, rounded bodies.
+"""Projection of shapes in cm onto a pixel canvas: outlines, bands, rounded bodies.
 
 Lengths are in cm, x to the right of the image (the patient's left), y down, z to the patient's
 back; the origin lies on the spine at mid chest.
 """
 
 from typing import NamedTuple
+
 import cv2
 import numpy as np
 
 
 class View(NamedTuple):
-    """Where points in cm land: `pixel = matrix @ (x, y, z, 1)` on a canvas of `pixels` squared."""
+    """Projection `pixel = matrix @ (x, y, z, 1)` of points in cm onto a square canvas."""
 
     pixels: int
     per_cm: float
@@ -18,15 +19,10 @@ class View(NamedTuple):
 
 
 def view(pixels, *, field=40.0, turn=0.0, yaw=0.0, shift=(0.0, 0.0)):
-    """`View` of a `field` cm wide detector, the patient turned in and out of its plane.
+    """`View` of a detector `field` cm wide, on a canvas of `pixels` by `pixels`.
 
-    Args:
-        pixels: height and width of the canvas.
-        field: width of the detector in cm.
-        turn: rotation in the image plane, radians.
-        yaw: rotation about the patient's long axis, radians; parts in front (z < 0) and
-            behind (z > 0) move to opposite sides.
-        shift: where the patient's origin lies, cm from the middle of the detector.
+    The patient is rotated by `turn` radians in the image plane and by `yaw` radians about the
+    long axis, which moves front and back oppositely; the origin lies `shift` cm off the middle.
     """
     per_cm = pixels / field
     c, s = np.cos(turn), np.sin(turn)
@@ -49,13 +45,12 @@ def place(view, points, z=0.0):
 
 
 def smooth(points, *, closed=False, rounds=3):
-    """Round the corners of a polyline (Chaikin's corner cutting); open ends stay in place."""
+    """Polyline with rounded corners (Chaikin's corner cutting); open ends stay in place."""
     points = np.asarray(points, float)
     for _ in range(rounds):
         after = np.roll(points, -1, axis=0) if closed else points[1:]
         before = points if closed else points[:-1]
-        cut = np.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], 1)
-        cut = cut.reshape(-1, 2)
+        cut = np.stack([3 * before + after, before + 3 * after], 1).reshape(-1, 2) / 4
         points = cut if closed else np.vstack([points[:1], cut, points[-1:]])
     return points
 
@@ -75,10 +70,11 @@ def ribbon(line, width):
 
 
 def _fixed(view, outlines, z):
+    """Outlines in sixteenths of a pixel, int32: the fixed point numbers that OpenCV draws."""
     outlines = list(outlines)
     pixels = place(view, np.concatenate(outlines), z)
-    pixels = np.round(pixels * 16).astype(np.int32)  # 4 fractional bits, as cv2 wants
-    return np.split(pixels, np.cumsum([len(outline) for outline in outlines])[:-1])
+    ends = np.cumsum([len(outline) for outline in outlines])
+    return np.split(np.round(pixels * 16).astype(np.int32), ends[:-1])
 
 
 def fill(view, outlines, *, z=0.0, value=255, onto=None):
@@ -103,7 +99,6 @@ def bulge(view, filled, radius):
     A ray at depth d inside a circle of radius R crosses `2 sqrt(d (2R - d))`: as a share of
     the diameter `sqrt(u (2 - u))`, with u = d / R cut at 1.
     """
-    u = cv2.distanceTransform(filled, cv2.DIST_L2, 3)
-    u *= 1 / (radius * view.per_cm)
-    np.minimum(u, 1, out=u)
+    distance = cv2.distanceTransform(filled, cv2.DIST_L2, 3)
+    u = np.minimum(distance * (1 / (radius * view.per_cm)), 1)
     return np.sqrt(u * (2 - u))

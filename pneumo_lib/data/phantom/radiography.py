@@ -1,4 +1,4 @@
-"""How a chest becomes a radiograph: what lies on the patient, attenuation, scatter, noise, display.
+"""Radiography of a drawn chest: attenuation, scatter, noise, display, and objects on the patient.
 
 Sources of the constants are beside them; where a range stands instead of a number, images of
 different machines and exposures differ by about that much.
@@ -6,6 +6,7 @@ different machines and exposures differ by about that much.
 
 import cv2
 import numpy as np
+
 from pneumo_lib.data.phantom.geometry import ellipse, fill, ribbon, smooth, stroke
 
 # Linear attenuation in 1/cm at 60 keV, about the mean energy of a 120 kV chest exposure: mass
@@ -21,12 +22,8 @@ ATTENUATION = {
 def transmission(thickness):
     """Share of the primary X-rays that pass: `exp(-sum of attenuation x thickness)`.
 
-    Args:
-        thickness: dict of material (a key of `ATTENUATION`) to cm along each ray: arrays of one
-            shape.
-
-    Returns:
-        float array of that shape, in (0, 1].
+    `thickness` maps materials (the keys of `ATTENUATION`) to arrays of one shape, cm along each
+    ray; the result has that shape.
 
     Reference:
         Beer-Lambert law; Hubbell and Seltzer, NIST, doi:10.18434/T4D01F.
@@ -51,10 +48,10 @@ def expose(thickness, *, size, field, rng):
 
 
 def display(density, *, field, rng):
-    """Grey levels (uint8) of an optical density, as a digital system shows it.
+    """Grey levels (uint8) of an optical density, as a digital system displays it.
 
     Broad differences are compressed and local ones kept, then a window and a curve follow, so
-    that lung, heart and bone are all seen at once.
+    that lung, heart and bone are all visible at once.
     """
     local = density + rng.uniform(0.5, 1.2) * (density - _broad(density, field=field, sigma=3.0))
     low, high = rng.uniform(-0.5, 0.1), np.quantile(local[::4, ::4], 0.95)
@@ -71,29 +68,22 @@ def _broad(image, *, field, sigma):
 
 
 def mimics(view, *, rng):
-    """Things on the patient that are bright or dark lines without being disease.
+    """Objects and skin folds that draw bright or dark lines without being disease.
 
-    The same for healthy and diseased chests, so that no line or letter gives the answer away.
+    They are as frequent in healthy as in diseased chests, so that none gives the answer away.
 
     Returns:
-        Thickness maps in cm to add, a dict of material to `(pixels, pixels)` float32, and the
-        names of what was drawn.
+        Thickness in cm along each ray to add as soft tissue (`(pixels, pixels)` float32, or 0),
+        the thickness of metal, and the names of what was drawn.
     """
-    layer = np.zeros((view.pixels, view.pixels), np.uint8)
-    added, names = {}, []
-    chances = {"skin fold": 0.25, "tube": 0.25, "leads": 0.25, "marker": 0.85}
-    for name, draw in zip(chances, (_skin_fold, _tube, _leads, _marker), strict=True):
-        if rng.random() < chances[name]:
-            names.append(name)
-            if name == "skin fold":
-                added["soft"] = draw(view, rng)
-            else:
-                draw(view, rng, layer)
-    added["metal"] = layer * np.float32(0.35 / 255)
-    return added, names
+    metal = np.zeros((view.pixels, view.pixels), np.uint8)
+    kinds = {"skin fold": (0.25, _skin_fold), "tube": (0.25, _tube), "leads": (0.25, _leads)}
+    kinds["marker"] = 0.85, _marker
+    drawn = {name: draw(view, rng, metal) for name, (p, draw) in kinds.items() if rng.random() < p}
+    return drawn.get("skin fold", 0), metal * np.float32(0.35 / 255), list(drawn)
 
 
-def _skin_fold(view, rng):
+def _skin_fold(view, rng, _):
     """A fold of skin: thick along one edge, fading to the other side; it runs off the lung."""
     sign, x = rng.choice([-1, 1]), rng.uniform(5.5, 11)
     line = np.array([[x + rng.normal(0, 2), -14], [x, -6], [x + 1, 1], [x + rng.normal(2, 1.5), 9]])
@@ -146,14 +136,13 @@ def _marker(view, rng, layer):
 
 
 def collimate(image, *, rng):
-    """Sometimes black the edges of a grey image, as the shutters of the X-ray tube do."""
+    """Grey image with, one time in four, edges blacked as by the shutters of the X-ray tube."""
     if rng.random() > 0.25:
         return image
-    size = len(image)
     left, top, right, bottom = rng.choice([-0.1, -0.1, 0.02, 0.05], 4)
     corners = np.array([[left, top], [1 - right, top], [1 - right, 1 - bottom], [left, 1 - bottom]])
     c, s = np.cos(turn := rng.normal(0, 0.015)), np.sin(turn)
-    corners = ((corners - 0.5) @ [[c, s], [-s, c]] + 0.5) * size * 16
+    corners = ((corners - 0.5) @ [[c, s], [-s, c]] + 0.5) * len(image) * 16
     window = np.zeros_like(image)
     cv2.fillPoly(window, [np.round(corners).astype(np.int32)], 255, cv2.LINE_AA, 4)
     return cv2.multiply(image, window, scale=1 / 255)
