@@ -226,16 +226,16 @@ def _load_file(model, name, weights):
 
 def _load_npz(model, path):
     variables = {f"{layer.name}/{v.name}": v for layer in model.layers for v in layer.weights}
+    expected = {key: tuple(variable.shape) for key, variable in variables.items()}
     with path.open("rb") as file, np.load(file) as arrays:
-        if missing := sorted(variables.keys() - set(arrays)):
-            raise ValueError(f"{len(missing)} arrays are missing, the first is {missing[0]}")
-        if unknown := sorted(set(arrays) - variables.keys()):
-            raise ValueError(f"{len(unknown)} arrays are unknown, the first is {unknown[0]}")
+        found = {key: array.shape for key, array in arrays.items()}
+        wrong = [key for key in found | expected if found.get(key) != expected.get(key)]
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} arrays do not fit: shape of {wrong[0]} in the file "
+                f"{found.get(wrong[0])}, in the network {expected.get(wrong[0])}"
+            )
         for key, variable in variables.items():
-            if arrays[key].shape != tuple(variable.shape):
-                raise ValueError(
-                    f"{key} has the shape {arrays[key].shape}, not {tuple(variable.shape)}"
-                )
             variable.assign(arrays[key])
 
 

@@ -24,15 +24,11 @@ FCN_LEVELS = {"fcn32s": (5,), "fcn16s": (5, 4), "fcn8s": (5, 4, 3)}
 
 
 def deconvolutions(features, backbone, *, size, dropout, seed):
-    """Logits of the report's decoder: a chain of transposed convolutions, dropout between them.
+    """Logits `(batch, size, size, 2)` of the report's decoder: a chain of transposed convolutions.
 
     Args:
-        features: the backbone's output, a `KerasTensor`.
-        backbone: key of `DECONVOLUTIONS`.
-        size, dropout, seed: as for `fcn.build_fcn()`.
-
-    Returns:
-        `KerasTensor` `(batch, size, size, 2)`.
+        features: output of the backbone, a `KerasTensor`.
+        backbone, size, dropout, seed: as for `fcn.build_fcn()`.
     """
     side = math.ceil(size / math.prod(stride for _, stride in DECONVOLUTIONS[backbone]))
     x = features
@@ -58,9 +54,6 @@ def bilinear_kernel(shape, dtype=None):
         shape: `(k_h, k_w, classes, classes)`.
         dtype: of the result, default float32.
 
-    Returns:
-        Array of that shape; the largest weight is at most 1.
-
     Reference:
         Long, Shelhamer, Darrell (2015), arXiv:1411.4038, section 3.3.
     """
@@ -70,7 +63,7 @@ def bilinear_kernel(shape, dtype=None):
 
 
 def fuse_scores(taps, *, dropout, seed):
-    """Logits of FCN-32s, FCN-16s or FCN-8s for one, two or three `taps`.
+    """Logits `(batch, size, size, 2)` of FCN-32s, FCN-16s or FCN-8s for one to three `taps`.
 
     A 1 x 1 convolution scores each tap. From the coarsest on, scores are upsampled by 2 and added
     to those of the next level; those of the finest are upsampled to the image in one step. Layer
@@ -80,9 +73,6 @@ def fuse_scores(taps, *, dropout, seed):
     Args:
         taps: dict from level to aligned `KerasTensor`: 5, then 4, then 3.
         dropout, seed: as for `fcn.build_fcn()`.
-
-    Returns:
-        `KerasTensor` `(batch, size, size, 2)`.
 
     Reference:
         Long, Shelhamer, Darrell (2015), arXiv:1411.4038, section 4.2.
@@ -134,9 +124,6 @@ def convolution(x, channels, name, seeds, *, layer=layers.Conv2D, kernel_size=3,
         name: of the convolution, and prefix of the other two layers' names.
         seeds: iterator; its next value seeds the kernel.
         layer: `Conv2D` or `Conv2DTranspose`.
-
-    Returns:
-        `KerasTensor`.
     """
     x = layer(
         channels,

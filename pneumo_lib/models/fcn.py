@@ -124,23 +124,17 @@ def split_fcn(model):
 
     Features of a frozen encoder are computed once; training the head on them trains the network.
 
-    Args:
-        model: of `build_fcn()`, new or loaded from a file.
-
     Returns:
         `(encoder, head)`, two `keras.Model`: images -> features, and features -> softmax. For a
         decoder with several taps the features are one vector per image.
 
     Raises:
-        ValueError: if the model has neither a layer `deconvolution_1` nor taps.
+        ValueError: for a model that `build_fcn()` has not made.
     """
     names = [layer.name for layer in model.layers]
     starts = [name for name in names if name == "deconvolution_1" or name.startswith("tap_")]
     if not starts:
-        raise ValueError(
-            "`model` must be made by build_fcn(): layers `deconvolution_1` or `tap_...` start its "
-            f"head. Received: model={model.name!r}"
-        )
+        raise ValueError(f"`model` must be made by build_fcn(). Received: model={model.name!r}")
     features = taps = [model.get_layer(name).input for name in starts]
     if len(taps) == 1:
         (features,) = taps
@@ -175,7 +169,7 @@ def unfreeze(model, part):
     The backbone's trained weights are `split_fcn(model)[0].trainable_weights`.
 
     Args:
-        model: of `build_fcn()`, new or loaded from a file.
+        model: of `build_fcn()`.
         part: "none"; "last": the layers behind the tap of level 4 (`block5_*` of VGG, `conv5_*`
             of ResNet50, `mixed8` to `mixed10` of InceptionV3); "whole".
 
@@ -197,14 +191,11 @@ def unfreeze(model, part):
 def layer_table(model):
     """Table of a network's layers in order, one row each.
 
-    Args:
-        model: any functional `keras.Model`.
-
     Returns:
         `DataFrame` with the columns layer (name), type, output_shape (without the batch axis),
-        parameters, and trainable (whether training changes any of them).
+        parameters (their number), and trainable (whether any of them is).
     """
-    rows = [
+    return pd.DataFrame(
         {
             "layer": layer.name,
             "type": type(layer).__name__,
@@ -213,8 +204,7 @@ def layer_table(model):
             "trainable": bool(layer.trainable_weights),
         }
         for layer in model.layers
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def parameters(model):

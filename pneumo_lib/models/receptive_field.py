@@ -60,19 +60,18 @@ def receptive_field(model, layer=None, *, axis="rows"):
     if axis not in ("rows", "columns"):
         raise ValueError(f"`axis` must be 'rows' or 'columns'. Received: axis={axis!r}")
     axis = ("rows", "columns").index(axis)
-    output = model.outputs[0]
+    tensors = _consumers_first(model.outputs[0])
     if layer is not None:
-        named = [t for t in _consumers_first(output) if _maker(t)[0].name == layer]
+        named = [tensor for tensor in tensors if _maker(tensor)[0].name == layer]
         if not named:
             raise ValueError(f"`layer` must be a layer of the model. Received: layer={layer!r}")
-        output = named[0]
-    tensors = _consumers_first(output)
+        tensors = _consumers_first(named[0])
     strides = {}
     for tensor in reversed(tensors):
         operation, inputs = _maker(tensor)
         finest = min((strides[id(t)] for t in inputs), default=Fraction(1))
         strides[id(tensor)] = finest * _window(operation, inputs, axis).stride
-    stride = strides[id(output)]
+    stride = strides[id(tensors[0])]
     # Windows repeat after as many pixels as move every feature map on the way by whole pixels.
     period = math.lcm(*((stride / other).denominator for other in strides.values()))
     if stride.denominator == 1:

@@ -17,7 +17,7 @@ from pneumo_lib.models.names import PRETRAINED as BACKBONES
 from pneumo_lib.models.receptive_field import receptive_field
 from pneumo_lib.models.skips import Coordinates
 
-CHANNELS = {  # of the taps of octaves 2 to 5
+CHANNELS = {  # of the taps of levels 2 to 5
     "vgg16": (128, 256, 512, 512),
     "vgg19": (128, 256, 512, 512),
     "resnet50": (256, 512, 1024, 2048),
@@ -44,7 +44,7 @@ LAST_BLOCK = {  # weights by hand, without batch normalisation: (k * k * inputs 
 
 @pytest.fixture(scope="module", autouse=True)
 def backbones_built_once():
-    """Networks of this file share their backbones: building InceptionV3 takes seconds."""
+    """Networks of this file share their backbones, as building InceptionV3 takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcn, "build_backbone", built)
         yield
@@ -83,14 +83,14 @@ def outputs(model, *names):
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("size", [96, 256])
-def test_taps_are_the_last_layers_of_their_grids(name, size):
+def test_taps_are_the_last_layers_of_their_levels(name, size):
     backbone = built(name, size=size, weights=None)
-    # InceptionV3 pads nothing: what is lost at each octave is the same for every size.
+    # InceptionV3 pads nothing: what is lost at each level is the same for every size.
     lost = (4, 3, 2, 2) if name == "inceptionv3" else (0, 0, 0, 0)
-    for octave, cells, channels in zip((2, 3, 4, 5), lost, CHANNELS[name], strict=True):
-        grid = size // 2**octave - cells
-        tap = backbone.get_layer(TAPS[name][octave])
-        assert tap.output.shape == (None, grid, grid, channels)
+    for level, cells, channels in zip((2, 3, 4, 5), lost, CHANNELS[name], strict=True):
+        side = size // 2**level - cells
+        tap = backbone.get_layer(TAPS[name][level])
+        assert tap.output.shape == (None, side, side, channels)
     assert tap.output is backbone.output
 
 
@@ -125,7 +125,7 @@ def test_parameters_of_the_fcns_of_long_are_counted_by_hand(name, decoder):
 
 
 def test_parameters_of_the_skip_decoder_are_counted_by_hand():
-    # Of projected taps: octaves 5 and 4 of the half view, 4 and 3; a quarter of 256 at octave 2.
+    # Of projected taps: levels 5 and 4 of the half view, 4 and 3; a quarter of 256 at level 2.
     lateral = (4 * 128) * 32 + 64 * 16
     narrow = 32 * 32 + 32 * 32 + 32 * 16
     decode = 9 * (3 * (32 + 3) * 32 + (16 + 3) * 16)  # 3 coordinates
@@ -190,23 +190,17 @@ def test_fuse_layers_add_the_doubled_coarse_scores_and_the_finer_ones(tiny, imag
     np.testing.assert_allclose(fuse_pool3, doubled + score_pool3, rtol=1e-5, atol=1e-5)
 
 
-def test_every_score_starts_at_zero():
-    model = build_fcn("vgg16", decoder="fcn8s", size=64, weights=None)
-    for name in ("score_fr", "score_pool4", "score_pool3"):
-        assert not any(np.any(weight) for weight in model.get_layer(name).get_weights())
-
-
 def test_cells_of_inception_lie_where_they_look():
     model = build_fcn("inceptionv3", decoder="fcn8s", size=256, weights=None)
-    taps = {octave: model.get_layer(f"tap_{octave}") for octave in (3, 4, 5)}
+    taps = {level: model.get_layer(f"tap_{level}") for level in (3, 4, 5)}
     assert [tap.input.shape[1] for tap in taps.values()] == [29, 14, 6]
     assert [tap.output.shape[1] for tap in taps.values()] == [32, 16, 8]
     # What a published table says of the last one (Araujo et al. 2019): 1311 pixels, 32 apart.
     assert receptive_field(model, TAPS["inceptionv3"][5])[:2] == (1311, 32)
-    for octave, tap in taps.items():
-        stride, before = 2**octave, tap.padding[0][0]
+    for level, tap in taps.items():
+        stride, before = 2**level, tap.padding[0][0]
         placed = stride * before + (stride - 1) / 2  # the middle of the first cell
-        seen = receptive_field(model, TAPS["inceptionv3"][octave]).centre
+        seen = receptive_field(model, TAPS["inceptionv3"][level]).centre
         assert abs(placed - seen) < stride / 3
 
 
@@ -225,7 +219,7 @@ def test_packed_features_hold_every_tap_of_both_views_once(tiny, images):
     backbone = built("vgg16", size=64, weights=None)
     at_half = build_backbone("vgg16", size=32, weights=None)
     at_half.set_weights(backbone.get_weights())
-    full = [SKIP_TAPS["vgg16"][octave] for octave in (2, 3, 4)]
+    full = [SKIP_TAPS["vgg16"][level] for level in (2, 3, 4)]
     views = [*outputs(backbone, *full)(images), *outputs(at_half, *full[1:])(half)]
     names = ["project_2", "project_3", "project_4", "project_half_4", "project_half_5"]
     expected = []
@@ -289,10 +283,8 @@ def test_coordinates_are_the_same_left_and_right_and_tell_top_from_bottom():
 
 def test_skip_taps_are_the_convolutions_before_the_next_pool():
     backbone = built("vgg16", size=96, weights=None)
-    for octave, name in SKIP_TAPS["vgg16"].items():
-        assert (
-            backbone.get_layer(f"block{octave + 1}_pool").input is backbone.get_layer(name).output
-        )
+    for level, name in SKIP_TAPS["vgg16"].items():
+        assert backbone.get_layer(f"block{level + 1}_pool").input is backbone.get_layer(name).output
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -84,6 +84,16 @@ def thin(model, layer):
         ([layers.Conv2DTranspose(1, 5, strides=2)], 3, Fraction(1, 2), -2),
         ([layers.MaxPooling2D(4), layers.UpSampling2D(4)], 4, 1, 0),
         ([layers.GlobalAveragePooling2D(keepdims=True)], 64, 64, 0),
+        # Its one pixel is read beyond its border, and still holds the image and no more.
+        (
+            [
+                layers.GlobalMaxPooling2D(keepdims=True),
+                layers.UpSampling2D(4, "channels_last", "bilinear"),
+            ],
+            64,
+            16,
+            0,
+        ),
         ([convolution(3), layers.Flatten()], 64, 62, 0),
         ([layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.5)], 1, 1, 0),
     ],
@@ -176,7 +186,7 @@ def test_windows_are_where_the_gradient_is_not_zero(steps, wide):
         (lambda: build_backbone("vgg16", size=512, weights=None), "block5_pool", 212),
         (lambda: build_related_fcn("fcn_alexnet", size=500), "score_fr", 355),
         (lambda: build_related_fcn("fcn_googlenet", size=1024), "score_fr", 907),
-        # Where three enlargements each join two cells, 32, 16 and 8 pixels apart, it is largest:
+        # Where three upsamplings each read two cells, 32, 16 and 8 pixels apart, it is largest:
         # in 24 of 32 rows (4 is one); in the others (0 is one) the window has 244 pixels.
         (lambda: build_fcn("vgg16", decoder="fcn8s", size=512, weights=None), "upscore8", 276),
     ],
@@ -198,9 +208,9 @@ def test_a_layer_with_an_unknown_window_is_refused_by_name():
         receptive_field(model)
 
 
-def test_a_global_layer_on_a_grid_of_unknown_size_is_refused():
+def test_a_global_layer_on_a_feature_map_of_unknown_size_is_refused():
     model = graph(layers.GlobalMaxPooling2D(name="all"), side=None)
-    with pytest.raises(ValueError, match=r"layer 'all' of type .* on a grid of None"):
+    with pytest.raises(ValueError, match=r"layer 'all' of type .* on a feature map of None"):
         receptive_field(model)
 
 

@@ -8,8 +8,8 @@ from pneumo_lib._startup import keras
 import numpy as np
 from keras import ops
 
-# Down to this kernel size the Fourier form is at least as fast on an H100 for all layers of the three
-# networks: cuDNN has no fast algorithm for two channels (`benchmarks/gpu_jax.py`).
+# Smallest kernel of the three networks. On an H100 the Fourier form was as fast or faster for each
+# of their layers: cuDNN has no fast algorithm for two channels (`benchmarks/gpu_jax.py`).
 _SMALLEST_ON_GPU = 4
 
 
@@ -20,15 +20,14 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
     Constructor, weights and shapes are those of the stock layer, so weights of either load into
     the other; outputs are equal up to float32 rounding.
 
-    Method. A transposed convolution with stride s inserts s - 1 zeros between input pixels and
-    convolves the result with the kernel. Output pixel `s * q + r` (phase r = 0 ... s - 1) meets
-    only the kernel taps `s * j + r`, so each of the s * s phases is an ordinary convolution of the
-    small input with a sub-kernel of about k / s taps a side. In the Fourier domain a convolution
-    is a product: transform input and sub-kernels, multiply at each frequency, sum over channels,
-    transform back, interleave the phases. Samples that wrap around may fall into the border that
-    `padding="same"` crops, so a transform of length `h + k / (2 s)` is enough (80 instead of 96
-    for inputs of 64 x 64 and a kernel of 64). At such lengths, products with DFT matrices are the
-    fastest transform; every Keras backend compiles and differentiates them.
+    Method. Output pixel `s * q + r` of stride s (phase r = 0 ... s - 1) meets only the kernel taps
+    `s * j + r`, so each of the s * s phases is an ordinary convolution of the input with a
+    sub-kernel of about k / s taps a side. In the Fourier domain that is a product: transform input
+    and sub-kernels, multiply at each frequency, sum over channels, transform back, interleave the
+    phases. Samples that wrap around may fall into the border that `padding="same"` crops, so a
+    transform of length `h + k / (2 s)` is enough (80 instead of 96 for inputs of 64 x 64 and a
+    kernel of 64). At such lengths products with DFT matrices are fastest, and every Keras backend
+    compiles and differentiates them.
 
     Args:
         filters, kernel_size, strides, padding, ...: as for `keras.layers.Conv2DTranspose`.
