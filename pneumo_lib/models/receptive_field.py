@@ -69,8 +69,9 @@ def receptive_field(model, layer=None, *, axis="rows"):
     strides = {}
     for tensor in reversed(tensors):
         operation, inputs = _maker(tensor)
-        finest = min((strides[id(t)] for t in inputs), default=Fraction(1))
-        strides[id(tensor)] = finest * _window(operation, inputs, axis).stride
+        finest = min((strides[id(source)] for source in inputs), default=Fraction(1))
+        stride, _, high = _window(operation, inputs, axis)
+        strides[id(tensor)] = finest * (stride or high + 1)
     stride = strides[id(tensors[0])]
     # Windows repeat after as many pixels as move every feature map on the way by whole pixels.
     period = math.lcm(*((stride / other).denominator for other in strides.values()))
@@ -96,48 +97,36 @@ def convolution_depth(model):
     return depths[id(model.outputs[0])]
 
 
-class _Window(NamedTuple):
-    """Input pixels of a layer's pixel `p`: `p * stride + low` to `p * stride + high`, inside."""
-
-    stride: Fraction  # of the layer, in pixels of its input
-    low: Fraction
-    high: Fraction
-    whole: bool = False  # of a global layer: every pixel reads `low` to `high`
-
-    def inputs(self, first, last):
-        """First and last input pixel of the layer's pixels `first` to `last`."""
-        if self.whole:
-            return self.low, self.high
-        return math.ceil(first * self.stride + self.low), math.floor(last * self.stride + self.high)
-
-
 def _window(operation, inputs, axis):
-    """`_Window` of any layer, along one axis."""
+    """`(stride, low, high)` of a layer along one axis, in pixels of its input.
+
+    Its pixel p depends on the input pixels within `p * stride + low` and `p * stride + high`. A
+    global layer has stride 0.
+    """
     if not inputs or isinstance(operation, _POINTWISE):
-        return _Window(Fraction(1), 0, 0)
+        return Fraction(1), 0, 0
     size = inputs[0].shape[1 + axis]
     if isinstance(operation, layers.Conv2DTranspose):
         # Input pixel i contributes to `kernel` output pixels from i * stride - crop on.
         kernel, stride = operation.kernel_size[axis], operation.strides[axis]
         crop = max(kernel - stride, 0) // 2 if operation.padding == "same" else 0
-        low, high = Fraction(crop - kernel + 1, stride), Fraction(crop, stride)
-        return _Window(Fraction(1, stride), low, high)
+        return tuple(Fraction(n, stride) for n in (1, crop - kernel + 1, crop))
     if isinstance(operation, _POOLING):
         return _sliding(operation.pool_size[axis], operation, size, axis)
     if isinstance(operation, _CONVOLUTIONS):
         reach = operation.dilation_rate[axis] * (operation.kernel_size[axis] - 1) + 1
         return _sliding(reach, operation, size, axis)
     if isinstance(operation, layers.ZeroPadding2D):
-        return _Window(Fraction(1), *[-operation.padding[axis][0]] * 2)
+        return Fraction(1), -operation.padding[axis][0], -operation.padding[axis][0]
     if isinstance(operation, layers.Cropping2D):
-        return _Window(Fraction(1), *[operation.cropping[axis][0]] * 2)
+        return Fraction(1), operation.cropping[axis][0], operation.cropping[axis][0]
     if isinstance(operation, layers.UpSampling2D):
         return _resized(Fraction(1, operation.size[axis]), operation.interpolation)
     if isinstance(operation, layers.Resizing) and size is not None:
         target = (operation.height, operation.width)[axis]
         return _resized(Fraction(size, target), operation.interpolation)
     if isinstance(operation, _GLOBAL) and size is not None:
-        return _Window(Fraction(size), 0, size - 1, whole=True)
+        return Fraction(0), 0, size - 1
     raise ValueError(
         "The window of every layer must be known. Received: layer "
         f"{operation.name!r} of type {type(operation).__name__} on a feature map of {size}"
@@ -145,23 +134,23 @@ def _window(operation, inputs, axis):
 
 
 def _sliding(reach, layer, size, axis):
-    """Window of a convolution or pooling whose kernel spans `reach` pixels."""
+    """`_window()` of a convolution or pooling whose kernel spans `reach` pixels."""
     stride, padding = layer.strides[axis], 0
     if layer.padding == "same":
         # Depends on the remainder at the end; of an unknown size, none is assumed.
         remainder = (size or 0) % stride or stride
         padding = max(reach - remainder, 0) // 2
-    return _Window(Fraction(stride), -padding, reach - 1 - padding)
+    return Fraction(stride), -padding, reach - 1 - padding
 
 
 def _resized(scale, interpolation):
-    """Window of nearest or bilinear resizing, pixels' centres kept; `scale` = input / output."""
-    # Multiples of 1 / (2 d) rounded outwards: floor(x) = ceil(x - rounding), the other way alike.
+    """`_window()` of nearest or bilinear resizing, centres kept; `scale` = input / output size."""
+    # For multiples of 1 / (2 denominator): floor(x) = ceil(x - rounding), ceil(x) = floor(x + ...).
     rounding = 1 - Fraction(1, 2 * scale.denominator)
     if interpolation == "nearest":
-        return _Window(scale, scale / 2 - rounding, scale / 2)
+        return scale, scale / 2 - rounding, scale / 2
     shift = (scale - 1) / 2
-    return _Window(scale, shift - rounding, shift + rounding)
+    return scale, shift - rounding, shift + rounding
 
 
 def _span(tensors, pixel, axis):
@@ -171,7 +160,9 @@ def _span(tensors, pixel, axis):
         operation, inputs = _maker(tensor)
         if not inputs:
             continue
-        first, last = _window(operation, inputs, axis).inputs(*needed[id(tensor)])
+        stride, low, high = _window(operation, inputs, axis)
+        first, last = needed[id(tensor)]
+        first, last = math.ceil(first * stride + low), math.floor(last * stride + high)
         for source in inputs:
             others = needed.get(id(source), (first, last))
             needed[id(source)] = (min(first, others[0]), max(last, others[1]))

@@ -1,6 +1,5 @@
 """Backbones against Keras' own classifiers, weight files against what they hold."""
 
-import random
 import threading
 import urllib.request
 from pathlib import Path
@@ -212,13 +211,6 @@ def test_random_weights_leave_batch_statistics_neutral(random_networks, name):
     for key, array in arrays_of(random_networks[name]).items():
         kind = key.split("/")[1]
         assert kind == "kernel" or (array == neutral.get(kind, 0)).all(), key
-
-
-def test_build_backbone_leaves_the_global_random_state_as_it_was():
-    python, numpy = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
-    build_backbone("vgg16", weights=None)
-    assert random.getstate() == python
-    np.testing.assert_array_equal(np.random.get_state()[1], numpy)  # noqa: NPY002
 
 
 def test_real_vgg16_weights_are_those_of_their_file():

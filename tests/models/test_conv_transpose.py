@@ -25,14 +25,14 @@ NETWORK_LAYERS = [
 ]
 
 
-def pair(channels, kernel, stride, *, filters=2, seed=0):
+def pair(channels, kernel, stride, *, filters=2, **options):
     """A Fourier layer and a stock layer with the same weights."""
-    kernel_initializer = keras.initializers.GlorotUniform(seed=seed)
     arguments = dict(
         strides=stride,
         padding="same",
-        kernel_initializer=kernel_initializer,
-        bias_initializer=keras.initializers.RandomNormal(seed=seed),
+        kernel_initializer=keras.initializers.GlorotUniform(seed=0),
+        bias_initializer=keras.initializers.RandomNormal(seed=0),
+        **options,
     )
     fourier = FourierConv2DTranspose(filters, kernel, method="fourier", **arguments)
     stock = keras.layers.Conv2DTranspose(filters, kernel, **arguments)
@@ -126,11 +126,7 @@ def test_stock_weights_load_and_return():
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        {"method": "stock", "padding": "same"},
-        {"method": "stock", "padding": "valid"},
-        {"padding": "valid"},
-    ],
+    [{"method": "stock", "padding": "same"}, {"padding": "valid"}],
 )
 def test_stock_form_gives_the_stock_outputs(arguments):
     ours = FourierConv2DTranspose(2, 16, strides=2, **arguments)
@@ -168,13 +164,8 @@ def test_saved_network_keeps_layer_and_method(tmp_path):
 
 
 def test_activation_and_missing_bias_are_honoured():
-    arguments = dict(strides=2, padding="same", activation="relu", use_bias=False)
-    fourier = FourierConv2DTranspose(3, 8, method="fourier", **arguments)
-    stock = keras.layers.Conv2DTranspose(3, 8, **arguments)
+    fourier, stock = pair(2, 8, 2, activation="relu", use_bias=False)
     x = normal(1, 6, 6, 2)
-    fourier.build(x.shape)
-    stock.build(x.shape)
-    stock.set_weights(fourier.get_weights())
     assert np.min(fourier(x)) >= 0
     np.testing.assert_allclose(fourier(x), stock(x), atol=1e-5)
 

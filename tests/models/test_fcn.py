@@ -204,17 +204,6 @@ def test_head_drops_features_in_training_only(tiny, images):
     np.testing.assert_array_equal(predict(head, features), predict(head, features))
 
 
-def test_a_saved_network_comes_back_the_same_and_splits(tiny, images, tmp_path):
-    split_fcn(tiny)
-    tiny.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert layer_table(loaded).equals(layer_table(tiny))
-    np.testing.assert_array_equal(predict(loaded, images), predict(tiny, images))
-    encoder, head = split_fcn(loaded)
-    train_on(head, predict(encoder, images))
-    np.testing.assert_array_equal(predict(head, predict(encoder, images)), predict(loaded, images))
-
-
 def test_layer_table_counts_a_network_by_hand():
     image = keras.Input((4, 4, 1), name="image")
     x = keras.layers.Conv2D(3, 2, name="two_by_two")(image)  # 2 * 2 * 1 * 3 weights, 3 biases
