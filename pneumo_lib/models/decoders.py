@@ -116,14 +116,9 @@ def normalize(x, name):
 
 
 def convolution(x, channels, name, seeds, *, layer=layers.Conv2D, kernel_size=3, strides=1):
-    """Convolution without bias, batch normalization, ReLU.
+    """Convolution without bias, its kernel from `next(seeds)`, batch normalization, ReLU.
 
-    Args:
-        x: `KerasTensor`.
-        channels, kernel_size, strides: of the convolution.
-        name: of the convolution, and prefix of the other two layers' names.
-        seeds: iterator; its next value seeds the kernel.
-        layer: `Conv2D` or `Conv2DTranspose`.
+    `layer` is `Conv2D` or `Conv2DTranspose`; the names of all three layers start with `name`.
     """
     x = layer(
         channels,

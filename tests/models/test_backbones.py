@@ -141,7 +141,7 @@ def test_preprocess_equals_the_one_of_keras(name, dtype):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_preprocess_of_black_and_white_is_what_the_papers_say():
+def test_preprocess_of_black_and_white_has_the_published_values():
     images = np.array([[[0, 255]]], np.uint8)
     blue_green_red = np.array([103.939, 116.779, 123.68])
     np.testing.assert_allclose(preprocess(images, "vgg19")[0, 0, 0], -blue_green_red, rtol=1e-6)
@@ -241,8 +241,8 @@ def test_weights_in_each_file_format_arrive_unchanged(random_networks, tmp_path,
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_weights_of_another_backbone_are_refused(random_networks, tmp_path, suffix):
     path = write_weights(tmp_path / f"vgg16{suffix}", random_networks["vgg16"])
-    says = r"(arrays do not fit|objects could not be loaded|Layer count mismatch)"
-    with pytest.raises(ValueError, match=rf"`weights` must fit vgg19. .*vgg16.* \(.*{says}"):
+    cause = r"(arrays do not fit|objects could not be loaded|Layer count mismatch)"
+    with pytest.raises(ValueError, match=rf"`weights` must fit vgg19. .*vgg16.* \(.*{cause}"):
         build_backbone("vgg19", weights=path)
 
 

@@ -79,8 +79,8 @@ def test_taps_are_the_last_layers_of_their_levels(name, size):
     backbone = built(name, size=size, weights=None)
     # InceptionV3 pads nothing: what is lost at each level is the same for every size.
     lost = (4, 3, 2, 2) if name == "inceptionv3" else (0, 0, 0, 0)
-    for level, cells, channels in zip((2, 3, 4, 5), lost, CHANNELS[name], strict=True):
-        side = size // 2**level - cells
+    for level, missing, channels in zip((2, 3, 4, 5), lost, CHANNELS[name], strict=True):
+        side = size // 2**level - missing
         tap = backbone.get_layer(TAPS[name][level])
         assert tap.output.shape == (None, side, side, channels)
     assert tap.output is backbone.output
@@ -121,10 +121,10 @@ def test_parameters_of_the_skip_decoder_are_counted_by_hand():
     lateral = (4 * 128) * 32 + 64 * 16
     narrow = 32 * 32 + 32 * 32 + 32 * 16
     decode = 9 * (3 * (32 + 3) * 32 + (16 + 3) * 16)  # 3 coordinates
-    normalised = 2 * 2 * (3 * 32 + 16)  # scale and shift, before and behind each 3 x 3
+    normalized = 2 * 2 * (3 * 32 + 16)  # scale and shift, before and behind each 3 x 3
     model = build_fcn("vgg16", decoder="skips", size=64, weights=None)
     found = parameters(model)["trainable"]
-    assert found == lateral + narrow + decode + normalised + 2 * 16 + 2 == 53_426
+    assert found == lateral + narrow + decode + normalized + 2 * 16 + 2 == 53_426
 
 
 def test_fcns_of_long_start_undecided(images):
@@ -134,7 +134,7 @@ def test_fcns_of_long_start_undecided(images):
 
 def test_skips_start_at_about_one_percent(images):
     model = build_fcn("vgg16", decoder="skips", size=64, weights=None)
-    # In training, for the averages of the normalisation know no batch yet.
+    # In training mode, as the moving averages of the normalization are still those of the start.
     softmax = np.asarray(model(images, training=True))
     assert 0.003 < np.median(softmax[..., 1]) < 0.03
 
@@ -167,7 +167,7 @@ def test_bilinear_kernel_is_the_tent_of_the_paper_for_odd_lengths_too():
     assert not kernel[..., 1, 0].any()
 
 
-def test_fuse_layers_add_the_doubled_coarse_scores_and_the_finer_ones(tiny, images):
+def test_fuse_layers_add_the_upsampled_coarse_scores_and_the_finer_ones(tiny, images):
     model = tiny["fcn8s"]
     score_fr, score_pool4, fuse_pool4, score_pool3, fuse_pool3 = (
         np.asarray(x)
@@ -176,22 +176,22 @@ def test_fuse_layers_add_the_doubled_coarse_scores_and_the_finer_ones(tiny, imag
         )(images)
     )
     assert min(np.abs(s).max() for s in (score_fr, score_pool4, score_pool3)) > 0.01
-    doubled = np.asarray(model.get_layer("upscore2")(score_fr))
-    np.testing.assert_allclose(fuse_pool4, doubled + score_pool4, rtol=1e-5, atol=1e-5)
-    doubled = np.asarray(model.get_layer("upscore_pool4")(fuse_pool4))
-    np.testing.assert_allclose(fuse_pool3, doubled + score_pool3, rtol=1e-5, atol=1e-5)
+    upsampled = np.asarray(model.get_layer("upscore2")(score_fr))
+    np.testing.assert_allclose(fuse_pool4, upsampled + score_pool4, rtol=1e-5, atol=1e-5)
+    upsampled = np.asarray(model.get_layer("upscore_pool4")(fuse_pool4))
+    np.testing.assert_allclose(fuse_pool3, upsampled + score_pool3, rtol=1e-5, atol=1e-5)
 
 
-def test_cells_of_inception_lie_where_they_look():
+def test_padded_taps_of_inception_lie_where_their_receptive_fields_do():
     model = build_fcn("inceptionv3", decoder="fcn8s", size=256, weights=None)
     taps = {level: model.get_layer(f"tap_{level}") for level in (3, 4, 5)}
     assert [tap.input.shape[1] for tap in taps.values()] == [29, 14, 6]
     assert [tap.output.shape[1] for tap in taps.values()] == [32, 16, 8]
-    # What a published table says of the last one (Araujo et al. 2019): 1311 pixels, 32 apart.
+    # The last one is in the table of Araujo et al. (2019): 1311 pixels, 32 apart.
     assert receptive_field(model, TAPS["inceptionv3"][5])[:2] == (1311, 32)
     for level, tap in taps.items():
         stride, before = 2**level, tap.padding[0][0]
-        placed = stride * before + (stride - 1) / 2  # the middle of the first cell
+        placed = stride * before + (stride - 1) / 2  # the middle of the first pixel
         seen = receptive_field(model, TAPS["inceptionv3"][level]).centre
         assert abs(placed - seen) < stride / 3
 
@@ -264,7 +264,7 @@ def test_skips_drop_whole_channels_of_all_taps_but_the_finest(tiny):
     assert all(isinstance(layer, keras.layers.SpatialDropout2D) for layer in layers.values())
 
 
-def test_coordinates_are_the_same_left_and_right_and_tell_top_from_bottom():
+def test_coordinates_are_equal_left_and_right_and_differ_from_top_to_bottom():
     place = np.asarray(Coordinates()(normal(2, 3, 5, 4)))
     assert place.shape == (2, 3, 5, 3)
     np.testing.assert_array_equal(place[0], place[1])
@@ -292,15 +292,15 @@ def test_unfreeze_last_trains_the_last_block_alone(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_unfreeze_whole_trains_all_but_batch_normalisation(name):
+def test_unfreeze_whole_trains_all_but_batch_normalization(name):
     model = build_fcn(name, size=96, weights=None)
-    normalised = sum(
+    normalized = sum(
         layer.count_params()
         for layer in model.layers
         if isinstance(layer, keras.layers.BatchNormalization)
     )
     unfreeze(model, "whole")
-    assert parameters(model)["frozen"] == normalised
+    assert parameters(model)["frozen"] == normalized
     unfreeze(model, "none")
 
 
@@ -320,7 +320,7 @@ def test_unfreeze_works_on_a_loaded_network_and_for_its_encoder(tiny, tmp_path):
     assert weights == expected
 
 
-def test_an_unfrozen_backbone_keeps_the_statistics_of_its_normalisation():
+def test_an_unfrozen_backbone_keeps_the_statistics_of_its_normalization():
     model = awake(build_fcn("resnet50", decoder="fcn32s", size=96, weights=None, dropout=0.0))
     unfreeze(model, "whole")
     before = [np.asarray(weight) for weight in model.get_layer("conv1_bn").weights]
