@@ -1,4 +1,8 @@
-"""The ImageNet classifiers without their dense layers: networks, weights, preprocessing."""
+"""ImageNet classifiers of keras.applications without their dense layers: weights, preprocessing.
+
+A level counts how often the image has been halved: feature maps of level 2, 3, 4 and 5 have
+stride 4, 8, 16 and 32. A tap is the feature map of one level that a decoder reads.
+"""
 
 import os
 import random
@@ -8,21 +12,22 @@ import urllib.request
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 from zipfile import BadZipFile
 
 from pneumo_lib._startup import keras
 
 import numpy as np
-from keras import applications, ops
+from keras import ops
+from keras.applications import inception_v3, resnet, vgg16, vgg19
 
 from pneumo_lib._files import project_path
 from pneumo_lib.models.names import PRETRAINED as BACKBONES
 from pneumo_lib.models.names import check_name, check_size
 
-_DOWNLOADS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _SECONDS_TO_ANSWER = 3.0
 _UNNAMED = re.compile(
     r"(activation|batch_normalization|concatenate|conv2d|input_layer|(?:average|max)_pooling2d)"
@@ -32,49 +37,24 @@ _UNNAMED = re.compile(
 
 class _Backbone(NamedTuple):
     build: Callable
-    preprocess: Callable
-    input_deviation: float  # standard deviation of preprocessed grey levels, about
-    url: str  # of the published weights, and their MD5, both as in keras.applications
-    md5: str
+    module: ModuleType  # of keras.applications
+    deviation: float  # approximate standard deviation of preprocessed grey levels
+    file: str  # start of the name of the published weights, with their folder
 
 
-_NOTOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
 _BACKBONES = {
-    "vgg16": _Backbone(
-        applications.VGG16,
-        applications.vgg16.preprocess_input,
-        64.0,
-        f"{_DOWNLOADS}/vgg16/vgg16_{_NOTOP}",
-        "6d6bbae143d832006294945121d1f1fc",
-    ),
-    "vgg19": _Backbone(
-        applications.VGG19,
-        applications.vgg19.preprocess_input,
-        64.0,
-        f"{_DOWNLOADS}/vgg19/vgg19_{_NOTOP}",
-        "253f8cb515780f3b799900260a226db6",
-    ),
-    "resnet50": _Backbone(
-        applications.ResNet50,
-        applications.resnet.preprocess_input,
-        64.0,
-        f"{_DOWNLOADS}/resnet/resnet50_{_NOTOP}",
-        "4d473c1dd8becc155b73f8504c6f6626",
-    ),
+    "vgg16": _Backbone(vgg16.VGG16, vgg16, 64.0, "vgg16/vgg16"),
+    "vgg19": _Backbone(vgg19.VGG19, vgg19, 64.0, "vgg19/vgg19"),
+    "resnet50": _Backbone(resnet.ResNet50, resnet, 64.0, "resnet/resnet50"),
     "inceptionv3": _Backbone(
-        applications.InceptionV3,
-        applications.inception_v3.preprocess_input,
-        0.5,
-        f"{_DOWNLOADS}/inception_v3/inception_v3_{_NOTOP}",
-        "bcbd6486424b2319ff4ef7d526e38f63",
+        inception_v3.InceptionV3, inception_v3, 0.5, "inception_v3/inception_v3"
     ),
 }
-# The last layer on each grid, by octave: how often the image has been halved. The pool3 to pool5
-# of Long et al.; a residual network and InceptionV3 pass their grids on without such a pool.
-_VGG_TAPS = {octave: f"block{octave}_pool" for octave in (2, 3, 4, 5)}
+# Last layer of each level: pool3 to pool5 of Long et al., and where there is no such pool, what
+# the next level starts from.
 TAPS = {
-    "vgg16": _VGG_TAPS,
-    "vgg19": _VGG_TAPS,
+    "vgg16": {level: f"block{level}_pool" for level in (2, 3, 4, 5)},
+    "vgg19": {level: f"block{level}_pool" for level in (2, 3, 4, 5)},
     "resnet50": {
         2: "conv2_block3_out",
         3: "conv3_block4_out",
@@ -83,18 +63,18 @@ TAPS = {
     },
     "inceptionv3": {2: "activation_4", 3: "mixed2", 4: "mixed7", 5: "mixed10"},
 }
-# What a decoder with skips joins. VGG computes its richest features just before each pool, so
-# there the same grid holds more than behind the pool that led to it.
+# Taps of a decoder with skips. VGG computes its richest features of a level just before the pool
+# that ends it, three or four convolutions after the pool that leads to it.
 SKIP_TAPS = TAPS | {
-    "vgg16": {octave: f"block{octave + 1}_conv3" for octave in (2, 3, 4)},
-    "vgg19": {octave: f"block{octave + 1}_conv4" for octave in (2, 3, 4)},
+    "vgg16": {level: f"block{level + 1}_conv3" for level in (2, 3, 4)},
+    "vgg19": {level: f"block{level + 1}_conv4" for level in (2, 3, 4)},
 }
-_PREPROCESSING = {name: backbone.preprocess for name, backbone in _BACKBONES.items()}
-_PREPROCESSING["small"] = applications.inception_v3.preprocess_input
+_PREPROCESSING = {name: backbone.module.preprocess_input for name, backbone in _BACKBONES.items()}
+_PREPROCESSING["small"] = inception_v3.preprocess_input
 
 
 def build_backbone(name, *, size=128, weights="auto", seed=0):
-    """Frozen classifier without its dense layers, with the name of its weights.
+    """Frozen ImageNet classifier without its dense layers.
 
     Args:
         name: one of `BACKBONES`: "vgg16", "vgg19", "resnet50", "inceptionv3".
@@ -102,9 +82,9 @@ def build_backbone(name, *, size=128, weights="auto", seed=0):
         weights: "imagenet": the file Keras publishes, downloaded once; a path: a Keras
             `.weights.h5`, the published `..._notop.h5`, or an `.npz` with one array for each
             `<layer>/<variable>` such as `block1_conv1/kernel`; None: random, from `seed`;
-            "auto": ImageNet where the file is at hand or its host answers within 3 s, else
-            random with a warning.
-        seed: of the random weights; the global random state is left as it was.
+            "auto": ImageNet if the file is cached or its host answers within 3 s, else random
+            with a warning.
+        seed: of the random weights; the global random state is unchanged.
 
     Returns:
         `keras.Model`, `(batch, size, size, 3)` preprocessed float32 -> features. Its
@@ -117,10 +97,19 @@ def build_backbone(name, *, size=128, weights="auto", seed=0):
     """
     check_name("backbone", name, BACKBONES)
     check_size(size, name)
-    with _global_random_state_kept():
-        model = _BACKBONES[name].build(include_top=False, weights=None, input_shape=(size, size, 3))
+    if weights == "auto":
+        try:
+            return build_backbone(name, size=size, weights="imagenet", seed=seed)
+        except FileNotFoundError as error:
+            warnings.warn(f"random features: {error}", stacklevel=2)
+            weights = None
+    model = _imagenet_network(name, size) if weights == "imagenet" else _network(name, size)
+    model.weights_used = "imagenet" if weights == "imagenet" else "random features"
     _number_layers_from_zero(model)
-    model.weights_used = _set_weights(model, name, weights=weights, seed=seed)
+    if weights is None:
+        _randomize(model, seed=seed, input_deviation=_BACKBONES[name].deviation)
+    elif weights != "imagenet":
+        model.weights_used = _load_file(model, name, weights)
     model.trainable = False
     return model
 
@@ -151,21 +140,62 @@ def preprocess(images, backbone):
     return _PREPROCESSING[backbone](ops.stack([grey, grey, grey], axis=-1))
 
 
-@contextmanager
-def _global_random_state_kept():
-    """Keras draws the seed of every unseeded initialiser from Python's global generator."""
-    state = random.getstate()
+def published_weights(name):
+    """`(path, url)` of the ImageNet weights of a backbone: Keras' local file and its source."""
+    url = (
+        "https://storage.googleapis.com/tensorflow/keras-applications/"
+        f"{_BACKBONES[name].file}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    )
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    return home / "models" / Path(url).name, url
+
+
+def _network(name, size, *, weights=None):
+    state = random.getstate()  # Keras draws a seed for every initializer from Python's generator
     try:
-        yield
+        return _BACKBONES[name].build(
+            include_top=False, weights=weights, input_shape=(size, size, 3)
+        )
     finally:
         random.setstate(state)
+
+
+def _imagenet_network(name, size):
+    """Network with the weights that Keras publishes, downloaded unless they are cached."""
+    path, url = published_weights(name)
+    try:
+        if not path.is_file() and not _answers(url):
+            raise TimeoutError("its host does not answer")
+        return _network(name, size, weights="imagenet")
+    except Exception as error:  # Keras raises plain `Exception` when a download fails
+        raise FileNotFoundError(
+            f"The ImageNet weights of {name} could not be downloaded ({error}). "
+            f"Fetch {url} and put it into {path.parent} by hand."
+        ) from error
+
+
+def _answers(url):
+    """Whether `url` can be fetched; decided within 3 s even if the host never answers."""
+    answers = []
+
+    def ask():
+        with suppress(Exception):
+            request = urllib.request.Request(url, method="HEAD")
+            with urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER):
+                answers.append(True)
+
+    # In a thread, because the lookup of a host name has no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_ANSWER)
+    return bool(answers)
 
 
 def _number_layers_from_zero(model):
     """Give layers the same names in every process.
 
-    Keras numbers unnamed layers (InceptionV3's, every input) over the whole process, so a
-    second network would have other names than the first and a file by layer would not fit.
+    Keras numbers unnamed layers (InceptionV3's, every input) over the whole process: a file by
+    layer name would not fit the second network.
     """
     numbered = defaultdict(list)
     for layer in model.layers:
@@ -176,18 +206,9 @@ def _number_layers_from_zero(model):
             layer.name = f"{kind}_{number}" if number else kind
 
 
-def _set_weights(model, name, *, weights, seed):
-    """Fill `model` as `weights` says; return the name of what was used."""
-    if weights == "auto":
-        try:
-            return _set_weights(model, name, weights="imagenet", seed=seed)
-        except FileNotFoundError as error:
-            warnings.warn(f"random features: {error}", stacklevel=3)
-            weights = None
-    if weights is None:
-        _randomise(model, seed=seed, input_deviation=_BACKBONES[name].input_deviation)
-        return "random features"
-    path = _imagenet_file(name) if weights == "imagenet" else project_path(weights)
+def _load_file(model, name, weights):
+    """Load a weight file into `model`; return the file's name."""
+    path = project_path(weights)
     if not path.is_file():
         raise FileNotFoundError(
             '`weights` must be "imagenet", "auto", None or an existing file. '
@@ -195,81 +216,35 @@ def _set_weights(model, name, *, weights, seed):
         )
     load = _load_npz if path.suffix == ".npz" else keras.Model.load_weights
     try:
-        # Of a file that does not fit, Keras warns first and then raises what says more.
+        # For a file that does not fit, Keras warns before it raises the more precise error.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             load(model, path)
     except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise ValueError(f"`weights` must fit {name}. Received: {path} ({error})") from error
-    return "imagenet" if weights == "imagenet" else path.name
-
-
-def published_weights(name):
-    """`(path, url)` of a backbone's ImageNet weights: where Keras keeps and where it gets them."""
-    url = _BACKBONES[name].url
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    return home / "models" / Path(url).name, url
-
-
-def _imagenet_file(name):
-    """Path of the file Keras publishes, downloaded unless it lies in Keras' folder."""
-    path, url = published_weights(name)
-    try:
-        if not path.is_file() and not _answers(url):
-            raise TimeoutError("its host does not answer")
-        return Path(
-            keras.utils.get_file(
-                path.name,
-                url,
-                cache_dir=str(path.parents[1]),
-                cache_subdir="models",
-                file_hash=_BACKBONES[name].md5,
-            )
-        )
-    except Exception as error:  # get_file() raises plain `Exception` when a download fails
-        raise FileNotFoundError(
-            f"The ImageNet weights of {name} could not be downloaded ({error}). "
-            f"Fetch {url} and put it into {path.parent} by hand."
-        ) from error
-
-
-def _answers(url):
-    """Whether `url` can be had, known after a few seconds even where the network is silent."""
-    answers = []
-
-    def ask():
-        with suppress(Exception):
-            request = urllib.request.Request(url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER):
-                answers.append(True)
-
-    # In a thread of its own, because looking up a host's name takes no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_SECONDS_TO_ANSWER)
-    return bool(answers)
+    return path.name
 
 
 def _load_npz(model, path):
     variables = {f"{layer.name}/{v.name}": v for layer in model.layers for v in layer.weights}
+    expected = {key: tuple(variable.shape) for key, variable in variables.items()}
     with path.open("rb") as file, np.load(file) as arrays:
-        if missing := sorted(variables.keys() - set(arrays)):
-            raise ValueError(f"{len(missing)} arrays are missing, the first is {missing[0]}")
-        if unknown := sorted(set(arrays) - variables.keys()):
-            raise ValueError(f"{len(unknown)} arrays are unknown, the first is {unknown[0]}")
+        found = {key: array.shape for key, array in arrays.items()}
+        wrong = [key for key in found | expected if found.get(key) != expected.get(key)]
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} arrays do not fit: shape of {wrong[0]} in the file "
+                f"{found.get(wrong[0])}, in the network {expected.get(wrong[0])}"
+            )
         for key, variable in variables.items():
-            if arrays[key].shape != tuple(variable.shape):
-                raise ValueError(
-                    f"{key} has the shape {arrays[key].shape}, not {tuple(variable.shape)}"
-                )
             variable.assign(arrays[key])
 
 
-def _randomise(model, *, seed, input_deviation):
+def _randomize(model, *, seed, input_deviation):
     """He-normal kernels from `seed`; biases 0 and batch statistics (mean 0, variance 1) stay.
 
-    Two scales keep the features near 1, so that a head above them can learn: the first kernel
-    undoes the spread of the input, and a residual branch starts at a quarter, because sixteen
-    full ones would multiply the variance by about 2 ** 16.
+    Two factors keep features near 1 for the decoder: the first kernel is divided by the deviation
+    of the input, and the last of each residual branch by 4, because 16 full branches would
+    multiply the variance by about 2 ** 16.
 
     Reference:
         He et al. (2015), arXiv:1502.01852; Zhang et al. (2019, Fixup), arXiv:1901.09321.

@@ -1,4 +1,4 @@
-"""Ways back from a backbone's grids to the image: the report's, those of Long et al., skips."""
+"""Decoders from feature maps to the image: the report's and the FCNs of Long et al."""
 
 import math
 
@@ -12,61 +12,47 @@ from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose
 from pneumo_lib.models.layers.dropout import HashedDropout
 
 CLASSES = 2  # background, pneumothorax
-# Kernel and stride of each deconvolution; they follow from the parameter counts of the report.
+# Kernel and stride of each deconvolution, from the parameter counts in the report.
 DECONVOLUTIONS = {
     "vgg16": ((16, 4), (32, 4), (64, 2)),
     "vgg19": ((16, 4), (32, 4), (64, 2)),
     "resnet50": ((4, 2), (16, 2), (32, 2), (32, 2), (64, 2)),
     "inceptionv3": ((16, 4), (32, 4), (32, 2), (64, 2)),
 }
-# The octaves (see `backbones.TAPS`) whose scores each FCN of Long et al. adds.
-OCTAVES = {"fcn32s": (5,), "fcn16s": (5, 4), "fcn8s": (5, 4, 3)}
+# Levels (see `backbones`) whose scores each FCN of Long et al. adds.
+FCN_LEVELS = {"fcn32s": (5,), "fcn16s": (5, 4), "fcn8s": (5, 4, 3)}
 
 
 def deconvolutions(features, backbone, *, size, dropout, seed):
-    """Logits of the report's design: transposed convolutions in a row, dropout between them.
+    """Logits `(batch, size, size, 2)` of the report's decoder: a chain of transposed convolutions.
 
     Args:
-        features: the backbone's output, a `KerasTensor`.
-        backbone: key of `DECONVOLUTIONS`.
-        size, dropout, seed: as for `fcn.build_fcn()`.
-
-    Returns:
-        `KerasTensor` `(batch, size, size, 2)`.
+        features: output of the backbone, a `KerasTensor`.
+        backbone, size, dropout, seed: as for `fcn.build_fcn()`.
     """
-    grid = math.ceil(size / math.prod(stride for _, stride in DECONVOLUTIONS[backbone]))
+    side = math.ceil(size / math.prod(stride for _, stride in DECONVOLUTIONS[backbone]))
     x = features
-    if x.shape[1] != grid:
-        x = layers.Resizing(grid, grid, name="resize")(x)
+    if x.shape[1] != side:
+        x = layers.Resizing(side, side, name="resize")(x)
     for number, (kernel, stride) in enumerate(DECONVOLUTIONS[backbone], start=1):
+        own_seed = layer_seed(seed, number)
         if number > 1:
-            x = HashedDropout(dropout, seed=layer_seed(seed, number), name=f"dropout_{number - 1}")(
-                x
-            )
-        x = FourierConv2DTranspose(
-            CLASSES,
-            kernel,
-            strides=stride,
-            padding="same",
-            kernel_initializer=initializers.GlorotUniform(layer_seed(seed, number)),
-            name=f"deconvolution_{number}",
-        )(x)
+            x = HashedDropout(dropout, seed=own_seed, name=f"dropout_{number - 1}")(x)
+        start = initializers.GlorotUniform(own_seed)
+        x = _upscore(x, kernel, stride, f"deconvolution_{number}", start, use_bias=True)
     return layers.CenterCrop(size, size, name="crop")(x) if x.shape[1] > size else x
 
 
 @keras.saving.register_keras_serializable(package="pneumo")
 def bilinear_kernel(shape, dtype=None):
-    """Initial kernel of a `Conv2DTranspose` that interpolates bilinearly, each class for itself.
+    """Initial kernel of a `Conv2DTranspose`: bilinear interpolation of each class by itself.
 
-    With "same" padding and an even kernel of twice the stride, the output is that of bilinear
-    resizing (pixels' centres kept) of an input with zeros around it.
+    With "same" padding and an even kernel of twice the stride, the layer is bilinear resizing
+    (pixels' centres kept) of its input with a border of zeros.
 
     Args:
         shape: `(k_h, k_w, classes, classes)`.
         dtype: of the result, default float32.
-
-    Returns:
-        Array of that shape; the largest weight is at most 1.
 
     Reference:
         Long, Shelhamer, Darrell (2015), arXiv:1411.4038, section 3.3.
@@ -77,19 +63,16 @@ def bilinear_kernel(shape, dtype=None):
 
 
 def fuse_scores(taps, *, dropout, seed):
-    """Logits of FCN-32s, FCN-16s or FCN-8s, by the number of `taps`.
+    """Logits `(batch, size, size, 2)` of FCN-32s, FCN-16s or FCN-8s for one to three `taps`.
 
-    Each grid is scored by a 1 x 1 convolution; the coarse scores are doubled, the finer ones
-    added, and what the finest grid holds is enlarged in one step. Names and start are the
-    paper's: scores start at zero, transposed convolutions as bilinear interpolation. All of
-    them learn. Dropout lies before the coarsest score, as behind the paper's `fc7`.
+    A 1 x 1 convolution scores each tap. From the coarsest on, scores are upsampled by 2 and added
+    to those of the next level; those of the finest are upsampled to the image in one step. Layer
+    names and initial weights are the paper's (scores zero, transposed convolutions bilinear); all
+    are trained. Dropout precedes the coarsest score, as it follows `fc7` in the paper.
 
     Args:
-        taps: dict from octave to aligned `KerasTensor`: 5, then 4, then 3.
+        taps: dict from level to aligned `KerasTensor`: 5, then 4, then 3.
         dropout, seed: as for `fcn.build_fcn()`.
-
-    Returns:
-        `KerasTensor` `(batch, size, size, 2)`.
 
     Reference:
         Long, Shelhamer, Darrell (2015), arXiv:1411.4038, section 4.2.
@@ -98,51 +81,44 @@ def fuse_scores(taps, *, dropout, seed):
     def score(x, name):
         return layers.Conv2D(CLASSES, 1, kernel_initializer="zeros", name=name)(x)
 
-    def upscore(x, factor, name):
-        return FourierConv2DTranspose(
-            CLASSES,
-            2 * factor,
-            strides=factor,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=bilinear_kernel,
-            name=name,
-        )(x)
-
     coarsest, *finer = taps
     x = HashedDropout(dropout, seed=layer_seed(seed, 1), name="dropout")(taps[coarsest])
-    x, doubling = score(x, "score_fr"), "upscore2"
-    for octave in finer:
-        pool = f"pool{octave}"
-        x = layers.Add(name=f"fuse_{pool}")(
-            [upscore(x, 2, doubling), score(taps[octave], f"score_{pool}")]
-        )
-        doubling = f"upscore_{pool}"
-    factor = 2 ** min(taps)
-    return upscore(x, factor, f"upscore{factor}")
+    x, name = score(x, "score_fr"), "upscore2"
+    for level in finer:
+        pool = f"pool{level}"
+        x = _upscore(x, 4, 2, name, bilinear_kernel, use_bias=False)
+        x = layers.Add(name=f"fuse_{pool}")([x, score(taps[level], f"score_{pool}")])
+        name = f"upscore_{pool}"
+    stride = 2 ** min(taps)
+    return _upscore(x, 2 * stride, stride, f"upscore{stride}", bilinear_kernel, use_bias=False)
 
 
-def enlarge(x, factor, name):
-    """Bilinear, pixels' centres kept."""
+def _upscore(x, kernel_size, stride, name, initializer, *, use_bias):
+    return FourierConv2DTranspose(
+        CLASSES,
+        kernel_size,
+        strides=stride,
+        padding="same",
+        use_bias=use_bias,
+        kernel_initializer=initializer,
+        name=name,
+    )(x)
+
+
+def upsample(x, factor, name):
+    """Bilinear upsampling, pixels' centres kept."""
     return layers.UpSampling2D(factor, interpolation="bilinear", name=name)(x)
 
 
-def normalise(x, name):
-    """Batch normalisation whose averages follow quickly: an epoch may have few steps."""
+def normalize(x, name):
+    """Batch normalization with a short memory (momentum 0.9), as an epoch may have few steps."""
     return FusedBatchNormalization(momentum=0.9, name=name)(x)
 
 
 def convolution(x, channels, name, seeds, *, layer=layers.Conv2D, kernel_size=3, strides=1):
-    """Convolution, `normalise()`, ReLU.
+    """Convolution without bias, its kernel from `next(seeds)`, batch normalization, ReLU.
 
-    Args:
-        x: `KerasTensor`.
-        channels, kernel_size, strides, name: of the convolution; `name` starts the others'.
-        seeds: iterator that gives the seed of the kernel.
-        layer: `Conv2D` or `Conv2DTranspose`.
-
-    Returns:
-        `KerasTensor`.
+    `layer` is `Conv2D` or `Conv2DTranspose`; the names of all three layers start with `name`.
     """
     x = layer(
         channels,
@@ -153,24 +129,23 @@ def convolution(x, channels, name, seeds, *, layer=layers.Conv2D, kernel_size=3,
         kernel_initializer=initializers.HeNormal(next(seeds)),
         name=name,
     )(x)
-    x = normalise(x, f"{name}_normalised")
+    x = normalize(x, f"{name}_normalised")
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
 def rare_score(x, *, seed):
-    """Logits of each pixel from `x`, starting at one per cent of foreground.
+    """Logits of each pixel, biased to a foreground probability of 0.01 at the start.
 
-    The first epochs need not learn that the target is rare: about 1 % on positive images.
+    The first epochs need not learn that the target is rare: about 1 % of positive images.
     """
     log_odds = math.log(0.01 / 0.99)
-    layer = layers.Conv2D(
-        CLASSES, 1, kernel_initializer=initializers.GlorotUniform(seed), name="score"
-    )
+    initializer = initializers.GlorotUniform(seed)
+    layer = layers.Conv2D(CLASSES, 1, kernel_initializer=initializer, name="score")
     x = layer(x)
     layer.bias.assign([-log_odds / 2, log_odds / 2])
     return x
 
 
 def layer_seed(seed, number):
-    """One seed per layer; apart for neighbouring values of `seed`."""
+    """Seed of layer `number`; distinct for all layers of neighbouring values of `seed`."""
     return 1000 * seed + number

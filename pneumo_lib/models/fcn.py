@@ -1,4 +1,4 @@
-"""Fully convolutional networks: a pretrained classifier under a decoder, and a small one."""
+"""Fully convolutional networks: a pretrained backbone with a decoder, and a small FCN."""
 
 import itertools
 import math
@@ -16,35 +16,26 @@ from pneumo_lib.models.skips import align, half_view, project, skip_decoder
 
 
 def build_fcn(
-    backbone,
-    *,
-    decoder="deconvolution",
-    size=128,
-    weights="imagenet",
-    dropout=0.5,
-    seed=0,
+    backbone, *, decoder="deconvolution", size=128, weights="imagenet", dropout=0.5, seed=0
 ):
-    """A frozen classifier, a decoder back to the image's size, softmax.
+    """Frozen backbone, decoder to the size of the image, softmax, as one flat functional model.
 
-    One flat functional model: every layer of the backbone is a layer of it.
-
-    - "deconvolution" is the report's: transposed convolutions in a row (`DECONVOLUTIONS`), with
-      dropout and no activation between them, so what is trained is one linear map of the
-      features. Those of InceptionV3 multiply by 64, but its own grid has `size / 32 - 2` cells a
-      side (128 pixels happen to give 2): at other sizes the grid is resized bilinearly to
-      `size / 64`, rounded up, and what the rounding adds is cropped evenly before the softmax.
-    - "fcn32s", "fcn16s", "fcn8s" add the scores of one, two and three grids: `fuse_scores()`.
-    - "skips" joins the features of three or four grids, and two of the image at half its size
-      through the same layers, each projected on few channels, and convolves them:
-      `skips.project()`, `skip_decoder()`.
+    - "deconvolution" is the report's: a chain of transposed convolutions (`DECONVOLUTIONS`) with
+      dropout and no activation between them, a linear map of the features. The strides for
+      InceptionV3 multiply to 64, but its last feature map has `size / 32 - 2` pixels a side (2
+      for 128): it is resized bilinearly to `size / 64`, rounded up, and the surplus is cropped
+      evenly before the softmax.
+    - "fcn32s", "fcn16s", "fcn8s" add the scores of one, two and three levels: `fuse_scores()`.
+    - "skips" joins projected features of three or four levels and of two levels of the image at
+      half its size: `skips.project()`, `skip_decoder()`.
 
     Args:
         backbone: one of `backbones.BACKBONES`.
         decoder: one of `DECODERS`.
         size: height and width in pixels, a multiple of 32 (96 at least for InceptionV3).
         weights: of the backbone, see `build_backbone()`.
-        dropout: share dropped in training, in [0, 1): of the values after each deconvolution but
-            the last, of the coarsest features, or of the channels of each tap of "skips".
+        dropout: share dropped in training, in [0, 1): values after each deconvolution but the
+            last, values of the coarsest tap, or channels of each tap of "skips".
         seed: of the decoder, the dropout and random backbone weights.
 
     Returns:
@@ -69,7 +60,7 @@ def build_fcn(
         context = align(context, size=size, name="tap_half")
         x = skip_decoder(align(project(found), size=size), context, **random)
     else:
-        names = {octave: TAPS[backbone][octave] for octave in decoders.OCTAVES[decoder]}
+        names = {level: TAPS[backbone][level] for level in decoders.FCN_LEVELS[decoder]}
         x = decoders.fuse_scores(align(_taps(encoder, names), size=size), **random)
     x = layers.Softmax(dtype="float32", name="softmax")(x)  # float32 under mixed precision too
     model = keras.Model(encoder.input, x, name=f"fcn_{backbone}")
@@ -78,21 +69,21 @@ def build_fcn(
 
 
 def _taps(encoder, names):
-    """Dict from octave to what the named layer gives, the coarsest first."""
-    return {o: encoder.get_layer(names[o]).output for o in sorted(names, reverse=True)}
+    """Dict from level to the output of the named layer, the coarsest first."""
+    return {level: encoder.get_layer(names[level]).output for level in sorted(names, reverse=True)}
 
 
 def build_small_fcn(*, size=128, filters=16, seed=0):
-    """Small FCN with skip connections, to be trained from scratch: what transfer must beat.
+    """Small U-Net trained from scratch, the baseline that transfer learning must beat.
 
-    Four grids, the first at full resolution, because half of the target is a rim one or two
-    pixels wide: a stem of stride 2 lost a fifth of the Dice on phantoms. On the way back each
-    grid is joined by the one of its size from the way down (`skip_*`). With batch normalisation
-    ten epochs on phantoms found what took about thirty without.
+    Four feature maps, the first at full resolution, because half of the target is a rim one or
+    two pixels wide: a stem of stride 2 lost a fifth of the Dice on phantoms. The decoder joins
+    each with the encoder's of equal size (`skip_*`). Batch normalization cut the epochs needed on
+    phantoms from about thirty to ten.
 
     Args:
         size: height and width in pixels, a multiple of 32.
-        filters: channels of the first grid; 2, 4 and 6 times as many in the next.
+        filters: channels of the first feature map; 2, 4 and 6 times as many in the others.
         seed: of the weights.
 
     Returns:
@@ -111,17 +102,17 @@ def build_small_fcn(*, size=128, filters=16, seed=0):
     image = keras.Input((size, size, 3), name="image")
     x = convolution(image, filters, "stem")
     skips = []
-    for level, channels in enumerate((2 * filters, 4 * filters, 6 * filters), start=1):
-        x = convolution(x, x.shape[-1], f"encode_{level}")
+    for number, channels in enumerate((2 * filters, 4 * filters, 6 * filters), start=1):
+        x = convolution(x, x.shape[-1], f"encode_{number}")
         skips.append(x)
-        x = convolution(x, channels, f"halve_{level}", strides=2)
+        x = convolution(x, channels, f"halve_{number}", strides=2)
     x = convolution(x, x.shape[-1], "bottom_1")
     x = convolution(x, x.shape[-1], "bottom_2")
-    for level, skip in zip((3, 2, 1), reversed(skips), strict=True):
-        doubling = {"layer": layers.Conv2DTranspose, "kernel_size": 2, "strides": 2}
-        x = convolution(x, skip.shape[-1], f"double_{level}", **doubling)
-        x = layers.Concatenate(name=f"skip_{level}")([x, skip])
-        x = convolution(x, skip.shape[-1], f"decode_{level}")
+    upsampling = {"layer": layers.Conv2DTranspose, "kernel_size": 2, "strides": 2}
+    for number, skip in zip((3, 2, 1), reversed(skips), strict=True):
+        x = convolution(x, skip.shape[-1], f"double_{number}", **upsampling)
+        x = layers.Concatenate(name=f"skip_{number}")([x, skip])
+        x = convolution(x, skip.shape[-1], f"decode_{number}")
     x = decoders.rare_score(x, seed=next(seeds))
     model = keras.Model(image, layers.Softmax(dtype="float32", name="softmax")(x), name="small")
     model.weights_used = "from scratch"
@@ -129,35 +120,28 @@ def build_small_fcn(*, size=128, filters=16, seed=0):
 
 
 def split_fcn(model):
-    """The backbone and the decoder of a `build_fcn()` network, sharing its weights.
+    """Encoder (backbone) and head (decoder) of a `build_fcn()` network, with shared weights.
 
-    The features of a frozen encoder never change: computed once, they train the head without
-    running the backbone again, and the full model has learnt with it.
-
-    Args:
-        model: of `build_fcn()`, new or loaded from a file.
+    Features of a frozen encoder are computed once; training the head on them trains the network.
 
     Returns:
-        `(encoder, head)`, two `keras.Model`: images -> features, and features -> softmax. The
-        features of a decoder with several taps are packed into one vector for each image.
+        `(encoder, head)`, two `keras.Model`: images -> features, and features -> softmax. For a
+        decoder with several taps the features are one vector per image.
 
     Raises:
-        ValueError: if the model has neither a layer `deconvolution_1` nor taps.
+        ValueError: for a model that `build_fcn()` has not made.
     """
     names = [layer.name for layer in model.layers]
     starts = [name for name in names if name == "deconvolution_1" or name.startswith("tap_")]
     if not starts:
-        raise ValueError(
-            "`model` must be made by build_fcn(): layers `deconvolution_1` or `tap_...` start its "
-            f"head. Received: model={model.name!r}"
-        )
+        raise ValueError(f"`model` must be made by build_fcn(). Received: model={model.name!r}")
     features = taps = [model.get_layer(name).input for name in starts]
     if len(taps) == 1:
         (features,) = taps
     head = keras.Model(features, model.output, name=f"{model.name}_head")
     if len(taps) > 1:
         head = _on_packed(head)
-        # All layers are named, as the names go into the checksum of cached features.
+        # Named, because the checksum of cached features covers the names.
         flat = [layers.Flatten(name=f"flat_{number}")(tap) for number, tap in enumerate(taps)]
         features = layers.Concatenate(name="packed")(flat)
     encoder = keras.Model(model.input, features, name=f"{model.name}_encoder")
@@ -165,7 +149,7 @@ def split_fcn(model):
 
 
 def _on_packed(head):
-    """`head` for one vector that holds its inputs one after the other."""
+    """`head` for one vector, the concatenation of its flattened inputs."""
     shapes = [tap.shape[1:] for tap in head.inputs]
     ends = itertools.accumulate(map(math.prod, shapes), initial=0)
     spans = list(itertools.pairwise(ends))
@@ -178,18 +162,16 @@ def _on_packed(head):
 
 
 def unfreeze(model, part):
-    """Choose which layers of the backbone train, in place; the decoder always does.
+    """Set in place which layers of the backbone are trained; the decoder always is.
 
-    Batch normalisation of the backbone never does and keeps running with the statistics of
-    ImageNet (a frozen one ignores `training=True`): those of small batches would spoil them.
-    Nor do the projections of taps.
-    The backbone's weights that train are `split_fcn(model)[0].trainable_weights`.
+    Never trained are projections of taps and the backbone's batch normalization, which keeps the
+    statistics of ImageNet (a frozen one ignores `training=True`): small batches would spoil them.
+    The backbone's trained weights are `split_fcn(model)[0].trainable_weights`.
 
     Args:
-        model: of `build_fcn()`, new or loaded from a file.
-        part: "none"; "last": the layers on the coarsest grid, behind the tap of octave 4
-            (`block5_*` of VGG, `conv5_*` of ResNet50, `mixed8` to `mixed10` of InceptionV3);
-            "whole".
+        model: of `build_fcn()`.
+        part: "none"; "last": the layers behind the tap of level 4 (`block5_*` of VGG, `conv5_*`
+            of ResNet50, `mixed8` to `mixed10` of InceptionV3); "whole".
 
     Raises:
         ValueError: for an unknown `part`, and as `split_fcn()`.
@@ -198,7 +180,7 @@ def unfreeze(model, part):
         raise ValueError(f"`part` must be 'none', 'last' or 'whole'. Received: part={part!r}")
     backbone = split_fcn(model)[0].layers
     names = [layer.name for layer in backbone]
-    # All paths meet in that tap, so what comes later in the list of layers lies behind it.
+    # All paths meet in the tap, so the layers after it in the list depend on it.
     last = names.index(TAPS[model.name.removeprefix("fcn_")][4]) + 1
     first = {"none": len(names), "last": last, "whole": 0}[part]
     for number, layer in enumerate(backbone):
@@ -207,16 +189,13 @@ def unfreeze(model, part):
 
 
 def layer_table(model):
-    """Layers of a network in order, one row each.
-
-    Args:
-        model: any functional `keras.Model`.
+    """Table of a network's layers in order, one row each.
 
     Returns:
         `DataFrame` with the columns layer (name), type, output_shape (without the batch axis),
-        parameters, and trainable (whether training changes any of them).
+        parameters (their number), and trainable (whether any of them is).
     """
-    rows = [
+    return pd.DataFrame(
         {
             "layer": layer.name,
             "type": type(layer).__name__,
@@ -225,12 +204,11 @@ def layer_table(model):
             "trainable": bool(layer.trainable_weights),
         }
         for layer in model.layers
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def parameters(model):
-    """Number of parameters of a network: `{"total", "trainable", "frozen"}`, frozen the rest."""
+    """Numbers of parameters of a network: `{"total", "trainable", "frozen"}`."""
     trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
     total = model.count_params()
     return {"total": total, "trainable": trainable, "frozen": total - trainable}

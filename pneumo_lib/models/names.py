@@ -1,8 +1,8 @@
-"""The networks of this project by name. Needs no Keras, so a setting is checked before it loads."""
+"""Names of the networks and checks of settings, without importing Keras."""
 
 import difflib
 
-BACKBONES = {  # name: as figures and tables print it, in their order
+BACKBONES = {  # name: label in figures and tables, in their order
     "vgg16": "VGG16",
     "vgg19": "VGG19",
     "resnet50": "ResNet50",
@@ -21,11 +21,7 @@ _SMALLEST = {"inceptionv3": 96}  # Keras asks for 75
 
 
 def check_name(argument, value, known):
-    """Refuse a `value` of `argument` that is not one of the `known` names.
-
-    Raises:
-        ValueError: with all known names, and the one that was probably meant.
-    """
+    """Raise `ValueError` unless `value` is one of the `known` names; suggest the closest."""
     if value not in tuple(known):
         raise ValueError(
             f"`{argument}` must be one of {', '.join(known)}. "
@@ -34,17 +30,13 @@ def check_name(argument, value, known):
 
 
 def did_you_mean(value, known):
-    """End of a sentence that names the known name most like `value`; empty if none is."""
+    """`". Did you mean ...?"` with the known name closest to `value`; empty if none is close."""
     close = difflib.get_close_matches(str(value), map(str, known), n=1)
     return f". Did you mean {close[0]}?" if close else ""
 
 
 def check_size(size, backbone):
-    """Refuse a side length in pixels that `backbone` cannot take.
-
-    Raises:
-        ValueError: unless `size` is a multiple of 32 and as large as the backbone needs.
-    """
+    """Raise `ValueError` unless `size` is a multiple of 32 and large enough for `backbone`."""
     if type(size) is not int or size < 32 or size % 32:
         raise ValueError(f"`size` must be a multiple of 32. Received: size={size!r}")
     if size < (smallest := _SMALLEST.get(backbone, 32)):

@@ -1,4 +1,4 @@
-"""What a layer sees: the window of the image that one of its pixels depends on."""
+"""Receptive fields: the window of the image that one pixel of a layer depends on."""
 
 import math
 from fractions import Fraction
@@ -11,32 +11,18 @@ from keras import layers
 from pneumo_lib.models.skips import Coordinates
 
 _POINTWISE = (
-    layers.Activation,
-    layers.ReLU,
-    layers.LeakyReLU,
-    layers.Softmax,
-    layers.BatchNormalization,
-    layers.Rescaling,
-    layers.Dropout,
-    layers.SpatialDropout2D,
-    layers.Identity,
-    Coordinates,
+    *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.Softmax, layers.Identity),
+    *(layers.BatchNormalization, layers.Rescaling, layers.Dropout, layers.SpatialDropout2D),
+    *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum),
+    *(layers.Minimum, layers.Concatenate, Coordinates),
 )
-_MERGING = (
-    layers.Add,
-    layers.Subtract,
-    layers.Multiply,
-    layers.Average,
-    layers.Maximum,
-    layers.Minimum,
-    layers.Concatenate,
-)
+_CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
 _POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
-_WHOLE = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
+_GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten)
 
 
 class ReceptiveField(NamedTuple):
-    """The window in the image of one pixel of a layer, see `receptive_field()`."""
+    """Window of the image that one pixel of a layer depends on, see `receptive_field()`."""
 
     size: int  # of the window, in pixels of the image
     stride: int | Fraction  # from one pixel's window to the next, in pixels of the image
@@ -49,11 +35,11 @@ class ReceptiveField(NamedTuple):
 
 
 def receptive_field(model, layer=None, *, axis="rows"):
-    """Size, stride and place of the window of the image that one pixel of a layer depends on.
+    """Size, stride and start of the receptive field of a layer.
 
-    Walks the graph from the layer back to the image with the exact range of rows that each
-    layer needs for a given range of its own. Where paths meet, the range that holds both goes
-    on. Pixels behind an upsampling differ in how much they see; the largest window counts.
+    Follows the graph from the layer back to the image with the exact range of rows that each
+    layer reads; where paths meet, the range that covers both. Pixels behind an upsampling differ
+    in their windows; the largest counts.
 
     Args:
         model: functional `keras.Model`, channels last, its images of any (even unknown) size.
@@ -61,11 +47,11 @@ def receptive_field(model, layer=None, *, axis="rows"):
         axis: "rows" or "columns".
 
     Returns:
-        `ReceptiveField`. A window may reach beyond the image, into what padding adds.
+        `ReceptiveField`. The window may extend beyond the image, into padding.
 
     Raises:
-        ValueError: for an unknown `layer` or `axis`, for a layer whose window is not known, and
-            for a global layer on a grid of unknown size.
+        ValueError: for an unknown `layer` or `axis`, a layer type without a known window, and
+            a global layer on a feature map of unknown size.
 
     Reference:
         Araujo, Norris, Sim (2019), Computing receptive fields of convolutional neural networks,
@@ -73,21 +59,21 @@ def receptive_field(model, layer=None, *, axis="rows"):
     """
     if axis not in ("rows", "columns"):
         raise ValueError(f"`axis` must be 'rows' or 'columns'. Received: axis={axis!r}")
-    output = model.outputs[0]
+    axis = ("rows", "columns").index(axis)
+    tensors = _consumers_first(model.outputs[0])
     if layer is not None:
-        named = [t for t in _consumers_first(output) if _maker(t)[0].name == layer]
+        named = [tensor for tensor in tensors if _maker(tensor)[0].name == layer]
         if not named:
             raise ValueError(f"`layer` must be a layer of the model. Received: layer={layer!r}")
-        output = named[0]
-    axis = 0 if axis == "rows" else 1
-    tensors = _consumers_first(output)
+        tensors = _consumers_first(named[0])
     strides = {}
     for tensor in reversed(tensors):
         operation, inputs = _maker(tensor)
-        finest = min((strides[id(t)] for t in inputs), default=Fraction(1))
-        strides[id(tensor)] = finest * _window(operation, inputs, axis).stride
-    stride = strides[id(output)]
-    # Windows repeat after so many pixels that every grid on the way has moved by whole cells.
+        finest = min((strides[id(source)] for source in inputs), default=Fraction(1))
+        stride, _, high = _window(operation, inputs, axis)
+        strides[id(tensor)] = finest * (stride or high + 1)
+    stride = strides[id(tensors[0])]
+    # Windows repeat after as many pixels as move every feature map on the way by whole pixels.
     period = math.lcm(*((stride / other).denominator for other in strides.values()))
     if stride.denominator == 1:
         stride = int(stride)
@@ -98,8 +84,7 @@ def receptive_field(model, layer=None, *, axis="rows"):
 def convolution_depth(model):
     """Number of convolutions on the longest path from the image to the output.
 
-    What papers call a network's layers: parallel branches count once, and a transposed
-    convolution does not count.
+    The "layers" of the papers: parallel branches count once, transposed convolutions do not.
 
     Args:
         model: functional `keras.Model`.
@@ -112,83 +97,60 @@ def convolution_depth(model):
     return depths[id(model.outputs[0])]
 
 
-class _Window(NamedTuple):
-    """How a layer's grid lies on its input's: the stride, and the range that a range needs."""
-
-    stride: Fraction
-    needs: object  # (first, last) of its own pixels -> (first, last) of its input's
-
-
 def _window(operation, inputs, axis):
-    """`_Window` of any layer, along one axis."""
-    if not inputs or isinstance(operation, (*_POINTWISE, *_MERGING)):
-        return _Window(Fraction(1), lambda first, last: (first, last))
+    """`(stride, low, high)` of a layer along one axis, in pixels of its input.
+
+    Its pixel p depends on the input pixels within `p * stride + low` and `p * stride + high`. A
+    global layer has stride 0.
+    """
+    if not inputs or isinstance(operation, _POINTWISE):
+        return Fraction(1), 0, 0
     size = inputs[0].shape[1 + axis]
     if isinstance(operation, layers.Conv2DTranspose):
-        return _transposed(operation, axis)
+        # Input pixel i contributes to `kernel` output pixels from i * stride - crop on.
+        kernel, stride = operation.kernel_size[axis], operation.strides[axis]
+        crop = max(kernel - stride, 0) // 2 if operation.padding == "same" else 0
+        return tuple(Fraction(n, stride) for n in (1, crop - kernel + 1, crop))
     if isinstance(operation, _POOLING):
         return _sliding(operation.pool_size[axis], operation, size, axis)
-    if isinstance(operation, (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)):
+    if isinstance(operation, _CONVOLUTIONS):
         reach = operation.dilation_rate[axis] * (operation.kernel_size[axis] - 1) + 1
         return _sliding(reach, operation, size, axis)
     if isinstance(operation, layers.ZeroPadding2D):
-        return _shifted(-operation.padding[axis][0])
+        return Fraction(1), -operation.padding[axis][0], -operation.padding[axis][0]
     if isinstance(operation, layers.Cropping2D):
-        return _shifted(operation.cropping[axis][0])
+        return Fraction(1), operation.cropping[axis][0], operation.cropping[axis][0]
     if isinstance(operation, layers.UpSampling2D):
         return _resized(Fraction(1, operation.size[axis]), operation.interpolation)
     if isinstance(operation, layers.Resizing) and size is not None:
         target = (operation.height, operation.width)[axis]
         return _resized(Fraction(size, target), operation.interpolation)
-    if isinstance(operation, _WHOLE) and size is not None:
-        return _Window(Fraction(size), lambda first, last: (0, size - 1))
+    if isinstance(operation, _GLOBAL) and size is not None:
+        return Fraction(0), 0, size - 1
     raise ValueError(
         "The window of every layer must be known. Received: layer "
-        f"{operation.name!r} of type {type(operation).__name__} on a grid of {size}"
+        f"{operation.name!r} of type {type(operation).__name__} on a feature map of {size}"
     )
 
 
 def _sliding(reach, layer, size, axis):
-    """A convolution or pooling whose kernel spans `reach` pixels."""
+    """`_window()` of a convolution or pooling whose kernel spans `reach` pixels."""
     stride, padding = layer.strides[axis], 0
     if layer.padding == "same":
-        # Depends on what is left over at the end; of an unknown size, nothing is.
-        left_over = (size or 0) % stride or stride
-        padding = max(reach - left_over, 0) // 2
-    return _Window(
-        Fraction(stride),
-        lambda first, last: (first * stride - padding, last * stride - padding + reach - 1),
-    )
-
-
-def _transposed(layer, axis):
-    kernel, stride = layer.kernel_size[axis], layer.strides[axis]
-    crop = max(kernel - stride, 0) // 2 if layer.padding == "same" else 0
-    # Input pixel i stamps the output pixels from i * stride - crop on, `kernel` of them.
-    return _Window(
-        Fraction(1, stride),
-        lambda first, last: (-(-(first + crop - kernel + 1) // stride), (last + crop) // stride),
-    )
-
-
-def _shifted(step):
-    return _Window(Fraction(1), lambda first, last: (first + step, last + step))
+        # Depends on the remainder at the end; of an unknown size, none is assumed.
+        remainder = (size or 0) % stride or stride
+        padding = max(reach - remainder, 0) // 2
+    return Fraction(stride), -padding, reach - 1 - padding
 
 
 def _resized(scale, interpolation):
-    """Nearest or bilinear resizing, pixels' centres kept; `scale` input pixels an output pixel."""
-    half = Fraction(1, 2)
+    """`_window()` of nearest or bilinear resizing, centres kept; `scale` = input / output size."""
+    # For multiples of 1 / (2 denominator): floor(x) = ceil(x - rounding), ceil(x) = floor(x + ...).
+    rounding = 1 - Fraction(1, 2 * scale.denominator)
     if interpolation == "nearest":
-        return _Window(
-            scale, lambda first, last: tuple(math.floor((p + half) * scale) for p in (first, last))
-        )
-    return _Window(
-        scale,
-        lambda first, last: (
-            math.floor((first + half) * scale - half),
-            math.ceil((last + half) * scale - half),
-        ),
-    )
+        return scale, scale / 2 - rounding, scale / 2
+    shift = (scale - 1) / 2
+    return scale, shift - rounding, shift + rounding
 
 
 def _span(tensors, pixel, axis):
@@ -198,7 +160,9 @@ def _span(tensors, pixel, axis):
         operation, inputs = _maker(tensor)
         if not inputs:
             continue
-        first, last = _window(operation, inputs, axis).needs(*needed[id(tensor)])
+        stride, low, high = _window(operation, inputs, axis)
+        first, last = needed[id(tensor)]
+        first, last = math.ceil(first * stride + low), math.floor(last * stride + high)
         for source in inputs:
             others = needed.get(id(source), (first, last))
             needed[id(source)] = (min(first, others[0]), max(last, others[1]))
@@ -208,7 +172,7 @@ def _span(tensors, pixel, axis):
 
 def _maker(tensor):
     """`(operation, its inputs)` that made a tensor of the graph."""
-    # Keras names no public way from a tensor to what made it.
+    # Keras has no public way from a tensor to the operation that made it.
     operation, node, _ = tensor._keras_history
     return operation, operation._inbound_nodes[node].input_tensors
 

@@ -1,4 +1,4 @@
-"""The fused batch normalisation against Keras' own."""
+"""Fused batch normalization against Keras' own."""
 
 import keras
 import numpy as np

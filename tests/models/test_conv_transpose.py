@@ -25,14 +25,14 @@ NETWORK_LAYERS = [
 ]
 
 
-def pair(channels, kernel, stride, *, filters=2, seed=0):
+def pair(channels, kernel, stride, *, filters=2, **options):
     """A Fourier layer and a stock layer with the same weights."""
-    kernel_initializer = keras.initializers.GlorotUniform(seed=seed)
     arguments = dict(
         strides=stride,
         padding="same",
-        kernel_initializer=kernel_initializer,
-        bias_initializer=keras.initializers.RandomNormal(seed=seed),
+        kernel_initializer=keras.initializers.GlorotUniform(seed=0),
+        bias_initializer=keras.initializers.RandomNormal(seed=0),
+        **options,
     )
     fourier = FourierConv2DTranspose(filters, kernel, method="fourier", **arguments)
     stock = keras.layers.Conv2DTranspose(filters, kernel, **arguments)
@@ -59,21 +59,11 @@ def gradients(layer, x, upstream):
 
 
 @pytest.mark.parametrize(("side", "channels", "kernel", "stride"), NETWORK_LAYERS)
-def test_fourier_form_gives_the_stock_outputs_for_each_network_layer(
-    side, channels, kernel, stride
-):
+def test_each_network_layer_has_the_stock_outputs_and_gradients(side, channels, kernel, stride):
     fourier, stock = pair(channels, kernel, stride)
     x = normal(2, side, side, channels)
     assert relative_error(fourier(x), stock(x)) < 1e-5
-
-
-@pytest.mark.parametrize(("side", "channels", "kernel", "stride"), NETWORK_LAYERS)
-def test_fourier_form_gives_the_stock_gradients_for_each_network_layer(
-    side, channels, kernel, stride
-):
-    fourier, stock = pair(channels, kernel, stride)
-    x = normal(1, side, side, channels)
-    upstream = normal(1, side * stride, side * stride, 2, seed=1)
+    upstream = normal(2, side * stride, side * stride, 2, seed=1)
     for ours, theirs in zip(
         gradients(fourier, x, upstream), gradients(stock, x, upstream), strict=True
     ):
@@ -136,11 +126,7 @@ def test_stock_weights_load_and_return():
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        {"method": "stock", "padding": "same"},
-        {"method": "stock", "padding": "valid"},
-        {"padding": "valid"},
-    ],
+    [{"method": "stock", "padding": "same"}, {"padding": "valid"}],
 )
 def test_stock_form_gives_the_stock_outputs(arguments):
     ours = FourierConv2DTranspose(2, 16, strides=2, **arguments)
@@ -164,16 +150,13 @@ def test_only_the_stock_form_calls_the_stock_operation(monkeypatch):
         FourierConv2DTranspose(method="stock", **arguments)(x)
 
 
-def test_saved_networks_find_the_layer_by_its_name():
-    name = keras.saving.get_registered_name(FourierConv2DTranspose)
-    assert name == "pneumo>FourierConv2DTranspose"
-
-
 def test_saved_network_keeps_layer_and_method(tmp_path):
     inputs = keras.Input((8, 8, 2))
     outputs = FourierConv2DTranspose(2, 16, strides=2, padding="same", method="fourier")(inputs)
     network = keras.Model(inputs, outputs)
     network.save(tmp_path / "network.keras")
+    name = keras.saving.get_registered_name(FourierConv2DTranspose)
+    assert name == "pneumo>FourierConv2DTranspose"  # in files saved before
     again = keras.models.load_model(tmp_path / "network.keras")
     assert again.layers[-1].method == "fourier"
     x = normal(1, 8, 8, 2)
@@ -181,13 +164,8 @@ def test_saved_network_keeps_layer_and_method(tmp_path):
 
 
 def test_activation_and_missing_bias_are_honoured():
-    arguments = dict(strides=2, padding="same", activation="relu", use_bias=False)
-    fourier = FourierConv2DTranspose(3, 8, method="fourier", **arguments)
-    stock = keras.layers.Conv2DTranspose(3, 8, **arguments)
+    fourier, stock = pair(2, 8, 2, activation="relu", use_bias=False)
     x = normal(1, 6, 6, 2)
-    fourier.build(x.shape)
-    stock.build(x.shape)
-    stock.set_weights(fourier.get_weights())
     assert np.min(fourier(x)) >= 0
     np.testing.assert_allclose(fourier(x), stock(x), atol=1e-5)
 

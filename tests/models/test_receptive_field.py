@@ -29,6 +29,10 @@ def convolution(length, **arguments):
     return layers.Conv2D(1, length, **({"kernel_initializer": "ones"} | arguments))
 
 
+def bilinear(factor):
+    return layers.UpSampling2D(factor, interpolation="bilinear")
+
+
 def window_of(model, pixel):
     """First and last row of the image with a gradient of one output pixel, weights positive."""
     image = tf.ones((1, *model.input_shape[1:]))
@@ -76,7 +80,7 @@ def thin(model, layer):
         ([layers.Cropping2D(((4, 1), (0, 0)))], 1, 1, 4),
         ([convolution(3), layers.UpSampling2D(2)], 3, Fraction(1, 2), 0),
         # Pixel 1 lies a quarter beyond the middle of pixel 0, so it needs pixel 1 too.
-        ([layers.UpSampling2D(2, interpolation="bilinear")], 2, Fraction(1, 2), -1),
+        ([bilinear(2)], 2, Fraction(1, 2), -1),
         ([layers.Resizing(32, 32)], 2, 2, 0),
         ([layers.Resizing(32, 32, interpolation="nearest")], 1, 2, 1),
         # Kernel 4, stride 2: each output pixel is met by two stamps.
@@ -84,6 +88,8 @@ def thin(model, layer):
         ([layers.Conv2DTranspose(1, 5, strides=2)], 3, Fraction(1, 2), -2),
         ([layers.MaxPooling2D(4), layers.UpSampling2D(4)], 4, 1, 0),
         ([layers.GlobalAveragePooling2D(keepdims=True)], 64, 64, 0),
+        # Beyond the border of its one pixel there is no other window.
+        ([layers.GlobalMaxPooling2D(keepdims=True), bilinear(4)], 64, 16, 0),
         ([convolution(3), layers.Flatten()], 64, 62, 0),
         ([layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.5)], 1, 1, 0),
     ],
@@ -145,7 +151,7 @@ KINDS = {
         1, k, strides=s, padding="same", kernel_initializer="ones"
     ),
     "nearest": lambda k, s: layers.UpSampling2D(s),
-    "bilinear": lambda k, s: layers.UpSampling2D(s, interpolation="bilinear"),
+    "bilinear": lambda k, s: bilinear(s),
     "cropped": lambda k, s: layers.Cropping2D(((k, s), (k, s))),
 }
 STEP = st.tuples(st.sampled_from(sorted(KINDS)), st.integers(2, 4), st.integers(1, 2))
@@ -176,7 +182,7 @@ def test_windows_are_where_the_gradient_is_not_zero(steps, wide):
         (lambda: build_backbone("vgg16", size=512, weights=None), "block5_pool", 212),
         (lambda: build_related_fcn("fcn_alexnet", size=500), "score_fr", 355),
         (lambda: build_related_fcn("fcn_googlenet", size=1024), "score_fr", 907),
-        # Where three enlargements each join two cells, 32, 16 and 8 pixels apart, it is largest:
+        # Where three upsamplings each read two cells, 32, 16 and 8 pixels apart, it is largest:
         # in 24 of 32 rows (4 is one); in the others (0 is one) the window has 244 pixels.
         (lambda: build_fcn("vgg16", decoder="fcn8s", size=512, weights=None), "upscore8", 276),
     ],
@@ -198,9 +204,9 @@ def test_a_layer_with_an_unknown_window_is_refused_by_name():
         receptive_field(model)
 
 
-def test_a_global_layer_on_a_grid_of_unknown_size_is_refused():
+def test_a_global_layer_on_a_feature_map_of_unknown_size_is_refused():
     model = graph(layers.GlobalMaxPooling2D(name="all"), side=None)
-    with pytest.raises(ValueError, match=r"layer 'all' of type .* on a grid of None"):
+    with pytest.raises(ValueError, match=r"layer 'all' of type .* on a feature map of None"):
         receptive_field(model)
 
 

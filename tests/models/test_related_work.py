@@ -1,6 +1,5 @@
 """The related-work networks against the table of Long et al. and counts by hand."""
 
-import keras
 import numpy as np
 import pytest
 
@@ -8,12 +7,11 @@ from pneumo_lib.models.fcn import parameters
 from pneumo_lib.models.receptive_field import convolution_depth, receptive_field
 from pneumo_lib.models.related_work import build_related_fcn
 
-NAMES = ("fcn_alexnet", "fcn_vgg16", "fcn_googlenet")
-
 
 @pytest.fixture(scope="module")
 def networks():
-    return {name: build_related_fcn(name) for name in NAMES}
+    names = ("fcn_alexnet", "fcn_vgg16", "fcn_googlenet")
+    return {name: build_related_fcn(name) for name in names}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +54,7 @@ def test_rows_of_the_papers_table_are_computed(networks, name, convolutions, mil
 def test_parameters_are_counted_by_hand(networks, name, trainable, kernel):
     found = parameters(networks[name])
     assert found["trainable"] == trainable
-    assert found["frozen"] == kernel * kernel * 21 * 21  # the bilinear enlargement
+    assert found["frozen"] == kernel * kernel * 21 * 21  # bilinear upsampling, fixed
 
 
 @pytest.mark.parametrize(("name", "crop"), [("fcn_alexnet", 18), ("fcn_vgg16", 19)])
@@ -64,46 +62,22 @@ def test_scores_are_cropped_as_in_the_authors_files(networks, name, crop):
     assert networks[name].get_layer("score").cropping[0][0] == crop
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_scores_are_as_large_as_the_image(networks, name):
-    assert networks[name].output_shape == (None, 500, 500, 21)
-
-
-@pytest.mark.parametrize("size", [33, 230])
-def test_any_size_will_do(size):
+@pytest.mark.parametrize("size", [33, 230, 500])
+def test_scores_are_as_large_as_the_image(size):
     network = build_related_fcn("fcn_googlenet", size=size, classes=2)
-    image = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype("float32")
-    assert network(image).shape == (1, size, size, 2)
+    assert network(np.zeros((1, size, size, 3), "float32")).shape == (1, size, size, 2)
 
 
 def test_dense_layers_are_convolutions_of_the_same_weights(networks):
     fc6 = networks["fcn_vgg16"].get_layer("fc6")
     assert fc6.kernel_size == (7, 7)
-    patch = np.random.default_rng(0).normal(size=(1, 7, 7, 512)).astype("float32")
-    kernel, bias = fc6.get_weights()
+    patch = np.random.default_rng(0).normal(size=(1, 7, 7, 512))
+    kernel, bias = (np.random.default_rng(1).normal(size=w.shape) for w in fc6.weights)
+    fc6.set_weights([kernel, bias])
     expected = np.maximum(patch.reshape(1, -1) @ kernel.reshape(-1, 4096) + bias, 0)
-    np.testing.assert_allclose(fc6(patch)[0, 0], expected, rtol=1e-3, atol=1e-3)
-
-
-def test_weights_repeat_from_the_seed_at_any_size(networks):
-    first, second, other = (
-        network.get_layer("conv2").kernel
-        for network in (
-            networks["fcn_googlenet"],
-            build_related_fcn("fcn_googlenet", size=32, seed=0),
-            build_related_fcn("fcn_googlenet", size=32, seed=1),
-        )
-    )
-    np.testing.assert_array_equal(first, second)
-    assert not np.array_equal(first, other)
+    np.testing.assert_allclose(fc6(patch)[0, 0], expected, rtol=1e-3, atol=1e-2)
 
 
 def test_an_unknown_network_is_refused():
     with pytest.raises(ValueError, match=r"one of fcn_alexnet, .* Received: name='fcn_resnet'"):
         build_related_fcn("fcn_resnet")
-
-
-def test_the_enlargement_does_not_learn(networks):
-    layer = networks["fcn_alexnet"].get_layer("upscore")
-    assert isinstance(layer, keras.layers.Conv2DTranspose)
-    assert not layer.trainable_weights

@@ -1,4 +1,4 @@
-"""A layer that Keras has too, and that is fast here: the transposed convolution."""
+"""Conv2DTranspose computed in the Fourier domain."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,8 +8,8 @@ from pneumo_lib._startup import keras
 import numpy as np
 from keras import ops
 
-# On an H100 it won or tied for each layer of the three networks, down to this kernel: cuDNN has
-# no fast way for two channels (`benchmarks/gpu_jax.py`).
+# Smallest kernel of the three networks. On an H100 the Fourier form was as fast or faster for each
+# of their layers: cuDNN has no fast algorithm for two channels (`benchmarks/gpu_jax.py`).
 _SMALLEST_ON_GPU = 4
 
 
@@ -17,29 +17,26 @@ _SMALLEST_ON_GPU = 4
 class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose`, computed in the Fourier domain where that is cheaper.
 
-    The same constructor, weights, shapes and (to float32 rounding) the same numbers: weights
-    of a stock layer load into this one and back. Only the order of the arithmetic differs.
+    Constructor, weights and shapes are those of the stock layer, so weights of either load into
+    the other; outputs are equal up to float32 rounding.
 
-    Method. A transposed convolution of stride s spreads the input over a grid s times finer.
-    Output pixel `s * q + r` (phase r = 0 ... s - 1) only ever meets the kernel taps
-    `s * j + r`, so each of the s * s phases is an ordinary convolution of the SMALL input with
-    a sub-kernel of about k / s taps. An ordinary convolution is a product in the Fourier
-    domain: transform input and sub-kernels once, multiply frequency by frequency, transform
-    back, interleave the phases. Because `padding="same"` crops the borders, wrapped-around
-    samples may fall on what is thrown away: a transform of length `h + k / (2 s)` is enough
-    (80 instead of 96 for 64 x 64 inputs under a kernel of 64). At such lengths the transforms are
-    fastest as products with small DFT matrices, which every Keras backend compiles well and
-    differentiates by itself.
+    Method. Output pixel `s * q + r` of stride s (phase r = 0 ... s - 1) meets only the kernel taps
+    `s * j + r`, so each of the s * s phases is an ordinary convolution of the input with a
+    sub-kernel of about k / s taps a side. In the Fourier domain that is a product: transform input
+    and sub-kernels, multiply at each frequency, sum over channels, transform back, interleave the
+    phases. Samples that wrap around may fall into the border that `padding="same"` crops, so a
+    transform of length `h + k / (2 s)` is enough (80 instead of 96 for inputs of 64 x 64 and a
+    kernel of 64). At such lengths products with DFT matrices are fastest, and every Keras backend
+    compiles and differentiates them.
 
     Args:
         filters, kernel_size, strides, padding, ...: as for `keras.layers.Conv2DTranspose`.
-        method: `"auto"` (the cheaper one by a cost estimate; on a GPU Fourier for all kernels
-            of 4 and more), `"fourier"` or `"stock"`.
-            The Fourier form needs `padding="same"`, channels last, no dilation, no
-            `output_padding` and kernels at least as long as the strides.
+        method: `"fourier"`, `"stock"` or `"auto"`: the cheaper by an estimate; on a GPU Fourier
+            for kernels of 4 and more. The Fourier form needs `padding="same"`, channels last, no
+            dilation, no `output_padding` and kernels at least as long as the strides.
 
     Raises:
-        ValueError: if `method` is unknown, or `"fourier"` is asked for where it cannot be had.
+        ValueError: for an unknown `method`, or `"fourier"` where it does not apply.
 
     Reference:
         Mathieu, Henaff, LeCun (2014), Fast training of convolutional networks through FFTs,
@@ -75,7 +72,7 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
         )
 
     def chosen_method(self, input_shape):
-        """`"fourier"` or `"stock"`: what `call()` does for inputs of `(batch, h, w, channels)`."""
+        """`"fourier"` or `"stock"`, the method for inputs of shape `(batch, h, w, channels)`."""
         size = tuple(input_shape[1:3])
         if self.method != "auto":
             return self.method
@@ -99,15 +96,15 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
 
 
 def fourier_conv_transpose(inputs, kernel, strides):
-    """Transposed convolution with "same" padding, in the Fourier domain.
+    """Transposed convolution with "same" padding, computed in the Fourier domain.
 
     Args:
         inputs: `(batch, h, w, channels)` float; `h` and `w` must be known.
-        kernel: `(k_h, k_w, filters, channels)`, the layout of `Conv2DTranspose`.
-        strides: `(s_h, s_w)`, at most the kernel's lengths.
+        kernel: `(k_h, k_w, filters, channels)`, as in `Conv2DTranspose`.
+        strides: `(s_h, s_w)`, at most `(k_h, k_w)`.
 
     Returns:
-        `(batch, h * s_h, w * s_w, filters)`, the dtype of `inputs`; computed in float32.
+        `(batch, h * s_h, w * s_w, filters)`, dtype of `inputs`; computed in float32.
     """
     _, h, w, channels = inputs.shape
     k_h, k_w, filters, _ = kernel.shape
@@ -130,20 +127,20 @@ def fourier_conv_transpose(inputs, kernel, strides):
 
 
 class _Plan(NamedTuple):
-    """How the kernel of one axis divides into phases, and how long a transform it needs."""
+    """Phases of the kernel along one axis, and the length of their transform."""
 
-    padding: tuple[int, int]  # zeros before and after the kernel, to make phases of equal length
-    taps: int  # in each phase
-    first_tap: int  # position of a phase's first tap; negative: it reaches back
+    padding: tuple[int, int]  # zeros before and after the kernel, so that all phases are as long
+    taps: int  # of each phase
+    first_tap: int  # offset of a phase's first tap from the output pixel, 0 or negative
     length: int  # of the transform
 
 
 def _plan(size, kernel_size, stride):
-    crop = (kernel_size - stride) // 2  # what "same" cuts off before the first output pixel
+    crop = (kernel_size - stride) // 2  # by "same", before the first output pixel
     back = -(-crop // stride)
     front = stride * back - crop
     taps = -(-(kernel_size + front) // stride)
-    # Wrapped-around samples must land outside 0 ... size - 1, where they are cropped.
+    # Samples that wrap around must fall outside 0 ... size - 1, where they are cropped.
     length = size + max(back, taps - 1 - back)
     return _Plan((front, stride * taps - front - kernel_size), taps, -back, length)
 
@@ -152,20 +149,20 @@ def _plan(size, kernel_size, stride):
 def _dft(length, first, count):
     """`(length, count)` complex DFT matrix of samples at `first ... first + count - 1`."""
     positions = np.arange(first, first + count)
-    # The exponent is reduced to one turn first: exact in integers, so float32 stays exact too.
+    # Reduced modulo one turn in integers, where this is exact.
     turns = np.outer(np.arange(length), positions) % length / length
     return np.exp(-2j * np.pi * turns)
 
 
 def _as_real(matrix):
-    """`(2 m, 2 n)` float32 matrix that does to (real, imaginary) what complex `(m, n)` does."""
+    """Complex `(m, n)` matrix as a float32 `(2 m, 2 n)` one, for (real, imaginary) vectors."""
     return np.block([[matrix.real, -matrix.imag], [matrix.imag, matrix.real]]).astype("float32")
 
 
 def _spectrum(x, length_h, first_h, length_w, first_w):
-    """`(a, b, h, w)` real -> `(a, b, 2, length_h, length_w // 2 + 1)`, real and imaginary part.
+    """Spectrum of real `(a, b, h, w)`: `(a, b, 2, length_h, half)`, real and imaginary parts.
 
-    A real signal's spectrum is symmetric, so half of the columns' frequencies say it all.
+    `half = length_w // 2 + 1`, because the spectrum of a real signal is symmetric.
     """
     a, b, h, w = x.shape
     half = length_w // 2 + 1
@@ -178,13 +175,13 @@ def _spectrum(x, length_h, first_h, length_w, first_w):
 
 
 def _from_spectrum(x, rows, columns):
-    """`(batch, n, 2, length_h, half)` -> the first `(h, w)` samples, `(batch, n, h, w)` real."""
+    """Inverse of `_spectrum()`, its first `(h, w)` samples: `(batch, n, h, w)` real."""
     (length_h, h), (length_w, w) = rows, columns
     n, half = x.shape[1], length_w // 2 + 1
     down = _as_real(_dft(length_h, 0, h).conj().T / length_h)
     x = ops.matmul(down, ops.reshape(x, (-1, n, 2 * length_h, half)))
     x = ops.transpose(ops.reshape(x, (-1, n, 2, h, half)), (0, 1, 3, 2, 4))
-    # Each column frequency but the first (and the last of an even length) stands for two.
+    # Every column frequency counts twice, but the first and the last of an even length.
     weight = np.full((half, 1), 2.0)
     weight[0] = 1.0
     if length_w % 2 == 0:
@@ -195,20 +192,17 @@ def _from_spectrum(x, rows, columns):
 
 
 def _times(x, matrix):
-    """`x @ matrix`, `(a, b, h, m)` by `(m, n)`, as one product of two matrices.
+    """`x @ matrix`, `(a, b, h, m)` by `(m, n)`, as a product of two matrices.
 
-    TensorFlow 2.20 and 2.21 multiply a batch of `(a, 1)` by one matrix wrongly with oneDNN, and
-    write beyond its end. Newer versions of Keras reshape by themselves, 3.11 did not.
+    With oneDNN, TensorFlow 2.20 and 2.21 multiply a batch of `(a, 1)` by a matrix wrongly and
+    write out of bounds. Keras 3.11 passes the batch on; newer versions reshape it.
     """
     flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), matrix.astype("float32"))
     return ops.reshape(flat, (-1, *x.shape[1:-1], matrix.shape[-1]))
 
 
 def _multiply(x, k):
-    """Product of spectra, summed over channels.
-
-    `(batch, c, 2, u, v)` times `(c, n, 2, u, v)` -> `(batch, n, 2, u, v)`.
-    """
+    """Complex product `(batch, c, 2, u, v)` x `(c, n, 2, u, v)` -> `(batch, n, 2, u, v)`."""
     x_re, x_im, k_re, k_im = x[:, :, 0], x[:, :, 1], k[:, :, 0], k[:, :, 1]
     (c, u, v), n = x_re.shape[1:], k.shape[1]
     if c <= 8:  # elementwise: compilers fuse it, and products of 2 x 2 matrices would crawl
@@ -216,7 +210,7 @@ def _multiply(x, k):
         real = ops.sum(x_re * k_re - x_im * k_im, axis=1)
         imaginary = ops.sum(x_re * k_im + x_im * k_re, axis=1)
         return ops.stack([real, imaginary], axis=2)
-    # One matrix product a frequency, (batch, 2 c) @ (2 c, 2 n).
+    # One matrix product per frequency, (batch, 2 c) @ (2 c, 2 n).
     x = ops.reshape(ops.transpose(x, (3, 4, 0, 2, 1)), (u * v, -1, 2 * c))
     k = ops.concatenate(
         [ops.concatenate([k_re, k_im], axis=1), ops.concatenate([-k_im, k_re], axis=1)], axis=0
@@ -227,18 +221,17 @@ def _multiply(x, k):
 
 
 def _has_gpu():
-    """Whether the backend computes on a GPU; asked when a layer is used, not at import."""
+    """Whether the backend computes on a GPU."""
     if keras.backend.backend() == "torch":  # for which Keras lists no devices
         return False
     return any(name.startswith("gpu") for name in keras.distribution.list_devices())
 
 
 def _costs(size, kernel_size, strides, channels, filters, *, batch=16):
-    """Estimated cost of the stock and the Fourier form for one image, in comparable units.
+    """Multiplications per image of the stock and the Fourier form, weighted to be comparable.
 
-    The stock operation multiplies rows of `channels` numbers; with fewer than 16 of them the
-    processor's vector units run mostly empty. The Fourier form moves more memory for each
-    multiplication, which the factor 2 stands for. Both factors fitted to the layers of the
+    The stock form fills the processor's vector units only from 16 channels on; the Fourier form
+    moves more memory per multiplication (factor 2). Both weights are fitted to the layers of the
     three networks (`benchmarks/transposed_conv.py`).
     """
     (h, w), (s_h, s_w) = size, strides
