@@ -6,10 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib.data.phantom import anatomy
-from pneumo_lib.data.phantom import collapse
-from pneumo_lib.data.phantom import geometry
-from pneumo_lib.data.phantom import radiography
+from pneumo_lib.data.phantom import anatomy, collapse, geometry, radiography
 from pneumo_lib.data.phantom.draw import describe, draw_phantom, make_phantoms
 
 SMALL = {"size": 64, "prevalence": 0.5}

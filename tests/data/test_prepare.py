@@ -13,11 +13,10 @@ import pandas as pd
 import pytest
 
 from pneumo_lib import runs
-from pneumo_lib.data import arrays
-from pneumo_lib.data import images
+from pneumo_lib.data import arrays, images
 from pneumo_lib.data import prepare as preparation
-from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.prepare import find_cases, load_prepared, prepare, prepare_data
+from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.splits import split_cases
 
 FILES = ["cases.csv", "images.npy", "masks.npy", "meta.json"]
@@ -174,8 +173,9 @@ def test_prepare_never_serves_stale_arrays(cases, tmp_path, change):
 
 SLOW_PREPARE = """
 import sys, time
-from pneumo_lib import arrays, preparation, runs
-from pneumo_lib.dataset import read_cases
+from pneumo_lib.data import arrays
+from pneumo_lib.data import prepare as preparation
+from pneumo_lib.data.siim import read_cases
 
 quick = arrays.read_pair
 
@@ -191,7 +191,7 @@ preparation.prepare(read_cases(sys.argv[1]), sys.argv[2], size=32, workers=2)
 
 def kill_midway(release, folder):
     """Starts a preparation in another process and kills it after the first images are done."""
-    root = Path(preparation.__file__).parents[1]
+    root = Path(preparation.__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_PREPARE, str(release), str(folder)],
         cwd=root,
@@ -433,7 +433,7 @@ def test_prepare_keeps_other_processes_out_while_it_works(cases, tmp_path, monke
 
 def test_two_processes_at_once_prepare_the_data_once(png_release, tmp_path):
     command = [sys.executable, "-c", SLOW_PREPARE, str(png_release), str(tmp_path / "out")]
-    root = Path(preparation.__file__).parents[1]
+    root = Path(preparation.__file__).parents[2]
     both = [subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert sorted(contents(tmp_path / "out")) == FILES

@@ -72,7 +72,7 @@ def test_rle_encode_and_decode_are_inverse_and_agree_with_a_slow_loop(mask):
         ("1.5 2", "whole numbers"),
         ("99999999999999999999 1", "whole numbers"),
         ("0 2 0 1 1 0", "length 0 in run 3"),
-        ("1 2 0 1 -1 2", "overlap.*offset -1 in run 3"),
+        ("1 2 0 1 -1 2", "overlap.*offset -1, length 2 in run 3"),
         ("14 2 0 1", "inside the image of 16 pixels.*17"),
         ("9000000000000000000 9000000000000000000", "inside the image"),
     ],

@@ -9,9 +9,14 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from pneumo_lib.data.images import (
+    read_image,
+    read_mask,
+    read_pair,
+    resize_image,
+    resize_mask,
+)
 from pneumo_lib.data.siim import read_cases
-from pneumo_lib.data.images import read_image, read_mask
-from pneumo_lib.data.images import read_pair, read_reduced, resize_image, resize_mask
 
 
 def write_dicom(path, pixels=None, **fields):
@@ -293,7 +298,7 @@ def test_read_image_refuses_a_dicom_file_that_breaks_off(siim_dicom, tmp_path):
     (tmp_path / "a.dcm").write_bytes(path.read_bytes()[:50_000])
     for at_least in (None, 128):
         with pytest.raises(ValueError, match=r"a\.dcm"):
-            read_reduced(tmp_path / "a.dcm", at_least=at_least)
+            read_image(tmp_path / "a.dcm", at_least=at_least)
 
 
 def test_read_image_refuses_colour_dicom(tmp_path):
@@ -316,8 +321,7 @@ def test_reduced_reading_is_area_averaging_to_two_grey_levels(siim_dicom, size):
     for path in siim_dicom.rglob("*.dcm"):
         full = pydicom.dcmread(path).pixel_array
         judge = full.reshape(size, 1024 // size, size, -1).mean(axis=(1, 3))
-        reduced, shape = read_reduced(path, at_least=size)
-        assert shape == (1024, 1024)
+        reduced = read_image(path, at_least=size)
         assert reduced.shape[0] < 1024
         assert np.abs(resize_image(reduced, (size, size)) - judge).max() <= 2.5
 
@@ -325,7 +329,7 @@ def test_reduced_reading_is_area_averaging_to_two_grey_levels(siim_dicom, size):
 def test_reduced_reading_is_full_size_where_pixels_would_not_average_whole(siim_dicom):
     path = next(siim_dicom.rglob("*.dcm"))
     for at_least in (None, 100, 512):
-        assert read_reduced(path, at_least=at_least)[0].shape == (1024, 1024)
+        assert read_image(path, at_least=at_least).shape == (1024, 1024)
 
 
 def test_official_masks_of_the_sample_have_their_published_pixel_counts(siim_dicom):

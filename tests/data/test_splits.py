@@ -313,7 +313,7 @@ def test_near_identical_images_are_found_among_more_than_a_thousand(tmp_path):
         ({"validation": 0.6, "test": 0.4}, "leave some to train.*0.6, test=0.4"),
         ({"validation": -0.1}, "leave some to train"),
         ({"scheme": "patient", "patient_id": np.nan}, r"put patients\.csv"),
-        ({"scheme": "official", "official_part": "train"}, "both official parts"),
+        ({"scheme": "official", "official_part": "train"}, "both official sets"),
         ({"has_pneumothorax": False}, "at least one positive.*0 positive of 200"),
     ],
 )

@@ -3,8 +3,8 @@ from . import collapse as collapse
 from . import draw as draw
 from . import geometry as geometry
 from . import radiography as radiography
-from .draw import AREAS as AREAS
 from .draw import AREA_QUANTILES as AREA_QUANTILES
+from .draw import AREAS as AREAS
 from .draw import RECORD as RECORD
 from .draw import SITES as SITES
 from .draw import VERSION as VERSION

@@ -6,6 +6,7 @@ patient was traced.
 
 import cv2
 import numpy as np
+
 from pneumo_lib.data.phantom.geometry import bulge, ellipse, fill, ribbon, smooth, stroke, zoom
 
 WALL = [  # inner face of the rib cage, from the apex of a lung down: (x, y)

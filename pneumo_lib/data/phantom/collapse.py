@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+
 from pneumo_lib.data.phantom.geometry import bulge, fill, place, stroke, zoom
 
 

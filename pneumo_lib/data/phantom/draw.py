@@ -10,14 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+
 import cv2
 import numpy as np
 from tqdm.auto import tqdm
-from pneumo_lib.data.phantom import anatomy
-from pneumo_lib.data.phantom import collapse
-from pneumo_lib.data.phantom import geometry
-from pneumo_lib.data.phantom import radiography
+
 from pneumo_lib._files import atomic_write, begin_folder, file_lock, made_from
+from pneumo_lib.data.phantom import anatomy, collapse, geometry, radiography
 
 RECORD = "phantoms.json"  # the settings of a set of phantoms; marks images as synthetic
 _PARTS = ("png_images", "png_masks")

@@ -5,6 +5,7 @@ back; the origin lies on the spine at mid chest.
 """
 
 from typing import NamedTuple
+
 import cv2
 import numpy as np
 

@@ -6,6 +6,7 @@ different machines and exposures differ by about that much.
 
 import cv2
 import numpy as np
+
 from pneumo_lib.data.phantom.geometry import ellipse, fill, ribbon, smooth, stroke
 
 # Linear attenuation in 1/cm at 60 keV, about the mean energy of a 120 kV chest exposure: mass
