@@ -40,17 +40,7 @@ def digest(cases, made_from, *settings):
 
 
 def fill(cases, folder, made_from, *, size, workers):
-    """Fills the rows of the arrays in `folder` that are not done yet.
-
-    Args:
-        cases: case table.
-        folder: of the unfinished arrays, made if missing.
-        made_from: `fingerprints()` of the cases.
-        size: height and width in pixels.
-        workers: threads; `None` is one per processor, at most 16.
-
-    Returns:
-        Dict `{row: error message}` of the images that cannot be read.
+    """Fills the rows of the arrays in `folder` that are not done; `{row: error}` of broken images.
 
     Raises:
         FileNotFoundError: if a folder of images has vanished.
@@ -98,14 +88,14 @@ def _raise_if_not_the_files_fault(error, case):
             f"{case['image_id']} needs more memory than there is. Call again with fewer `workers`, "
             f"or close other programs: what was finished is kept. Received: {error or 'no more'}"
         ) from None
-    if isinstance(error, FileNotFoundError):
-        paths = [case[c] for c in ("image_path", "mask_path") if isinstance(case.get(c), str)]
-        for folder in {Path(path).parent for path in paths}:
-            if not folder.is_dir():
-                raise FileNotFoundError(
-                    "The data folder must stay while it is read. Bring it back (an unplugged "
-                    f"disk?) and call again: what was finished is kept. Received: no {folder}"
-                ) from None
+    if (
+        isinstance(error, FileNotFoundError)
+        and not (folder := Path(error.filename).parent).is_dir()
+    ):
+        raise FileNotFoundError(
+            "The data folder must stay while it is read. Bring it back (an unplugged disk?) and "
+            f"call again: what was finished is kept. Received: no {folder}"
+        ) from None
 
 
 def _open_arrays(folder, shape):
@@ -140,6 +130,5 @@ def checksum(folder):
     sha = hashlib.sha256()
     for name in ("images.npy", "masks.npy"):
         with open(folder / name, "rb") as file:
-            while block := file.read(1 << 20):
-                sha.update(block)
+            hashlib.file_digest(file, lambda: sha)
     return sha.hexdigest()

@@ -23,13 +23,9 @@ _COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_
 _REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 # GDCM, pydicom's usual plugin, crashed on 2 of 10,800 damaged files; these raise errors
 _CODECS = {
-    uid.JPEGExtended12Bit: "jpeg8_decode",
-    uid.JPEGLossless: "jpeg8_decode",
-    uid.JPEGLosslessSV1: "jpeg8_decode",
-    uid.JPEGLSLossless: "jpegls_decode",
-    uid.JPEGLSNearLossless: "jpegls_decode",
-    uid.JPEG2000Lossless: "jpeg2k_decode",
-    uid.JPEG2000: "jpeg2k_decode",
+    **dict.fromkeys(uid.JPEGTransferSyntaxes, "jpeg8_decode"),
+    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, "jpegls_decode"),
+    **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "jpeg2k_decode"),
 }
 
 
@@ -44,7 +40,7 @@ class XRay(NamedTuple):
 
 
 def decode_dicom(data, *, at_least=None):
-    """One grey X-ray from a DICOM file.
+    """`XRay` from the bytes of a DICOM file.
 
     MONOCHROME1 is inverted. Anything but plain 8-bit values is mapped to 0..255 by the file's
     rescale and window (or lookup table). Without a window, the middle 99 % of the values are
@@ -56,11 +52,8 @@ def decode_dicom(data, *, at_least=None):
             baseline; with imagecodecs also JPEG extended, JPEG lossless, JPEG-LS, JPEG 2000.
         at_least: see `images.read_image()`.
 
-    Returns:
-        `XRay`.
-
     Raises:
-        ValueError: if it holds anything but one grey image, with the reason.
+        ValueError: with the reason, if the file holds anything but one grey image.
     """
     try:
         _refuse_deflated_bombs(data)
@@ -127,16 +120,16 @@ def _is_plain(file):
 
 
 def claimed_shape(data):
-    """`(height, width)` in the header of a PNG or JPEG, looked at before room is made for them.
+    """`(height, width)` in the header of a complete PNG or of a JPEG, else `(0, 0)`.
 
-    `(0, 0)` for a PNG that breaks off, and for anything else: OpenCV would open 24 formats more.
+    For OpenCV, which allocates memory for any size and opens 24 other formats.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         place, kind = 8, b""
         while kind != b"IEND":  # which has a length, too
             kind = data[place + 4 : place + 8]
             place += 12 + int.from_bytes(data[place : place + 4])
-            if place > len(data):  # OpenCV would make room for a chunk of 4 GB that is not there
+            if place > len(data):  # OpenCV would allocate 4 GB for a chunk that is not there
                 return 0, 0
         return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
     place = 2 if data[:2] == b"\xff\xd8" else len(data)
@@ -144,9 +137,8 @@ def claimed_shape(data):
     while place + 9 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
-            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(
-                data[place + 7 : place + 9]
-            )
+            height, width = data[place + 5 : place + 7], data[place + 7 : place + 9]
+            return int.from_bytes(height), int.from_bytes(width)
         place += 1 if marker == 0xFF else 2 + length  # fill bytes may precede a marker
     return 0, 0
 
@@ -179,7 +171,7 @@ def _frame(file):
 
 
 def _decode_jpeg(frame, shape, at_least):
-    """JPEG pixels, at 1/8 or 1/4 of `shape` where whole pixels average to a multiple of `at_least`."""
+    """JPEG pixels, at 1/8 or 1/4 of `shape` if both sides stay multiples of `at_least`."""
     if claimed_shape(frame) != shape or frame[:2] != b"\xff\xd8":
         raise _Refused("its pixels are no JPEG of the size that its header claims")
     fits = [d for d in _REDUCED if at_least and not any(side % (d * at_least) for side in shape)]

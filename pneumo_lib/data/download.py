@@ -28,8 +28,7 @@ def fetch(to, layout="png"):
     Raises:
         ValueError: for another layout, or if the download contains links.
         OSError: with what to do, if the disk is full or cannot be written.
-        FileNotFoundError: if kagglehub is not installed, Kaggle refuses the download, or files
-            are missing from it.
+        FileNotFoundError: without kagglehub or access to Kaggle, or if files are missing.
     """
     if layout not in DATASETS:
         raise ValueError(f"`layout` must be one of {list(DATASETS)}. Received: layout={layout!r}")

@@ -93,10 +93,9 @@ def read_mask(case, shape):
         mask = _read_mask_file(Path(path))
         if abs(mask.shape[0] * shape[1] - mask.shape[1] * shape[0]) > max(shape):  # rounded sides
             raise ValueError(
-                "A mask must cover its whole image and no more, so that height to width is the "
-                f"same. Received: a mask of {mask.shape[0]} x {mask.shape[1]} pixels, an image of "
-                f"{shape[0]} x {shape[1]}, for {case['image_id']}. Export the mask of that image "
-                "again"
+                "A mask must cover its whole image and no more, with the same height to width. "
+                f"Received: shape {mask.shape} of the mask and {tuple(shape)} of the image of "
+                f"{case['image_id']}. Export that mask again"
             )
         mask = mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
     else:  # an empty cell of a table is NaN
@@ -125,17 +124,10 @@ def _read_mask_file(path):
 
 
 def read_pair(case, size):
-    """Image and mask of one case at one size: a row of the arrays that `prepare()` writes.
-
-    Args:
-        case: a row of the case table, as for `read_mask()`.
-        size: height and width in pixels.
+    """Image and mask of one case, as `prepare()` writes them; errors as for their readers.
 
     Returns:
         `(image, mask)`, both `(size, size)` uint8, the mask of 0 and 1.
-
-    Raises:
-        ValueError: if one cannot be read, or the mask contradicts the label.
     """
     path = Path(case["image_path"])
     xray = decode_xray(path.read_bytes(), path, at_least=size)

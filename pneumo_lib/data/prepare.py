@@ -77,13 +77,12 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, request
             return load_prepared(folder)
         partial = folder.with_name(folder.name + ".partial")
         broken = arrays.fill(cases, partial, prints, size=size, workers=workers)
-        if broken:
-            listed = _listed(broken, cases)
-            if not skip_broken or len(broken) == len(cases):
-                raise ValueError(listed)
-            logger.warning("%s\nThey are left out.", listed)
         keep = ~cases.index.isin(broken)
         if broken:
+            listed = _listed(broken, cases)
+            if not skip_broken or not keep.any():
+                raise ValueError(listed)
+            logger.warning("%s\nThey are left out.", listed)
             arrays.drop_rows(partial, keep)
         left_out = cases["image_id"][~keep].tolist()
         _write_cases(cases[keep], partial / "cases.csv")
@@ -101,8 +100,7 @@ def _is_made(folder, request, skip_broken=False):
 
 
 def _check(cases, folder, *, size):
-    if size < 1 or size != int(size):
-        raise ValueError(f"`size` must be a whole number of pixels. Received: size={size}")
+    check_data_settings(size=size)
     if cases.empty or cases["image_id"].duplicated().any():
         twice = cases["image_id"][cases["image_id"].duplicated()].tolist()
         raise ValueError(
@@ -131,7 +129,7 @@ def _describe(cases):
     root = root.parent if root.name == "png_images" else root
     split = "split" in cases
     groups = {"all": cases, **(dict(list(cases.groupby("split"))) if split else {})}
-    known = split and cases["patient_id"].notna().any()
+    patients = split and cases["patient_id"].notna().any()
     return {
         "source": root.name,
         "synthetic": (root / "phantoms.json").is_file(),
@@ -140,7 +138,7 @@ def _describe(cases):
             for column in cases
         },
         "split_scheme": cases["split_scheme"].iloc[0] if split else None,
-        "leaked_patients": leaked_patients(cases) if known else None,
+        "leaked_patients": leaked_patients(cases) if patients else None,
         "counts": {
             name: {"images": len(group), "positive": int(group["has_pneumothorax"].sum())}
             for name, group in groups.items()
@@ -157,21 +155,17 @@ def _write_cases(cases, path):
 
 def _read_cases(path, columns):
     """Table of `_write_cases()` with its types, given as `{column: type}`."""
-    kinds = {column: kind for column, kind in columns.items() if kind != "list"}
-    lists = dict.fromkeys(columns.keys() - kinds.keys(), json.loads)
+    kinds = {column: "str" if kind == "list" else kind for column, kind in columns.items()}
     # the C parser of pandas before 3.1 loses the last bit of a float
     options = {"keep_default_na": False, "na_values": ["NaN"], "engine": "python"}
-    return pd.read_csv(path, dtype=kinds, converters=lists, **options)
+    cases = pd.read_csv(path, dtype=kinds, **options)
+    for column in (column for column, kind in columns.items() if kind == "list"):
+        cases[column] = cases[column].map(json.loads).astype(object)
+    return cases
 
 
 def load_prepared(folder):
-    """Data set prepared before, opened without reading its arrays.
-
-    Args:
-        folder: the one given to `prepare()`.
-
-    Returns:
-        `Prepared`.
+    """`Prepared` from the `folder` given to `prepare()`, without reading the arrays.
 
     Raises:
         FileNotFoundError: if `folder` holds no finished preparation.
@@ -187,17 +181,13 @@ def load_prepared(folder):
 
 
 def find_cases(data="phantoms", *, phantom_count=800, seed=0):
-    """Case table of a data set, given by name or folder; phantoms are drawn if missing.
+    """Case table of `read_cases()` for a data set given by name or folder.
 
     Args:
-        data: `"phantoms"` for synthetic radiographs in the project's `data/` folder, else a
-            folder for `read_cases()`. A relative one is looked for in the current folder first,
+        data: `"phantoms"` for synthetic radiographs in the project's `data/` folder, drawn if
+            missing, else a folder: a relative path is looked for in the current folder first,
             then in the project.
-        phantom_count: how many phantoms.
-        seed: of the phantoms.
-
-    Returns:
-        Case table of `read_cases()`.
+        phantom_count, seed: how many phantoms, and which.
 
     Raises:
         FileNotFoundError, ValueError: as `read_cases()` and `make_phantoms()`.
@@ -211,14 +201,7 @@ def find_cases(data="phantoms", *, phantom_count=800, seed=0):
 
 
 def prepare_data(
-    data="phantoms",
-    *,
-    size=128,
-    split="auto",
-    fold=None,
-    seed=0,
-    phantom_count=800,
-    workers=None,
+    data="phantoms", *, size=128, split="auto", fold=None, seed=0, phantom_count=800, workers=None
 ):
     """Data set found, split and prepared; a second call only opens it.
 
@@ -229,8 +212,8 @@ def prepare_data(
         seed: of the split, and of the phantoms.
 
     Returns:
-        `Prepared`, in the project's `data/prepared/`, in a folder of its own for each data set
-        and each combination of settings.
+        `Prepared`, with a folder in the project's `data/prepared/` for each data set and each
+        combination of settings.
 
     Raises:
         FileNotFoundError, ValueError: as `find_cases()`, `split_cases()` and `prepare()`.
@@ -259,13 +242,7 @@ def prepare_data(
 
 
 def check_data_settings(**settings):
-    """Settings of `prepare_data()`, checked before any file is read.
-
-    Args:
-        **settings: any of `data`, `size`, `split`, `fold`, `seed` and `phantom_count`.
-
-    Returns:
-        The same dict with `data` as text (a folder named 2024 may come as a number).
+    """The given settings of `prepare_data()`, checked, with `data` as text (such as "2024").
 
     Raises:
         ValueError: for a number out of range, an unknown scheme, or an invalid fold.

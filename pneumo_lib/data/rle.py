@@ -61,8 +61,8 @@ def _decode_runs(text, size):
     if (bad := (offsets < 0) | (lengths < 1)).any():
         run = int(np.argmax(bad))
         raise ValueError(
-            "Runs must not overlap and be at least one pixel long: each offset counts from the end "
-            f"of the run before. Received: offset {offsets[run]}, length {lengths[run]} in run {run + 1}"
+            "Runs must be at least one pixel long and not overlap; each offset counts from the end "
+            f"of the run before. Received: {offsets[run]} {lengths[run]} in run {run + 1}"
         )
     # as float: the sum of absurd numbers would overflow int64 and look legal
     if numbers.sum(dtype=float) > size:

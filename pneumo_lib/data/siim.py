@@ -23,20 +23,17 @@ _TABLE_BYTES = 1 << 25  # four times the largest table of SIIM-ACR
 def read_cases(folder):
     """Case table of a data set, one row per image.
 
-    Two layouts are recognised, in `folder` or one folder below it:
-
-    - the PNG release: `png_images/`, `png_masks/`, `stage_1_train_images.csv` and
-      `stage_1_test_images.csv` with the columns `new_filename, ImageId, has_pneumo`;
-    - the official release: DICOM files `<ImageId>.dcm` in any nesting and one run-length table
-      `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without that header). Files
-      without a row have no label (the competition's own release has some): they are left out
-      and counted in a log warning.
-
-    Patients come from `patients.csv` (`ImageId, patient_id`) or `nih_id.csv`
-    (`Kaggle_ID, NIH_ID`) in `folder` or its parent.
-
     Args:
-        folder: `str` or `Path`.
+        folder: one of two layouts, itself or one folder below it:
+
+            - the PNG release: `png_images/`, `png_masks/`, `stage_1_train_images.csv` and
+              `stage_1_test_images.csv` with the columns `new_filename, ImageId, has_pneumo`;
+            - the official release: DICOM files `<ImageId>.dcm` in any nesting and one run-length
+              table `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without that header).
+              Files without a row are left out, with a log warning.
+
+            Patients come from `patients.csv` (`ImageId, patient_id`) or `nih_id.csv`
+            (`Kaggle_ID, NIH_ID`) in the same folder or its parent.
 
     Returns:
         DataFrame in the order of the tables: `image_id`, `image_path` (absolute), `mask_path` (PNG
@@ -99,11 +96,7 @@ def _read_png_release(root):
 
 
 def _read_official_release(root):
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() == ".dcm" and path.name[0] != "." and path.is_file()
-    )
+    files = sorted(p for p in root.rglob("[!.]*") if p.suffix.lower() == ".dcm" and p.is_file())
     if not files:
         raise FileNotFoundError(
             "A data folder holds either png_images/, png_masks/, stage_1_train_images.csv and "
@@ -115,11 +108,10 @@ def _read_official_release(root):
     problems = _problem("rows without a DICOM file", set(rles.index) - set(paths))
     stems = pd.Series([path.stem for path in files])
     problems += _problem("DICOM files of the same name", stems[stems.duplicated()])
-    unlabelled = _problem(
-        "DICOM files without a row in the run-length table", set(paths) - set(rles.index)
-    )
+    what = "DICOM files without a row in the run-length table"
+    unlabelled = _problem(what, set(paths) - set(rles.index))
     _refuse(root, problems + unlabelled if problems else [])
-    if unlabelled:
+    if unlabelled:  # as in the competition's own release
         logger.warning("%s; they have no label and are left out", unlabelled[0])
     chosen = [paths[image_id] for image_id in rles.index]
     headers = [_read_header(path) for path in tqdm(chosen, "DICOM headers", delay=2)]

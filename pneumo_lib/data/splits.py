@@ -28,8 +28,7 @@ def split_cases(
 
     - `"patient"`: all images of a patient are in one split.
     - `"official"`: test is the official test set; validation is taken from the official train set,
-      by patient where patients are known. The two sets of SIIM-ACR share patients, see
-      `leaked_patients()`.
+      by patient where known. The two sets of SIIM-ACR share patients, see `leaked_patients()`.
     - `"random"`: by image. Patients are ignored and leak.
     - `"auto"`: `"official"` where the official sets share no patient, else `"patient"` where
       patients are known, else `"official"`, or `"random"` where there are no official sets.
@@ -44,16 +43,14 @@ def split_cases(
         validation, test: shares of the images, each in [0, 1), together below 1; sizes come as
             near as whole groups allow. `"official"` ignores `test` and takes `validation` as a
             share of the train set.
-        fold: fold of a cross-validation, such as "2/5": the second of five is the validation
-            split and the others are the train split. The test split is the same as without folds;
-            `validation` is ignored.
+        fold: of a cross-validation: with "2/5", the second of five folds is the validation split
+            and the others are the train split. `test` is as without folds, `validation` ignored.
         seed: which of the equally good splits.
         near_duplicates: `False` skips reading the images.
 
     Returns:
-        Copy of `cases`, same rows, with `split` ("train", "validation", "test") and
-        `split_scheme`: the scheme used, "fold 2/5" with a fold, and "(patients unknown)" where
-        they are.
+        Copy of `cases` with `split` ("train", "validation", "test") and `split_scheme`: the
+        scheme used, "fold 2/5" with a fold, and "(patients unknown)" where they are.
 
     Raises:
         ValueError: for an unknown scheme, shares or a fold out of range, `"patient"` without
@@ -133,8 +130,8 @@ def _choose_scheme(scheme, patients, *, in_test, known):
         return "patient" if known.any() else "random"
     if scheme == "patient" and not known.any():
         raise ValueError(
-            'scheme="patient" needs to know patients: put patients.csv (ImageId, patient_id) or '
-            "nih_id.csv (Kaggle_ID, NIH_ID) beside the data. Received: no `patient_id`"
+            'scheme="patient" needs patients: put patients.csv (ImageId, patient_id) or nih_id.csv '
+            "(Kaggle_ID, NIH_ID) beside the data. Received: no `patient_id`"
         )
     if scheme == "official" and not two_sets:
         raise ValueError(
