@@ -90,7 +90,7 @@ def _raise_if_not_the_files_fault(error, case):
         ) from None
     if (
         isinstance(error, FileNotFoundError)
-        and not (folder := Path(error.filename).parent).is_dir()
+        and not (folder := Path(error.filename or ".").parent).is_dir()
     ):
         raise FileNotFoundError(
             "The data folder must stay while it is read. Bring it back (an unplugged disk?) and "
