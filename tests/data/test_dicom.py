@@ -197,7 +197,7 @@ def test_borders_and_burnt_in_letters_leave_the_contrast_of_the_chest():
     assert inside.max() > 245
 
 
-# -- what the header says of size and sides
+# -- pixel spacing and orientation
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 
 from pneumo_lib import runs
 from pneumo_lib.data import arrays, images
@@ -26,8 +27,9 @@ FILES = ["cases.csv", "images.npy", "masks.npy", "meta.json"]
 def read(monkeypatch):
     """Identifiers of the images that are read from now on."""
     names, quick = [], images.read_pair
-    look = lambda case, size: names.append(case["image_id"]) or quick(case, size)  # noqa: E731
-    monkeypatch.setattr(arrays, "read_pair", look)
+    monkeypatch.setattr(
+        arrays, "read_pair", lambda c, s: names.append(c["image_id"]) or quick(c, s)
+    )
     return names
 
 
@@ -255,11 +257,7 @@ def broken(cases):
 def test_prepare_names_each_broken_image_when_all_others_are_done(broken, tmp_path):
     with pytest.raises(ValueError, match="3 of 12") as raised:
         prepare(broken, tmp_path / "out", size=32)
-    for reason in (
-        "train.1: An image must be",
-        "train.2: [Errno 2]",
-        "train.4: A mask holds pixels",
-    ):
+    for reason in ("train.1: An image must", "train.2: [Errno 2]", "train.4: A mask holds pixels"):
         assert reason in str(raised.value)
     assert not (tmp_path / "out").exists()
     made = np.load(tmp_path / "out.partial" / "made_from.npy")
@@ -385,17 +383,12 @@ def test_prepare_refuses_a_disk_that_is_too_small(cases, tmp_path, monkeypatch):
 
 
 def test_prepare_keeps_other_processes_out_while_it_works(cases, tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
     quick, refused = images.read_pair, []
 
     def try_to_enter(case, size):
-        handle = os.open(tmp_path / ".out.lock", os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            refused.append(case["image_id"])
-        finally:
-            os.close(handle)
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / ".out.lock").acquire(blocking=False)
+        refused.append(case["image_id"])
         return quick(case, size)
 
     monkeypatch.setattr(arrays, "read_pair", try_to_enter)
