@@ -91,11 +91,12 @@ def read_mask(case, shape):
         mask = rle_decode(rles, shape)
     elif isinstance(path, str | Path):
         mask = _read_mask_file(Path(path))
-        if abs(mask.shape[0] * shape[1] - mask.shape[1] * shape[0]) > max(shape):  # rounded sides
+        (rows, columns), (height, width) = mask.shape, shape
+        if abs(rows * width - columns * height) > max(shape):  # more than a rounded side
             raise ValueError(
                 "A mask must cover its whole image and no more, with the same height to width. "
-                f"Received: shape {mask.shape} of the mask and {tuple(shape)} of the image of "
-                f"{case['image_id']}. Export that mask again"
+                f"Received: a mask of {rows} x {columns} pixels, an image of {height} x {width}, "
+                f"for {case['image_id']}. Export the mask of that image again"
             )
         mask = mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
     else:  # an empty cell of a table is NaN

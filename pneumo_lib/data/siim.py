@@ -106,6 +106,7 @@ def _read_official_release(root):
     rles = _read_rle_table(root)
     paths = {path.stem: path for path in files}
     problems = _problem("rows without a DICOM file", set(rles.index) - set(paths))
+    problems += [] if len(rles) else ["the run-length table has no row"]
     stems = pd.Series([path.stem for path in files])
     problems += _problem("DICOM files of the same name", stems[stems.duplicated()])
     what = "DICOM files without a row in the run-length table"
