@@ -188,19 +188,18 @@ def _deal(groups, positive, *, shares, seed):
     return split
 
 
-def near_duplicate_pairs(cases, *, agreement=0.85):
+def near_duplicate_pairs(cases):
     """Pairs of near-identical images, by a perceptual hash.
 
     The hash holds, for each pixel of a 48 x 48 thumbnail, whether it is brighter (1) or darker
-    (-1) than its surroundings by more than a grey level, else 0. Two hashes are compared by their
-    cosine. Measured on 387 real cases: copies at half the size, as JPEG of quality 50, with gamma
-    0.7, changed contrast or noise of 6 grey levels reach 0.89 or more; of 74,590 pairs of
+    (-1) than its surroundings by more than a grey level, else 0. A pair has hashes of a cosine of
+    at least 0.85. Measured on 387 real cases: copies at half the size, as JPEG of quality 50, with
+    gamma 0.7, changed contrast or noise of 6 grey levels reach 0.89 or more; of 74,590 pairs of
     different patients none is above 0.50, of 101 pairs of one patient none above 0.49. (The usual
     64-bit difference hash finds six of those pairs within one bit.)
 
     Args:
         cases: case table; the files at `image_path` are read.
-        agreement: smallest cosine of a pair.
 
     Returns:
         `(pairs, 2)` int, row positions in `cases`. Images that cannot be read are in no pair.
@@ -210,7 +209,7 @@ def near_duplicate_pairs(cases, *, agreement=0.85):
         signs = np.stack(list(tqdm(hashing, "comparing images", len(cases), delay=2)))
     pairs = [np.empty((0, 2), int)]
     for start in range(0, len(signs), 1000):  # a thousand rows at a time keep memory flat
-        left, right = np.nonzero(signs[start : start + 1000] @ signs.T >= agreement)
+        left, right = np.nonzero(signs[start : start + 1000] @ signs.T >= 0.85)
         left += start
         pairs.append(np.stack([left, right], axis=1)[left < right])
     return np.concatenate(pairs)

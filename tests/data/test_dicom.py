@@ -2,12 +2,14 @@
 
 import sys
 import traceback
+from io import BytesIO
 
 import cv2
 import numpy as np
 import pydicom
 import pytest
 from dicom_files import dicom_bytes
+from PIL import Image
 from pydicom import DataElement, uid
 from pydicom.dataset import Dataset
 
@@ -87,6 +89,17 @@ def test_lossy_compressions_lose_a_few_grey_levels(syntax, codec, bits, options)
     window = {"WindowCenter": 2 ** (bits - 1), "WindowWidth": 2**bits}
     image = decode_dicom(dicom_bytes(pixels, syntax, frame=frame, bits=bits, **window)).image
     np.testing.assert_allclose(image, stretched(pixels, 0, top), atol=3)
+
+
+@pytest.mark.parametrize("at_least", [None, 4])
+def test_orientation_tag_of_a_jpeg_inside_dicom_is_ignored(at_least):
+    pixels, stream, exif = np.zeros((32, 64), np.uint8), BytesIO(), Image.Exif()
+    pixels[:, :16], exif[0x0112] = 255, 6  # turned by 90 degrees
+    Image.fromarray(pixels).save(stream, "JPEG", exif=exif)
+    data = dicom_bytes(pixels, uid.JPEGBaseline8Bit, frame=stream.getvalue())
+    image = decode_dicom(data, at_least=at_least).image
+    assert image.shape == ((32, 64) if at_least is None else (4, 8))
+    np.testing.assert_allclose(image, pixels[:: 32 // len(image), :: 32 // len(image)], atol=20)
 
 
 def test_missing_codecs_are_named_with_the_remedy(monkeypatch):

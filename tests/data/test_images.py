@@ -144,6 +144,7 @@ def test_read_image_of_a_missing_file_is_a_missing_file(tmp_path):
 def test_reduced_reading_is_area_averaging_to_two_grey_levels(siim_dicom, size):
     for path in siim_dicom.rglob("*.dcm"):
         full = pydicom.dcmread(path).pixel_array
+        np.testing.assert_array_equal(read_image(path), full)
         judge = full.reshape(size, 1024 // size, size, -1).mean(axis=(1, 3))
         reduced = read_image(path, at_least=size)
         assert reduced.shape[0] < 1024
