@@ -22,7 +22,7 @@ from harness import check_same, compare, report
 from train_step import stock_twin
 
 import pneumo_lib as pl
-from pneumo_lib.data.images import read_reduced, resize_image
+from pneumo_lib.data.images import read_image, resize_image
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference import predict
 from pneumo_lib.models import forward as features
@@ -66,7 +66,7 @@ def measure(backbone, sources, folder, *, rounds):
 
 
 def read(path):
-    return resize_image(read_reduced(path)[0], (SIZE, SIZE))
+    return resize_image(read_image(path), (SIZE, SIZE))
 
 
 def make_rare(network, images, backbone):

@@ -74,7 +74,7 @@ def test_reduced_reading_refuses_what_full_reading_refuses(at_least, tmp_path):
     for one in IMAGES:
         path = tmp_path / one.name
         path.write_bytes(one.content)
-        found = outcome(images.read_reduced, path, at_least=at_least)
+        found = outcome(images.read_image, path, at_least=at_least)
         refused = isinstance(found, str) and one.name in found
         if one.expected is not EITHER and refused != (one.expected is REFUSED):
             wrong.append(one.name)
@@ -86,8 +86,7 @@ import resource, sys, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import hostile_corpus as corpus
-from pneumo_lib.dataset import read_image
-from pneumo_lib.pixels import read_reduced
+from pneumo_lib.data.images import read_image
 warnings.simplefilter("ignore")
 inputs = [*corpus.images(), *corpus.dicoms()]
 folder = Path(sys.argv[2])
@@ -103,7 +102,7 @@ for one in inputs:
     path.write_bytes(one.content)
     for size in (None, 2):
         try:
-            read_reduced(path, at_least=size)
+            read_image(path, at_least=size)
         except ValueError as error:
             if "emory" in str(error):
                 out_of_memory.append(one.name)

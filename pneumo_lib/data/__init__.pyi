@@ -20,11 +20,10 @@ from .images import is_dicom as is_dicom
 from .images import read_image as read_image
 from .images import read_mask as read_mask
 from .images import read_pair as read_pair
-from .images import read_reduced as read_reduced
 from .images import resize_image as resize_image
 from .images import resize_mask as resize_mask
-from .phantom.draw import AREAS as AREAS
 from .phantom.draw import AREA_QUANTILES as AREA_QUANTILES
+from .phantom.draw import AREAS as AREAS
 from .phantom.draw import RECORD as RECORD
 from .phantom.draw import SITES as SITES
 from .phantom.draw import VERSION as VERSION

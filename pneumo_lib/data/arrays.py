@@ -1,22 +1,25 @@
-"""The array files of a preparation: made in parallel, resumed after a kill, whole or not there."""
+"""Array files of prepared data: filled in parallel, resumed after a kill, checked by digests."""
 
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+
 import numpy as np
 from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
+
 from pneumo_lib._files import atomic_write, new_array
 from pneumo_lib.data.images import read_pair
 
 PRINTS = "made_from.npy"  # fingerprints of the rows that are done
-CHUNK = 256  # images between two moments when everything done is safely on the disk
+CHUNK = 256  # images between two flushes to the disk
 
 
 def fingerprints(cases, *, size):
-    """`(n,)` uint64: what the arrays' row of each case is made from, never 0."""
+    """`(n,)` uint64, never 0: digest of all that the arrays' row of each case is made from."""
     columns = [c for c in ("image_path", "mask_path", "rles", "has_pneumothorax") if c in cases]
     prints = np.zeros(len(cases), np.uint64)
     for row, values in enumerate(cases[columns].itertuples(index=False, name=None)):
@@ -31,37 +34,34 @@ def fingerprints(cases, *, size):
 
 
 def digest(cases, made_from, *settings):
-    """One text for a whole call: the files behind the table, the table, the settings."""
+    """SHA-256 of fingerprints, table and settings."""
     parts = (made_from.tobytes(), cases.to_csv().encode(), repr(settings).encode())
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def fill(cases, aside, made_from, *, size, workers):
-    """Makes the rows that are not done yet; the broken ones as `{row: what was wrong}`.
+def fill(cases, folder, made_from, *, size, workers):
+    """Fills the rows of the arrays in `folder` that are not done; `{row: error}` of broken images.
 
     Raises:
-        FileNotFoundError: if a folder of images is there no more.
+        FileNotFoundError: if a folder of images has vanished.
         MemoryError: if one image or mask needs more memory than there is.
     """
     shape = (len(cases), size, size)
-    done = _open_arrays(aside, shape)[2]
-    todo = np.flatnonzero(done != made_from)
+    todo = np.flatnonzero(_open_arrays(folder, shape)[2] != made_from)
     records = cases.to_dict("records")
     broken = {}
     with (
-        _threads(workers or min(os.cpu_count() or 1, 16)) as threads,
+        ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads,
         tqdm(total=len(todo), desc="preparing", unit="image", delay=1) as bar,
     ):
         for start in range(0, len(todo), CHUNK):
             rows = todo[start : start + CHUNK]
-            # opened anew for each chunk: pages once written would stay in this process's memory
-            images, masks, done = _open_arrays(aside, shape)
-
-            def make(row, images=images, masks=masks):
-                images[row], masks[row] = read_pair(records[row], size)
-
-            for row, future in [(row, threads.submit(make, row)) for row in rows]:
-                if error := future.exception():
+            # reopened for each chunk: written pages would stay in this process's memory
+            images, masks, done = _open_arrays(folder, shape)
+            fill_row = partial(_fill_row, images, masks, records, size)
+            # map(), unlike submit(), drops the queue after an error or Ctrl-C
+            for row, error in zip(rows, threads.map(fill_row, rows), strict=True):
+                if error:
                     _raise_if_not_the_files_fault(error, records[row])
                     broken[int(row)] = str(error).split("\n")[0] or repr(error)
                 bar.update()
@@ -73,35 +73,33 @@ def fill(cases, aside, made_from, *, size, workers):
     return broken
 
 
-@contextmanager
-def _threads(count):
-    """A pool that ends at once after an error or Ctrl-C, not when its whole queue is done."""
-    threads = ThreadPoolExecutor(count)
+def _fill_row(images, masks, records, size, row):
+    """The error of a case that cannot be read, else `None`."""
     try:
-        yield threads
-    finally:
-        threads.shutdown(cancel_futures=True)
+        images[row], masks[row] = read_pair(records[row], size)
+    except Exception as error:  # of whatever decoder
+        return error
 
 
 def _raise_if_not_the_files_fault(error, case):
-    """What would befall every other file as well must not count as one broken image."""
+    """Raises errors that would hit all other files too and are no reason to leave one out."""
     if isinstance(error, MemoryError):
         raise MemoryError(
             f"{case['image_id']} needs more memory than there is. Call again with fewer `workers`, "
             f"or close other programs: what was finished is kept. Received: {error or 'no more'}"
         ) from None
-    for path in (case["image_path"], case.get("mask_path")):
-        if isinstance(error, FileNotFoundError) and isinstance(path, str):
-            folder = Path(path).parent
-            if not folder.is_dir():
-                raise FileNotFoundError(
-                    "The data folder must stay while it is read. Bring it back (an unplugged "
-                    f"disk?) and call again: what was finished is kept. Received: no {folder}"
-                ) from None
+    if (
+        isinstance(error, FileNotFoundError)
+        and not (folder := Path(error.filename or ".").parent).is_dir()
+    ):
+        raise FileNotFoundError(
+            "The data folder must stay while it is read. Bring it back (an unplugged disk?) and "
+            f"call again: what was finished is kept. Received: no {folder}"
+        ) from None
 
 
 def _open_arrays(folder, shape):
-    """Images, masks and the fingerprints of their rows, writable; made where they are missing."""
+    """Images, masks and fingerprints of the rows, writable; created if missing or damaged."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {"images.npy": (shape, "u1"), "masks.npy": (shape, "u1"), PRINTS: (shape[:1], "u8")}
     try:
@@ -109,14 +107,14 @@ def _open_arrays(folder, shape):
         if [array.shape for array in arrays] == [shape for shape, _ in wanted.values()]:
             return arrays
     except (OSError, ValueError):
-        pass  # not there, or killed while it was being made
-    # fingerprints last: they must never tell of arrays that are made anew
+        pass  # missing, or its creation was killed
+    # the fingerprints are removed first and made last: they must not describe new, empty arrays
     (folder / PRINTS).unlink(missing_ok=True)
     return [new_array(folder / name, shape, dtype) for name, (shape, dtype) in wanted.items()]
 
 
 def drop_rows(folder, keep):
-    """Leaves the rows where `keep` is True, copying one after the other."""
+    """Removes the rows of both arrays where `keep` is False, without loading them whole."""
     for path in (folder / "images.npy", folder / "masks.npy"):
         whole = np.load(path, mmap_mode="r")
         shape = (int(keep.sum()), *whole.shape[1:])
@@ -132,6 +130,5 @@ def checksum(folder):
     sha = hashlib.sha256()
     for name in ("images.npy", "masks.npy"):
         with open(folder / name, "rb") as file:
-            while block := file.read(1 << 20):
-                sha.update(block)
+            hashlib.file_digest(file, lambda: sha)
     return sha.hexdigest()

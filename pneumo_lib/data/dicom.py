@@ -1,4 +1,4 @@
-"""From the bytes of a DICOM file to one grey X-ray, and what its header says of size and sides.
+"""Grey X-ray from the bytes of a DICOM file, with pixel spacing and orientation from its header.
 
 Names, numbers, dates and free text of the header are never read, and never part of a message.
 """
@@ -7,6 +7,7 @@ import math
 import zlib
 from io import BytesIO
 from typing import NamedTuple
+
 import cv2
 import numpy as np
 import pydicom
@@ -18,19 +19,13 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 MOST_PIXELS = 2**26  # more than any X-ray detector; a header may claim 65,535 x 65,535
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PixelData")
 _COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_REDUCED = {  # libjpeg gives the means of 8 x 8 or 4 x 4 pixels without computing the pixels
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-}
-# GDCM, pydicom's usual help, ended the process on 2 of 10,800 damaged files; these raise errors.
+# libjpeg computes the means of 8 x 8 or 4 x 4 pixels without the pixels
+_REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
+# GDCM, pydicom's usual plugin, crashed on 2 of 10,800 damaged files; these raise errors
 _CODECS = {
-    uid.JPEGExtended12Bit: "jpeg8_decode",
-    uid.JPEGLossless: "jpeg8_decode",
-    uid.JPEGLosslessSV1: "jpeg8_decode",
-    uid.JPEGLSLossless: "jpegls_decode",
-    uid.JPEGLSNearLossless: "jpegls_decode",
-    uid.JPEG2000Lossless: "jpeg2k_decode",
-    uid.JPEG2000: "jpeg2k_decode",
+    **dict.fromkeys(uid.JPEGTransferSyntaxes, "jpeg8_decode"),
+    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, "jpegls_decode"),
+    **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "jpeg2k_decode"),
 }
 
 
@@ -39,62 +34,57 @@ class XRay(NamedTuple):
 
     image: np.ndarray  # (height, width) uint8, perhaps at 1/8 or 1/4 of the file's size
     shape: tuple  # (height, width) of the file
-    spacing: tuple | None = None  # mm between rows and between columns, where the file says so
-    patients_left: str | None = "right"  # where in the image, see `_patients_left()`
-    side_source: str = "convention"  # or the header's field that says so
+    spacing: tuple | None = None  # mm between rows and between columns, if the header has it
+    patients_left: str | None = "right"  # edge of the image, see `_patients_left()`
+    side_source: str = "convention"  # or the header field that `patients_left` is from
 
 
 def decode_dicom(data, *, at_least=None):
-    """One grey X-ray from a DICOM file.
+    """`XRay` from the bytes of a DICOM file.
 
-    MONOCHROME1 is inverted. Anything but plain 8-bit values goes through the file's rescale and
-    window (or lookup table) to 0..255. Without a window, the middle 99 % of the values are
-    stretched, without padding and without the lowest and the highest value: there lie the
-    borders of the collimator and burnt-in letters. Padding becomes black.
+    MONOCHROME1 is inverted. Anything but plain 8-bit values is mapped to 0..255 by the file's
+    rescale and window (or lookup table). Without a window, the middle 99 % of the values are
+    stretched, without padding and without the lowest and the highest value, which are often
+    collimator borders and burnt-in letters. Padding becomes black.
 
     Args:
         data: the bytes of the file. Transfer syntaxes: uncompressed, deflated, RLE, JPEG
             baseline; with imagecodecs also JPEG extended, JPEG lossless, JPEG-LS, JPEG 2000.
-        at_least: see `images.read_reduced()`.
-
-    Returns:
-        `XRay`.
+        at_least: see `images.read_image()`.
 
     Raises:
-        ValueError: if it holds anything but one grey image, with the reason.
+        ValueError: with the reason, if the file holds anything but one grey image.
     """
     try:
         _refuse_deflated_bombs(data)
-        # from memory: pydicom's many small reads of a file would hand the interpreter from
-        # thread to thread each time
+        # from memory: each of pydicom's many small reads of a file would switch threads
         file = pydicom.dcmread(BytesIO(data))
         _refuse_other_objects(file)
         shape = (file.Rows, file.Columns)
-        image = _reduced(file, shape, at_least)
-        image = _grey_levels(_stored_values(file, shape), file) if image is None else image
-        return XRay(image, shape, _spacing(file), *_patients_left(file))
+        pixels = _stored_values(file, shape, at_least=at_least if _is_plain(file) else None)
+        return XRay(_grey_levels(pixels, file), shape, _spacing(file), *_patients_left(file))
     except _Refused:
         raise
     except ModuleNotFoundError as error:
         raise ValueError(
             f"its compression needs the package {error.name}: pip install 'pneumo[dicom]'"
         ) from None
-    except Exception as error:  # pydicom and the codecs raise whatever comes
-        # Not their text: it may quote the header. Nor `from error`, which a traceback would print.
+    except Exception as error:  # pydicom and the codecs raise anything
+        # without its text, which may quote the header, and without it as a cause
         raise ValueError(f"damaged, or not DICOM: {type(error).__name__}") from None
 
 
 class _Refused(ValueError):
-    """A reason in our words, which quotes nothing from the file but numbers."""
+    """A reason of our own that quotes nothing but numbers from the file."""
 
 
 def _refuse_deflated_bombs(data):
-    """pydicom inflates such a file whole, whatever comes out."""
+    """Limits the size of a deflated file, which pydicom inflates without limit."""
     if uid.DeflatedExplicitVRLittleEndian.encode() in data[:1024]:
         end_of_meta = 144 + int.from_bytes(data[140:144], "little")
         inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         rest = data[end_of_meta:]
-        while rest and size <= 2 * MOST_PIXELS:  # a piece at a time, and none of them is kept
+        while rest and size <= 2 * MOST_PIXELS:  # in pieces, none of which is kept
             size += len(inflater.decompress(rest, 1 << 20))
             rest = inflater.unconsumed_tail
         if size > 2 * MOST_PIXELS:
@@ -120,7 +110,7 @@ def _refuse_other_objects(file):
 
 
 def _is_plain(file):
-    """Whether the stored values are grey levels already, as in the official release."""
+    """Whether the stored values are grey levels, as in the official release."""
     rescale = (file.get("RescaleSlope", 1), file.get("RescaleIntercept", 0))
     return (
         (file.BitsStored, file.PixelRepresentation, *rescale) == (8, 0, 1, 0)
@@ -129,40 +119,17 @@ def _is_plain(file):
     )
 
 
-def _reduced(file, shape, at_least):
-    """A plain JPEG at the smallest size that still averages whole pixels, or `None`."""
-    if (
-        at_least
-        and _is_plain(file)
-        and file.PhotometricInterpretation == "MONOCHROME2"
-        and file.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
-    ):
-        for divisor, flag in _REDUCED.items():
-            if not any(side % (divisor * at_least) for side in shape):
-                image = cv2.imdecode(np.frombuffer(_jpeg(file, shape), np.uint8), flag)
-                return _of_shape(image, tuple(side // divisor for side in shape))
-    return None
-
-
-def _jpeg(file, shape):
-    """The compressed frame, refused where its own header claims another size than the file's."""
-    frame = next(generate_frames(file.PixelData, number_of_frames=1))
-    if claimed_shape(frame) != shape or frame[:2] != b"\xff\xd8":
-        raise _Refused("its pixels are no JPEG of the size that its header claims")
-    return frame
-
-
 def claimed_shape(data):
-    """`(height, width)` in the header of a PNG or JPEG, looked at before room is made for them.
+    """`(height, width)` in the header of a complete PNG or of a JPEG, else `(0, 0)`.
 
-    `(0, 0)` for a PNG that breaks off, and for anything else: OpenCV would open 24 formats more.
+    For OpenCV, which allocates memory for any size and opens 24 other formats.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         place, kind = 8, b""
         while kind != b"IEND":  # which has a length, too
             kind = data[place + 4 : place + 8]
             place += 12 + int.from_bytes(data[place : place + 4])
-            if place > len(data):  # OpenCV would make room for a chunk of 4 GB that is not there
+            if place > len(data):  # OpenCV would allocate 4 GB for a chunk that is not there
                 return 0, 0
         return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
     place = 2 if data[:2] == b"\xff\xd8" else len(data)
@@ -170,43 +137,53 @@ def claimed_shape(data):
     while place + 9 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame's header
-            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(
-                data[place + 7 : place + 9]
-            )
+            height, width = data[place + 5 : place + 7], data[place + 7 : place + 9]
+            return int.from_bytes(height), int.from_bytes(width)
         place += 1 if marker == 0xFF else 2 + length  # fill bytes may precede a marker
     return 0, 0
 
 
-def _stored_values(file, shape):
-    """The stored integers, signed where the file says so."""
-    codec = _CODECS.get(file.file_meta.TransferSyntaxUID)
-    if codec is None:
-        if file.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit:
-            _jpeg(file, shape)
-        pixels = _of_shape(file.pixel_array, shape)
-    else:
+def _stored_values(file, shape, *, at_least=None):
+    """The stored integers, signed where the file says so; see `_decode_jpeg()` for `at_least`."""
+    syntax = file.file_meta.TransferSyntaxUID
+    if syntax == uid.JPEGBaseline8Bit:
+        pixels = _decode_jpeg(_frame(file), shape, at_least)
+    elif codec := _CODECS.get(syntax):
         import imagecodecs  # of the extra "dicom"
 
-        frame = next(generate_frames(file.PixelData, number_of_frames=1))
-        # Given the array, it refuses a frame of another size instead of making room for it.
+        # with `out`, a codec refuses a frame of another size instead of allocating memory for it
         pixels = np.empty(shape, np.uint8 if file.BitsStored <= 8 else np.uint16)
-        getattr(imagecodecs, codec)(frame, out=pixels)
+        getattr(imagecodecs, codec)(_frame(file), out=pixels)
+    else:
+        pixels = file.pixel_array
+        if pixels.shape != shape:
+            raise _Refused("its pixels do not have the size that its header claims")
     if file.BitsStored == 8 * pixels.itemsize and not file.PixelRepresentation:
         return pixels
-    # Old files keep overlays in the bits above the stored ones.
+    # the bits above the stored ones may hold overlays
     pixels = pixels.astype(np.int32) & ((1 << file.BitsStored) - 1)
     sign = file.PixelRepresentation << (file.BitsStored - 1)
     return (pixels ^ sign) - sign
 
 
-def _of_shape(pixels, shape):
-    if pixels is None or pixels.shape != shape:
-        raise _Refused("its pixels do not have the size that its header claims")
+def _frame(file):
+    return next(generate_frames(file.PixelData, number_of_frames=1))
+
+
+def _decode_jpeg(frame, shape, at_least):
+    """JPEG pixels, at 1/8 or 1/4 of `shape` if both sides stay multiples of `at_least`."""
+    if claimed_shape(frame) != shape or frame[:2] != b"\xff\xd8":
+        raise _Refused("its pixels are no JPEG of the size that its header claims")
+    fits = [d for d in _REDUCED if at_least and not any(side % (d * at_least) for side in shape)]
+    flag = _REDUCED[fits[0]] if fits else cv2.IMREAD_GRAYSCALE
+    pixels = cv2.imdecode(np.frombuffer(frame, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise _Refused("its JPEG is damaged")
     return pixels
 
 
 def _grey_levels(pixels, file):
-    """uint8, bright where the film was bright."""
+    """Image of uint8 grey levels in which bone is brighter than air."""
     inverted = file.PhotometricInterpretation == "MONOCHROME1"
     if _is_plain(file):
         return 255 - pixels if inverted else pixels
@@ -233,21 +210,18 @@ def _has_window(file):
 
 
 def _padding(pixels, file):
-    """Where the image was padded to a rectangle, as the file says."""
-    ends = [file.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    if ends[0] is None:
+    """Boolean mask of the pixels that pad the image to a rectangle."""
+    first = file.get("PixelPaddingValue")
+    if first is None:
         return np.zeros(pixels.shape, bool)
-    low, high = sorted(_signed(end, file) for end in (ends[0], ends[1] or ends[0]))
-    return (pixels >= low) & (pixels <= high)
-
-
-def _signed(value, file):
-    """A padding value that was written unsigned, as the signed pixels hold it."""
-    return value - 2**16 if file.PixelRepresentation and value >= 2**15 else value
+    ends = [first, file.get("PixelPaddingRangeLimit") or first]
+    if file.PixelRepresentation:  # signed pixels, but the header may hold these unsigned
+        ends = [end - 2**16 if end >= 2**15 else end for end in ends]
+    return (pixels >= min(ends)) & (pixels <= max(ends))
 
 
 def _middle(values):
-    """Lowest and highest value of the stretch."""
+    """Values that become 0 and 255 where the file has no window."""
     if not values.size:
         return 0, 1
     inner = values[(values > values.min()) & (values < values.max())]
@@ -256,7 +230,7 @@ def _middle(values):
 
 
 def _spacing(file):
-    """mm between rows and columns, in the patient or else on the detector, which magnifies."""
+    """mm between rows and columns, in the patient or else on the detector (magnified)."""
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         values = file.get(name)
         values = [float(v) for v in values] if isinstance(values, MultiValue) else []
@@ -266,7 +240,7 @@ def _spacing(file):
 
 
 def _patients_left(file):
-    """Edge of the image nearest to the patient's left, and how that is known."""
+    """Edge of the image nearest to the patient's left, and the header field it is from."""
     directions = file.get("PatientOrientation")
     if isinstance(directions, MultiValue) and len(directions) == 2:
         directions = [str(value)[:1] for value in directions]

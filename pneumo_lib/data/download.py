@@ -1,10 +1,11 @@
-"""The SIIM-ACR data set from Kaggle, with the user's own account."""
+"""Download of the SIIM-ACR data set from Kaggle with the user's own account."""
 
 import logging
 import shutil
 from pathlib import Path
-from pneumo_lib.data.siim import read_cases
+
 from pneumo_lib._files import REMEDIES, atomic_write, file_lock, holds_files
+from pneumo_lib.data.siim import read_cases
 
 logger = logging.getLogger(__name__)
 
@@ -15,25 +16,26 @@ DATASETS = {
 
 
 def fetch(to, layout="png"):
-    """Downloads the SIIM-ACR data set and checks that it is whole.
+    """Downloads the SIIM-ACR data set and checks that it is complete.
 
     Args:
-        to: folder for the files, new or empty: one that holds files is only checked.
+        to: folder for the files; one that holds files already is only checked.
         layout: `"png"` (12,047 images and masks with tables) or `"dicom"` (the official files).
 
     Returns:
         `Path` of the folder.
 
     Raises:
-        ValueError: for another layout, or if links came, which could lead anywhere.
+        ValueError: for another layout, or if the download contains links.
         OSError: with what to do, if the disk is full or cannot be written.
-        FileNotFoundError: if kagglehub is not installed, Kaggle refuses the download, or files
-            are missing from what came.
+        FileNotFoundError: without kagglehub or access to Kaggle, or if files are missing.
     """
     if layout not in DATASETS:
         raise ValueError(f"`layout` must be one of {list(DATASETS)}. Received: layout={layout!r}")
-    page = f"https://www.kaggle.com/datasets/{DATASETS[layout]}"
-    by_hand = f"or download {page} in a browser and unpack it into {to}"
+    by_hand = (
+        f"or download https://www.kaggle.com/datasets/{DATASETS[layout]} in a browser and unpack "
+        f"it into {to}"
+    )
     try:
         import kagglehub
     except ImportError:
@@ -45,17 +47,16 @@ def fetch(to, layout="png"):
     with file_lock(to):
         if not holds_files(to):
             with atomic_write(to) as unfinished:
-                _download(kagglehub.dataset_download, layout, unfinished, by_hand)
-                _refuse_links(unfinished)
+                _download(kagglehub, layout, unfinished, by_hand)
     cases = read_cases(to)
     positive = cases["has_pneumothorax"].sum()
     logger.info("%d images, %d with pneumothorax, are in %s", len(cases), positive, to)
     return to
 
 
-def _download(dataset_download, layout, to, by_hand):
+def _download(kagglehub, layout, to, by_hand):
     try:
-        found = dataset_download(DATASETS[layout], output_dir=str(to))
+        found = kagglehub.dataset_download(DATASETS[layout], output_dir=str(to))
     except Exception as error:  # kagglehub lets through whatever its HTTP library raises
         if isinstance(error, OSError) and error.errno in REMEDIES:
             raise
@@ -66,13 +67,10 @@ def _download(dataset_download, layout, to, by_hand):
         ) from error
     if Path(found) != to:  # on Kaggle's and Colab's own machines, which have the files
         shutil.copytree(found, to, symlinks=True)
-
-
-def _refuse_links(folder):
-    for path in folder.rglob("*"):
+    for path in to.rglob("*"):
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise ValueError(
                 "A data set holds files and folders only; a link could lead to any file of yours. "
                 "Nothing was kept: look at the data set's page for what it should hold. "
-                f"Received: {path.relative_to(folder)}"
+                f"Received: {path.relative_to(to)}"
             )

@@ -1,26 +1,30 @@
 """From one case to pixels: decoding X-rays and masks, and resizing them."""
 
 from pathlib import Path
+
 import cv2
 import numpy as np
+
 from pneumo_lib.data.dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
 from pneumo_lib.data.rle import rle_decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of X-ray files
-# Shapes of mask files without a pixel set, by their bytes. Three quarters of the masks are empty,
-# and mostly the same few files: decoding each would cost a third of the time of a preparation.
+# Shapes of empty masks by the bytes of their files: three quarters of the masks are empty, mostly
+# the same few files, and decoding each would cost a third of the time of a preparation.
 _EMPTY_MASKS = {}
 _EMPTY_MASKS_KEPT = 64
-_WHOLE = (0.0, 1.0, 0.0, 1.0)
-_FRAME_SHARE = 0.9  # of a line's pixels; the rest may be letters that were burnt into the frame
+_FRAME_SHARE = 0.9  # of a line's pixels; the rest may be letters burnt into the frame
 
 
-def read_image(path):
-    """Pixels of one X-ray, whatever file holds them.
+def read_image(path, *, at_least=None):
+    """Pixels of one X-ray file.
 
     Args:
         path: PNG or JPEG (colour becomes grey, 16 bits are stretched to 8) or DICOM, see
             `dicom.decode_dicom()`.
+        at_least: pixels that height and width must keep. A JPEG inside DICOM is then decoded at
+            1/8 or 1/4 of its size if both sides stay multiples of `at_least`: that takes a third
+            of the time and equals area averaging to 2 grey levels. `None`: full size.
 
     Returns:
         `(height, width)` uint8.
@@ -28,32 +32,12 @@ def read_image(path):
     Raises:
         ValueError: if the file cannot be decoded to one grey image.
     """
-    return read_reduced(path)[0]
-
-
-def read_reduced(path, *, at_least=None):
-    """Pixels of one X-ray, perhaps at 1/8 or 1/4 of its size, and its full shape.
-
-    Reading a JPEG inside DICOM at a reduced size takes a third of the time and gives what area
-    averaging gives, to 2 grey levels; done where both sides stay a multiple of `at_least`, so
-    that pixels still average whole. Everything else comes at full size.
-
-    Args:
-        path: as for `read_image()`.
-        at_least: pixels that height and width must keep; `None` is full size.
-
-    Returns:
-        `(image, shape)`: uint8, and `(height, width)` of the file.
-
-    Raises:
-        ValueError: if the file cannot be decoded to one grey image.
-    """
     path = Path(path)
-    return decode_xray(path.read_bytes(), path, at_least=at_least)[:2]
+    return decode_xray(path.read_bytes(), path, at_least=at_least).image
 
 
 def decode_xray(data, path, *, at_least=None):
-    """`dicom.XRay` from the bytes of a file: `read_reduced()` with what the header says."""
+    """`dicom.XRay` from the bytes of a file; arguments and errors as for `read_image()`."""
     if is_dicom(data) or str(path).lower().endswith(".dcm"):
         try:
             return decode_dicom(data, at_least=at_least)
@@ -68,58 +52,12 @@ def decode_xray(data, path, *, at_least=None):
 
 
 def is_dicom(data):
-    """Whether the first 132 bytes of a file are those of DICOM, whatever its name."""
+    """Whether the first 132 bytes of a file have the DICOM signature."""
     return data[128:132] == b"DICM"
 
 
-def inside_frame(image):
-    """Where the X-ray lies in an image whose four sides are all framed in one grey level.
-
-    Film holders, screenshots and padding add such frames. A collimator's edge or the air beside an
-    arm is on fewer sides, belongs to the X-ray and stays.
-
-    Args:
-        image: `(height, width)` uint8.
-
-    Returns:
-        `(top, bottom, left, right)`: where the X-ray begins and ends, as shares of height and
-        width; `(0, 1, 0, 1)` without a frame, or where less than a quarter of a side is within.
-    """
-    sides = (image[0], image[-1], image[:, 0], image[:, -1])
-    level = np.median(np.concatenate(sides))
-    if any((abs(side - level) <= 2).mean() < _FRAME_SHARE for side in sides):
-        return _WHOLE
-    near = abs(image - level) <= 2
-    shares = ()
-    for axis in (1, 0):
-        [inside] = np.nonzero(near.mean(axis) < _FRAME_SHARE)
-        length = near.shape[1 - axis]
-        if len(inside) == 0 or inside[-1] + 1 - inside[0] < length / 4:
-            return _WHOLE
-        shares += (inside[0] / length, (inside[-1] + 1) / length)
-    return shares
-
-
-def read_pair(case, size):
-    """Image and mask of one case at one size: the arrays' row that `prepare()` writes.
-
-    Args:
-        case: a row of the case table, as for `read_mask()`.
-        size: height and width in pixels.
-
-    Returns:
-        `(image, mask)`, both `(size, size)` uint8, the mask of 0 and 1.
-
-    Raises:
-        ValueError: if one cannot be read, or the mask contradicts the label.
-    """
-    image, shape = read_reduced(case["image_path"], at_least=size)
-    mask = read_mask(case, shape)
-    return resize_image(image, (size, size)), resize_mask(mask, (size, size))
-
-
 def _decode(data, path, flags=cv2.IMREAD_GRAYSCALE):
-    # not cv2.imread: on Windows it cannot open a path with other than ASCII letters
+    # not cv2.imread, which on Windows opens only paths of ASCII letters
     height, width = claimed_shape(data)
     image = None
     if 0 < height * width <= MOST_PIXELS:
@@ -136,23 +74,36 @@ def read_mask(case, shape):
     """Mask of one case, on the pixels of its image.
 
     Args:
-        case: a row of the case table (Series, dict or named tuple's `_asdict()`).
-        shape: `(height, width)` of the image. Run lengths are laid on it; a mask file of
-            another size, but the same proportions, is resized to it.
+        case: a row of the case table (Series or dict).
+        shape: `(height, width)` of the image. Run lengths are decoded at this size; a mask file of
+            another size with the same proportions is resized to it.
 
     Returns:
-        `(height, width)` uint8, values 0 and 1. In a mask file, what is brighter than half of
-        its brightest pixel is 1: files of 0/255 and of 0/1 both read right.
+        `(height, width)` uint8, values 0 and 1. In a mask file, pixels brighter than half of the
+        brightest one are 1, so that files of 0/255 and of 0/1 both work.
 
     Raises:
-        ValueError: if there is no mask, if it cannot be read, has other proportions than the image,
-            or contradicts the label: pixels on a case without pneumothorax, or none on a case
-            with one.
+        ValueError: if the mask is missing or unreadable, has other proportions than the image, or
+            contradicts `has_pneumothorax`.
     """
-    if isinstance(case.get("rles"), list):
-        mask = rle_decode(case["rles"], shape)
-    else:
-        mask = _mask_of_file(case, shape)
+    rles, path = case.get("rles"), case.get("mask_path")
+    if isinstance(rles, list):
+        mask = rle_decode(rles, shape)
+    elif isinstance(path, str | Path):
+        mask = _read_mask_file(Path(path))
+        (rows, columns), (height, width) = mask.shape, shape
+        if abs(rows * width - columns * height) > max(shape):  # more than a rounded side
+            raise ValueError(
+                "A mask must cover its whole image and no more, with the same height to width. "
+                f"Received: a mask of {rows} x {columns} pixels, an image of {height} x {width}, "
+                f"for {case['image_id']}. Export the mask of that image again"
+            )
+        mask = mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
+    else:  # an empty cell of a table is NaN
+        raise ValueError(
+            "A case must have a `mask_path` or a list `rles`; one without pneumothorax has a mask "
+            f"file of zeros, or the run lengths ['-1']. Received: {path} for {case['image_id']}"
+        )
     if mask.any() != case["has_pneumothorax"]:
         raise ValueError(
             "A mask holds pixels where the table says pneumothorax, and only there. "
@@ -160,24 +111,6 @@ def read_mask(case, shape):
             f"for {case['image_id']}"
         )
     return mask
-
-
-def _mask_of_file(case, shape):
-    path = case.get("mask_path")
-    if not isinstance(path, str | Path):  # an empty cell of a table is NaN
-        raise ValueError(
-            "A case must have a `mask_path` or a list `rles`; one without pneumothorax has a mask "
-            f"file of zeros, or the run lengths ['-1']. Received: {path} for {case['image_id']}"
-        )
-    mask = _read_mask_file(Path(path))
-    (rows, columns), (height, width) = mask.shape, shape
-    if abs(rows * width - columns * height) > max(height, width):  # more than rounding a side
-        raise ValueError(
-            "A mask must cover its whole image and no more, so that height to width is the same. "
-            f"Received: a mask of {rows} x {columns} pixels, an image of {height} x {width}, for "
-            f"{case['image_id']}. Export the mask of that image again"
-        )
-    return mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
 
 
 def _read_mask_file(path):
@@ -191,11 +124,23 @@ def _read_mask_file(path):
     return mask
 
 
-def resize_image(image, shape):
-    """Image at another `(height, width)`: area averages where it shrinks, linear where it grows.
+def read_pair(case, size):
+    """Image and mask of one case, as `prepare()` writes them; errors as for their readers.
 
-    An image that is not square is squashed, not padded: the SIIM-ACR images are square, and a
-    padded border would be background that every score counts as found.
+    Returns:
+        `(image, mask)`, both `(size, size)` uint8, the mask of 0 and 1.
+    """
+    path = Path(case["image_path"])
+    xray = decode_xray(path.read_bytes(), path, at_least=size)
+    mask = read_mask(case, xray.shape)
+    return resize_image(xray.image, (size, size)), resize_mask(mask, (size, size))
+
+
+def resize_image(image, shape):
+    """Image at another size: area averages where it shrinks, linear where it grows.
+
+    An image that is not square is squashed, not padded: a padded border would be background that
+    every score counts as correct.
 
     Args:
         image: `(height, width)` uint8 or float32.
@@ -205,18 +150,16 @@ def resize_image(image, shape):
         `shape`, the dtype of `image`.
     """
     height, width = shape
-    # OpenCV's area mode turns linear on BOTH axes when one of them grows, so each gets its turn
-    for mode, size in (
-        (cv2.INTER_AREA, (min(width, image.shape[1]), min(height, image.shape[0]))),
-        (cv2.INTER_LINEAR, (width, height)),
-    ):
+    smaller = (min(width, image.shape[1]), min(height, image.shape[0]))
+    # in two steps: OpenCV's area mode turns linear on both axes when only one of them grows
+    for mode, size in ((cv2.INTER_AREA, smaller), (cv2.INTER_LINEAR, (width, height))):
         if image.shape != size[::-1]:
             image = cv2.resize(image, size, interpolation=mode)
     return image
 
 
 def resize_mask(mask, shape):
-    """Mask at another `(height, width)`: 1 where at least half of the pixel's area is mask.
+    """Mask at another size: 1 where at least half of the pixel's area is mask.
 
     Args:
         mask: `(height, width)`, values 0 and 1.
@@ -228,3 +171,32 @@ def resize_mask(mask, shape):
     if not mask.any():
         return np.zeros(shape, np.uint8)
     return (resize_image(mask.astype(np.float32), shape) >= 0.5).astype(np.uint8)
+
+
+def inside_frame(image):
+    """Bounds of the X-ray in an image that has a frame of one grey level on all four sides.
+
+    Film holders, screenshots and padding add such frames. A collimator's edge or the air beside an
+    arm is on fewer sides and belongs to the X-ray.
+
+    Args:
+        image: `(height, width)` uint8.
+
+    Returns:
+        `(top, bottom, left, right)` as shares of height and width; `(0, 1, 0, 1)` without a
+        frame, or where less than a quarter of a side is inside it.
+    """
+    whole = (0.0, 1.0, 0.0, 1.0)
+    sides = (image[0], image[-1], image[:, 0], image[:, -1])
+    level = np.median(np.concatenate(sides))
+    if any((abs(side - level) <= 2).mean() < _FRAME_SHARE for side in sides):
+        return whole
+    near = abs(image - level) <= 2
+    shares = ()
+    for axis in (1, 0):
+        [inside] = np.nonzero(near.mean(axis) < _FRAME_SHARE)
+        length = near.shape[1 - axis]
+        if len(inside) == 0 or inside[-1] + 1 - inside[0] < length / 4:
+            return whole
+        shares += (inside[0] / length, (inside[-1] + 1) / length)
+    return shares

@@ -1,18 +1,19 @@
-"""SIIM run-length masks: text in the competition's table, arrays here."""
+"""SIIM run-length text to mask and back."""
 
 import re
+
 import numpy as np
 
 
 def rle_decode(rle, shape=(1024, 1024)):
     """Mask of one image from its SIIM run-length text.
 
-    The text is pairs `offset length`. SIIM counts each offset from the END of the run before
-    (most run-length formats count from the image's first pixel) and walks down the columns.
+    The text is pairs `offset length`, down the columns. SIIM counts each offset from the END of
+    the run before (most run-length formats count from the image's first pixel).
 
     Args:
-        rle: one text, or a list of texts whose masks are united: an image has one row in the
-            table for each of its lesions. `"-1"` is an empty mask.
+        rle: one text, or a list of texts whose masks are united: the table has one row per
+            lesion. `"-1"` is an empty mask.
         shape: `(height, width)` of the mask in pixels.
 
     Returns:
@@ -41,7 +42,7 @@ def rle_decode(rle, shape=(1024, 1024)):
 
 
 def _decode_runs(text, size):
-    """Foreground positions, down the columns of `size` pixels, from one text of relative runs."""
+    """Foreground positions, down the columns, of one text for an image of `size` pixels."""
     try:
         if not re.fullmatch(r"[-\d\s]*", text, re.ASCII):  # Python also reads 1_0 and other digits
             raise ValueError
@@ -57,18 +58,13 @@ def _decode_runs(text, size):
             f"Received: {numbers.size} numbers in {text[:40]!r}"
         )
     offsets, lengths = numbers[0::2], numbers[1::2]
-    if offsets.min() < 0:
-        run = int(np.argmax(offsets < 0))
+    if (bad := (offsets < 0) | (lengths < 1)).any():
+        run = int(np.argmax(bad))
         raise ValueError(
-            "Runs must not overlap: each offset counts from the end of the run before and is "
-            f"never negative. Received: offset {offsets[run]} in run {run + 1}"
+            "Runs must be at least one pixel long and not overlap; each offset counts from the end "
+            f"of the run before. Received: {offsets[run]} {lengths[run]} in run {run + 1}"
         )
-    if lengths.min() < 1:
-        run = int(np.argmax(lengths < 1))
-        raise ValueError(
-            f"A run is at least one pixel long. Received: length {lengths[run]} in run {run + 1}"
-        )
-    # float first: the sum of absurd numbers would wrap around in int64 and look legal
+    # as float: the sum of absurd numbers would overflow int64 and look legal
     if numbers.sum(dtype=float) > size:
         raise ValueError(
             f"Runs must end inside the image of {size} pixels; is `shape` the image's own, and "
@@ -79,13 +75,13 @@ def _decode_runs(text, size):
 
 
 def rle_encode(mask):
-    """SIIM run-length text of a mask, `"-1"` where it is empty: the inverse of `rle_decode()`.
+    """SIIM run-length text of a mask: the inverse of `rle_decode()`.
 
     Args:
         mask: `(height, width)`, values 0 and 1 (bool, integer or float).
 
     Returns:
-        `str`, pairs `offset length` with relative offsets, down the columns.
+        `str`, pairs `offset length`; `"-1"` for an empty mask.
 
     Raises:
         ValueError: if `mask` is not two-dimensional or holds anything but 0 and 1.

@@ -1,4 +1,4 @@
-"""From a folder of X-rays to a case table."""
+"""Case table of a SIIM-ACR data folder, in its PNG or its official DICOM layout."""
 
 import gzip
 import logging
@@ -7,46 +7,40 @@ import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pydicom
 from tqdm.auto import tqdm
-from pneumo_lib.data.images import read_image, read_mask
-
-__all__ = ["read_cases", "read_image", "read_mask"]
 
 logger = logging.getLogger(__name__)
 
 _HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "view"}
-_HEADER_BYTES = 1 << 16  # what comes before the pixels has 2,000 in SIIM-ACR
-_TABLE_COLUMNS = 100
-_TABLE_BYTES = 1 << 25  # the largest table of SIIM-ACR has a quarter of that
+_HEADER_BYTES = 1 << 16  # SIIM-ACR has 2,000 before the pixels
+_TABLE_BYTES = 1 << 25  # four times the largest table of SIIM-ACR
 
 
 def read_cases(folder):
     """Case table of a data set, one row per image.
 
-    Two layouts are recognised, in `folder` or one folder below it:
-
-    - the PNG release: `png_images/`, `png_masks/`, `stage_1_train_images.csv` and
-      `stage_1_test_images.csv` with the columns `new_filename, ImageId, has_pneumo`;
-    - the official release: DICOM files `<ImageId>.dcm` in any nesting and one run-length table
-      `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without that header). Files
-      without a row have no truth (the competition's own release has some): they are left out
-      and counted in a log warning.
-
-    Patients come from `patients.csv` (`ImageId, patient_id`) or `nih_id.csv`
-    (`Kaggle_ID, NIH_ID`) in `folder` or its parent.
-
     Args:
-        folder: `str` or `Path`.
+        folder: one of two layouts, itself or one folder below it:
+
+            - the PNG release: `png_images/`, `png_masks/`, `stage_1_train_images.csv` and
+              `stage_1_test_images.csv` with the columns `new_filename, ImageId, has_pneumo`;
+            - the official release: DICOM files `<ImageId>.dcm` in any nesting and one run-length
+              table `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without that header).
+              Files without a row are left out, with a log warning.
+
+            Patients come from `patients.csv` (`ImageId, patient_id`) or `nih_id.csv`
+            (`Kaggle_ID, NIH_ID`) in the same folder or its parent.
 
     Returns:
-        DataFrame sorted as the tables are: `image_id`, `image_path` (absolute), `mask_path` (PNG
+        DataFrame in the order of the tables: `image_id`, `image_path` (absolute), `mask_path` (PNG
         release) or `rles` (official; list of `str`), `has_pneumothorax` (bool), `official_part`
-        ("train" or "test"; official release: from the names of the folders), `patient_id` and,
-        from DICOM headers, `age` (years), `sex`, `view`, `pixel_spacing` (mm). Missing is NaN.
-        Names, numbers and dates in DICOM headers are never read.
+        ("train" or "test"; official release: the innermost folder with one of these words in its
+        name), `patient_id` and, from DICOM headers, `age` (years), `sex`, `view`, `pixel_spacing`
+        (mm). Missing is NaN. Names, numbers and dates in DICOM headers are never read.
 
     Raises:
         FileNotFoundError: one error that lists the expected files that are missing, the rows
@@ -62,9 +56,7 @@ def read_cases(folder):
             break
     else:
         root, cases = folder, _read_official_release(folder)
-    patients = _read_patients(root)
-    cases["patient_id"] = cases["image_id"].map(patients).astype("str")
-    return cases
+    return cases.assign(patient_id=cases["image_id"].map(_read_patients(root)).astype("str"))
 
 
 def _read_png_release(root):
@@ -72,7 +64,7 @@ def _read_png_release(root):
     expected = [root / name for name in ("png_images", "png_masks", *names)]
     problems = [f"{path.name} is missing" for path in expected if not path.exists()]
     tables = []
-    for part, name in zip(("train", "test"), names, strict=True):
+    for subset, name in zip(("train", "test"), names, strict=True):
         if (root / name).is_file():
             table = _read_table(root / name, ["new_filename", "ImageId", "has_pneumo"])
             if not table["has_pneumo"].isin(["0", "1"]).all():
@@ -80,24 +72,23 @@ def _read_png_release(root):
                     f"`has_pneumo` in {name} must be 0 or 1 in every row. "
                     f"Received: {sorted(set(table['has_pneumo']))[:5]}"
                 )
-            tables.append(table.assign(official_part=part))
-    table = pd.concat(tables, ignore_index=True) if tables else None
-    if table is not None:
+            tables.append(table.assign(official_part=subset))
+    if tables:
+        table = pd.concat(tables, ignore_index=True)
+        rows = table["new_filename"]
         for column in ("ImageId", "new_filename"):
-            problems += _problem(
-                f"{column} in several rows", table[column][table[column].duplicated()]
-            )
+            twice = table[column][table[column].duplicated()]
+            problems += _problem(f"{column} in several rows", twice)
         for kind in ("png_images", "png_masks"):
             files = {path.name for path in (root / kind).glob("[!.]*.*") if path.is_file()}
-            rows = set(table["new_filename"])
-            problems += _problem(f"rows without a file in {kind}", rows - files)
-            problems += _problem(f"files in {kind} without a row", files - rows)
+            problems += _problem(f"rows without a file in {kind}", {*rows} - files)
+            problems += _problem(f"files in {kind} without a row", files - {*rows})
     _refuse(root, problems)
     return pd.DataFrame(
         {
             "image_id": table["ImageId"],
-            "image_path": [str(root / "png_images" / name) for name in table["new_filename"]],
-            "mask_path": [str(root / "png_masks" / name) for name in table["new_filename"]],
+            "image_path": [str(root / "png_images" / name) for name in rows],
+            "mask_path": [str(root / "png_masks" / name) for name in rows],
             "has_pneumothorax": table["has_pneumo"] == "1",
             "official_part": table["official_part"],
         }
@@ -105,11 +96,7 @@ def _read_png_release(root):
 
 
 def _read_official_release(root):
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() == ".dcm" and path.name[0] != "." and path.is_file()
-    )
+    files = sorted(p for p in root.rglob("[!.]*") if p.suffix.lower() == ".dcm" and p.is_file())
     if not files:
         raise FileNotFoundError(
             "A data folder holds either png_images/, png_masks/, stage_1_train_images.csv and "
@@ -120,33 +107,37 @@ def _read_official_release(root):
     paths = {path.stem: path for path in files}
     problems = _problem("rows without a DICOM file", set(rles.index) - set(paths))
     problems += [] if len(rles) else ["the run-length table has no row"]
-    unlabelled = _problem(
-        "DICOM files without a row in the run-length table", set(paths) - set(rles.index)
-    )
-    if len(paths) < len(files):
-        stems = pd.Series([path.stem for path in files])
-        problems += _problem("DICOM files of the same name", stems[stems.duplicated()])
+    stems = pd.Series([path.stem for path in files])
+    problems += _problem("DICOM files of the same name", stems[stems.duplicated()])
+    what = "DICOM files without a row in the run-length table"
+    unlabelled = _problem(what, set(paths) - set(rles.index))
     _refuse(root, problems + unlabelled if problems else [])
-    if unlabelled:
-        logger.warning("%s; they have no truth and are left out", unlabelled[0])
-    cases = pd.DataFrame({"image_id": rles.index, "rles": rles.array})
-    chosen = [paths[image_id] for image_id in cases["image_id"]]
-    cases.insert(1, "image_path", [str(path) for path in chosen])
-    cases["has_pneumothorax"] = [any(rle != "-1" for rle in group) for group in cases["rles"]]
-    parts = pd.Series([_official_part(path.relative_to(root)) for path in chosen], dtype="str")
+    if unlabelled:  # as in the competition's own release
+        logger.warning("%s; they have no label and are left out", unlabelled[0])
+    chosen = [paths[image_id] for image_id in rles.index]
     headers = [_read_header(path) for path in tqdm(chosen, "DICOM headers", delay=2)]
-    return cases.assign(official_part=parts, **pd.DataFrame(headers))
+    subsets = [_official_part(path.relative_to(root)) for path in chosen]
+    return pd.DataFrame(
+        {
+            "image_id": rles.index,
+            "image_path": [str(path) for path in chosen],
+            "rles": rles.array,
+            "has_pneumothorax": [any(rle != "-1" for rle in group) for group in rles],
+            "official_part": pd.Series(subsets, dtype="str"),
+            **pd.DataFrame(headers),
+        }
+    )
 
 
 def _read_rle_table(root):
-    """Series of lists of run-length texts by image, in the order of the table."""
+    """Series of lists of run-length texts, indexed by image in the order of the table."""
     tables, unreadable = {}, []
     for path in sorted([*root.rglob("*.csv"), *root.rglob("*.csv.gz")]):
         if "submission" in path.name:
             continue
         try:
             table = _read_csv(path)
-        except ValueError as error:  # perhaps somebody's notes; named if no table is found
+        except ValueError as error:  # perhaps somebody's notes; listed if no table is found
             unreadable.append(str(error))
             continue
         first = table.iloc[0].tolist()
@@ -160,43 +151,43 @@ def _read_rle_table(root):
             f"same folder. Received: {found} in {root}"
         )
     [(name, table)] = tables.items()
-    _check_names(table[0], f"ImageId in {name}")
+    _check_names(table[0].rename("ImageId"), name)
     return table[1].groupby(table[0], sort=False).agg(list)
 
 
 def _official_part(path):
     """ "train" or "test" from the innermost folder that names one of the two, else NaN."""
-    for name in reversed([part.lower() for part in path.parts[:-1]]):
-        if ("train" in name) != ("test" in name):
-            return "train" if "train" in name else "test"
+    for name in reversed(path.parts[:-1]):
+        words = set(re.findall(r"(?<![a-z])(train|test)(?:ing)?(?![a-z])", name.lower()))
+        if len(words) == 1:
+            return words.pop()
     return np.nan
 
 
 def _read_header(path):
-    """Age, sex, view and pixel spacing; the header's other fields are not even parsed."""
+    """Age, sex, view and pixel spacing; the header's other fields are not parsed."""
     values = dict.fromkeys([*_HEADER.values(), "pixel_spacing"], np.nan)
-    tags = [*_HEADER, "PixelSpacing"]
     try:
-        with open(path, "rb") as file:
-            head = BytesIO(file.read(_HEADER_BYTES))  # whatever lengths the file claims
-        with warnings.catch_warnings():
+        with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header
+            head = BytesIO(file.read(_HEADER_BYTES))  # not more, whatever lengths the file claims
+            tags = [*_HEADER, "PixelSpacing"]
             header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=tags)
-            found = {column: str(header.get(keyword) or "") for keyword, column in _HEADER.items()}
+            found = {name: str(header.get(tag) or "").strip() for tag, name in _HEADER.items()}
             spacing = header.get("PixelSpacing")
             values["pixel_spacing"] = float(spacing[0]) if spacing else np.nan
-    except Exception:  # pydicom raises whatever comes; prepare() reads the whole file, and names it
+    except Exception:  # pydicom raises anything; prepare() reads the whole file and reports it
         return values
     for column in ("sex", "view"):
-        if re.fullmatch(r"[A-Z0-9_ ]{1,16}", found[column].strip()):  # a DICOM code, no free text
-            values[column] = found[column].strip()
-    years = re.fullmatch(r"(\d{1,3})Y?", found["age"].strip())
+        if re.fullmatch(r"[A-Z0-9_ ]{1,16}", found[column]):  # a DICOM code, no free text
+            values[column] = found[column]
+    years = re.fullmatch(r"(\d{1,3})Y?", found["age"])
     values["age"] = float(years[1]) if years else np.nan
     return values
 
 
 def _read_patients(root):
-    """Series of patient by image; empty where no table says."""
+    """Series of patients, indexed by image; empty without a table of patients."""
     for folder in (root, root.parent):
         if (folder / "patients.csv").is_file():
             table = _read_table(folder / "patients.csv", ["ImageId", "patient_id"])
@@ -212,7 +203,7 @@ def _read_patients(root):
 
 
 def _read_table(path, columns):
-    """The wanted columns of a table with a header, without blanks around the cells."""
+    """The given columns of a table with a header, without blanks around the cells."""
     table = _read_csv(path)
     names = table.iloc[0].tolist()
     if any(names.count(column) != 1 for column in columns):
@@ -220,13 +211,12 @@ def _read_table(path, columns):
         raise ValueError(f"{path.name} must have the columns {columns}. Received: {shown}")
     table = table[1:].set_axis(names, axis=1)[columns].reset_index(drop=True)
     for column in {*columns} - {"has_pneumo"}:
-        may_be_empty = column in ("patient_id", "NIH_ID")
-        _check_names(table[column], f"{column} in {path.name}", empty=may_be_empty)
+        _check_names(table[column], path.name, empty=column in ("patient_id", "NIH_ID"))
     return table
 
 
 def _read_csv(path):
-    """Every cell of a table as text, its header as the first row."""
+    """All cells of a table as text, with its header as the first row."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read(_TABLE_BYTES + 1)  # a few packed bytes may unpack to a full memory
@@ -239,7 +229,7 @@ def _read_csv(path):
         table = pd.read_csv(
             BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
         )
-        if table.shape[1] > _TABLE_COLUMNS:
+        if table.shape[1] > 100:
             raise ValueError(f"{table.shape[1]} columns")
     except (ValueError, OSError, EOFError, zlib.error) as error:
         why = str(error).strip().split("\n")[0][:200]
@@ -250,18 +240,18 @@ def _read_csv(path):
     return table.fillna("").apply(lambda column: column.str.strip())
 
 
-def _check_names(names, what, *, empty=False):
-    """They go into tables that people open: a spreadsheet runs what begins like a formula."""
-    bad = names[names.str.contains(r"^[=+\-@]|[\x00-\x1f\x7f]") | (names.eq("") & (not empty))]
+def _check_names(column, table, *, empty=False):
+    """Refuses names that a spreadsheet, which opens our tables too, would run as a formula."""
+    bad = column[column.str.contains(r"^[=+\-@]|[\x00-\x1f\x7f]") | (column.eq("") & (not empty))]
     if len(bad):
         raise ValueError(
-            f"{what} must be a name that does not begin with =, +, - or @, without line breaks. "
-            f"Received: {bad.iloc[0][:40]!r}"
+            f"{column.name} in {table} must be a name that does not begin with =, +, - or @, "
+            f"without line breaks. Received: {bad.iloc[0][:40]!r}"
         )
 
 
 def _problem(what, names):
-    """At most one sentence: how many there are, and the first few."""
+    """List of at most one phrase: the number of `names` and the first few."""
     names = sorted(set(names))
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return [f"{len(names)} {what} ({shown})"] if names else []

@@ -1,16 +1,18 @@
-"""Train, validation and test: no patient and no near-identical image on two sides."""
+"""Training, validation and test split without shared patients or near-identical images."""
 
 import logging
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
-from pneumo_lib.data.images import read_reduced
+
+from pneumo_lib.data.images import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -24,38 +26,35 @@ def split_cases(
 
     Schemes:
 
-    - `"patient"`: all images of a patient on one side.
-    - `"official"`: test is the official test part; validation is carved from the train part by
-      patient where patients are known. The SIIM-ACR parts share patients: `leaked_patients()`.
+    - `"patient"`: all images of a patient are in one split.
+    - `"official"`: test is the official test set; validation is taken from the official train set,
+      by patient where known. The two sets of SIIM-ACR share patients, see `leaked_patients()`.
     - `"random"`: by image. Patients are ignored and leak.
-    - `"auto"`: `"official"` where the official parts share no patient, else `"patient"` where
-      patients are known, else `"official"`, or `"random"` where there are no two parts.
+    - `"auto"`: `"official"` where the official sets share no patient, else `"patient"` where
+      patients are known, else `"official"`, or `"random"` where there are no official sets.
 
-    Sides get their share of positive and of negative images. Under every scheme, images that are
-    near-identical (`near_duplicate_pairs()`) stay together; an official train image that is
-    near-identical to a test image goes to the test side, with a log warning.
+    Splits are stratified by label. Under every scheme, near-identical images
+    (`near_duplicate_pairs()`) stay together; an official train image that is near-identical to a
+    test image moves to the test split, with a log warning.
 
     Args:
         cases: case table of `read_cases()`.
         scheme: one of the above.
         validation, test: shares of the images, each in [0, 1), together below 1; sizes come as
-            near as whole groups allow. `"official"` takes `test` as it is and `validation` as a
-            share of the train part.
-        fold: of a cross-validation, such as "2/5": the second of five is the validation side, the
-            others are to train. The test side is that of the split without folds; all other
-            cases are dealt to the folds as to sides, by the same groups, and `validation` does
-            not count.
+            near as whole groups allow. `"official"` ignores `test` and takes `validation` as a
+            share of the train set.
+        fold: of a cross-validation: with "2/5", the second of five folds is the validation split
+            and the others are the train split. `test` is as without folds, `validation` ignored.
         seed: which of the equally good splits.
         near_duplicates: `False` skips reading the images.
 
     Returns:
-        Copy of `cases`, same rows, with `split` ("train", "validation", "test") and
-        `split_scheme`: the scheme used, "fold 2/5" with one, and "(patients unknown)"
-        where they are.
+        Copy of `cases` with `split` ("train", "validation", "test") and `split_scheme`: the
+        scheme used, "fold 2/5" with a fold, and "(patients unknown)" where they are.
 
     Raises:
         ValueError: for an unknown scheme, shares or a fold out of range, `"patient"` without
-            patients, `"official"` without both parts, or too few images to give each side, or
+            patients, `"official"` without both sets, or too few images to give each split, or
             fold, a positive.
     """
     check_scheme(scheme, fold)
@@ -65,38 +64,28 @@ def split_cases(
             f"Received: validation={validation}, test={test}"
         )
     pairs = near_duplicate_pairs(cases) if near_duplicates else np.empty((0, 2), int)
-    alone = np.arange(len(cases))
-    duplicates = _unite(alone, pairs)
+    duplicates = _unite(np.arange(len(cases)), pairs)
     patients = _unite(_patient_codes(cases), pairs)
-    in_test = (cases["official_part"] == "test").to_numpy()
-    two_parts = in_test.any() and not in_test.all()
-    known = cases["patient_id"].notna().to_numpy()
-    if scheme == "auto":
-        shared = np.intersect1d(patients[in_test], patients[~in_test]).size
-        if two_parts and (not known.any() or (known.all() and not shared)):
-            scheme = "official"
-        else:
-            scheme = "patient" if known.any() else "random"
-    _check_possible(scheme, known=known, two_parts=two_parts)
-    groups = duplicates if scheme == "random" else patients
     positive = cases["has_pneumothorax"].to_numpy(bool)
+    in_test = (cases["official_part"] == "test").to_numpy()
+    known = cases["patient_id"].notna().to_numpy()
+    scheme = _choose_scheme(scheme, patients, in_test=in_test, known=known)
+    groups = duplicates if scheme == "random" else patients
+    split = np.full(len(cases), "train", object)
+    shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     if scheme == "official":
-        split = np.where(in_test, "test", "train").astype(object)
         copies = ~in_test & np.isin(duplicates, duplicates[in_test])
         if copies.any():
             logger.warning(
                 "%d official train images are near-identical to official test images and go to "
-                "the test side: %s",
+                "the test split: %s",
                 copies.sum(),
                 ", ".join(cases["image_id"][copies][:3]),
             )
-        split[copies] = "test"
-        rest = split == "train"
+        split[in_test | copies] = "test"
         shares = {"train": 1 - validation, "validation": validation}
-        split[rest] = _deal(groups[rest], positive[rest], shares=shares, seed=seed)
-    else:
-        shares = {"train": 1 - validation - test, "validation": validation, "test": test}
-        split = _deal(groups, positive, shares=shares, seed=seed)
+    rest = split != "test"
+    split[rest] = _deal(groups[rest], positive[rest], shares=shares, seed=seed)
     if fold:
         rest, count = split != "test", int(fold.partition("/")[2])
         shares = {f"fold {number}/{count}": 1 / count for number in range(1, count + 1)}
@@ -104,30 +93,23 @@ def split_cases(
         split[rest] = np.where(dealt == f"fold {fold}", "validation", "train")
         scheme = f"{scheme}, fold {fold}"
     if not known.all():
-        count = "patients" if not known.any() else f"patients of {(~known).sum()} images"
-        scheme = f"{scheme} ({count} unknown)"
+        unknown = f"patients of {(~known).sum()} images" if known.any() else "patients"
+        scheme = f"{scheme} ({unknown} unknown)"
     split = pd.Series(split, index=cases.index, dtype="str")
     return cases.assign(split=split, split_scheme=scheme)
 
 
 def leaked_patients(cases):
-    """How many patients have images on more than one side.
+    """Number of patients with images in more than one split.
 
     Args:
-        cases: table of `split_cases()`. Images without a `patient_id` count as nobody's.
-
-    Returns:
-        `int`; 0 is what a reader of a results table wants to see.
+        cases: table of `split_cases()`. Images without a `patient_id` are not counted.
     """
     return int((cases.groupby("patient_id")["split"].nunique() > 1).sum())
 
 
 def check_scheme(scheme, fold):
-    """Refuse what no table of cases can be split by.
-
-    Raises:
-        ValueError: for an unknown `scheme`, or a `fold` that is not one such as "2/5".
-    """
+    """Raises `ValueError` for an unknown `scheme` or a `fold` that is not one such as "2/5"."""
     if scheme not in SCHEMES:
         raise ValueError(f"`scheme` must be one of {SCHEMES}. Received: scheme={scheme!r}")
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(fold))
@@ -138,21 +120,29 @@ def check_scheme(scheme, fold):
         )
 
 
-def _check_possible(scheme, *, known, two_parts):
+def _choose_scheme(scheme, patients, *, in_test, known):
+    """The scheme that "auto" stands for, or `scheme` itself if `cases` allow it."""
+    two_sets = in_test.any() and not in_test.all()
+    if scheme == "auto":
+        shared = np.intersect1d(patients[in_test], patients[~in_test]).size
+        if two_sets and (not known.any() or (known.all() and not shared)):
+            return "official"
+        return "patient" if known.any() else "random"
     if scheme == "patient" and not known.any():
         raise ValueError(
-            'scheme="patient" needs to know patients: put patients.csv (ImageId, patient_id) or '
-            "nih_id.csv (Kaggle_ID, NIH_ID) beside the data. Received: no `patient_id`"
+            'scheme="patient" needs patients: put patients.csv (ImageId, patient_id) or nih_id.csv '
+            "(Kaggle_ID, NIH_ID) beside the data. Received: no `patient_id`"
         )
-    if scheme == "official" and not two_parts:
+    if scheme == "official" and not two_sets:
         raise ValueError(
-            'scheme="official" needs images of both official parts, train and test; '
-            'use scheme="auto". Received: one part or none in `official_part`'
+            'scheme="official" needs images of both official sets, train and test; '
+            'use scheme="auto". Received: one set or none in `official_part`'
         )
+    return scheme
 
 
 def _patient_codes(cases):
-    """Group number of each image: its patient's, or its own where the patient is unknown."""
+    """Group number of each image: one per patient, or per image where the patient is unknown."""
     codes, patients = pd.factorize(cases["patient_id"])
     unknown = codes < 0
     codes[unknown] = len(patients) + np.arange(unknown.sum())
@@ -160,57 +150,56 @@ def _patient_codes(cases):
 
 
 def _unite(groups, pairs):
-    """Group numbers after the groups of each pair of images have become one."""
+    """Group numbers after merging the groups of each pair of images."""
     left, right = groups[pairs[:, 0]], groups[pairs[:, 1]]
     links = coo_array((np.ones(len(pairs)), (left, right)), shape=(groups.max() + 1,) * 2)
     return connected_components(links, directed=False)[1][groups]
 
 
 def _deal(groups, positive, *, shares, seed):
-    """Deals whole groups to sides: an array of side names, one per image.
+    """Array of split names, one per image; all images of a group get the same one.
 
-    Largest group first, each to the side that lacks most of what the group holds, lack being
-    counted in shares of the side's own target, separately for positives and negatives. (Not
-    scikit-learn's `StratifiedGroupKFold`: its folds cannot be 70/15/15, it does not aim at
-    sizes, and it takes minutes for six thousand patients.)
+    Greedy: the largest group first, each to the split that lacks most of what the group holds,
+    relative to the split's own target and separately for positives and negatives. (scikit-learn's
+    `StratifiedGroupKFold` cannot make 70/15/15, does not aim at sizes, and takes minutes for six
+    thousand patients.)
     """
-    shares = {side: share for side, share in shares.items() if share > 0}
-    sides = list(shares)
+    shares = {name: share for name, share in shares.items() if share > 0}
+    names = np.array(list(shares), object)
     numbers, of_image = np.unique(groups, return_inverse=True)
     held = np.stack([np.bincount(of_image, weights=w) for w in (positive, ~positive)], axis=1)
     total = np.maximum(held.sum(axis=0), 1)
-    # a small data set must not round a side's share of the positives down to none
+    # a small data set must not round a split's share of the positives down to none
     targets = np.maximum(np.array(list(shares.values()))[:, None], 1 / total)
-    held, filled = held / total, np.zeros((len(sides), 2))
+    held, filled = held / total, np.zeros((len(names), 2))
     chosen = np.zeros(len(numbers), int)
     order = np.random.default_rng(seed).permutation(len(numbers))
     for group in order[np.argsort(-(held * total).sum(axis=1)[order], kind="stable")]:
         lack = (targets - filled - held[group] / 2) / targets
         chosen[group] = np.argmax(lack @ held[group])
         filled[chosen[group]] += held[group]
-    split = np.array(sides, object)[chosen[of_image]]
-    if lacking := [side for side in sides if not positive[split == side].any()]:
+    split = names[chosen[of_image]]
+    if lacking := [name for name in names if not positive[split == name].any()]:
         raise ValueError(
-            f"Each side needs at least one positive image; {' and '.join(lacking)} got none. "
+            f"Each split needs at least one positive image; {' and '.join(lacking)} got none. "
             f"Received: {positive.sum()} positive of {len(positive)} images in {len(numbers)} "
             "groups. Use more cases, or smaller shares"
         )
     return split
 
 
-def near_duplicate_pairs(cases, *, agreement=0.85):
+def near_duplicate_pairs(cases):
     """Pairs of near-identical images, by a perceptual hash.
 
     The hash holds, for each pixel of a 48 x 48 thumbnail, whether it is brighter (1) or darker
-    (-1) than its surroundings by more than a grey level, else 0. Two hashes agree by their
-    cosine. Measured on 387 real cases: copies at half the size, as JPEG of quality 50, with gamma
-    0.7, changed contrast or noise of 6 grey levels agree by 0.89 or more; of 74,590 pairs of
-    different patients none by more than 0.50, of 101 pairs of one patient none by more than
-    0.49. (The usual 64-bit difference hash finds six of those pairs within one bit.)
+    (-1) than its surroundings by more than a grey level, else 0. A pair has hashes of a cosine of
+    at least 0.85. Measured on 387 real cases: copies at half the size, as JPEG of quality 50, with
+    gamma 0.7, changed contrast or noise of 6 grey levels reach 0.89 or more; of 74,590 pairs of
+    different patients none is above 0.50, of 101 pairs of one patient none above 0.49. (The usual
+    64-bit difference hash finds six of those pairs within one bit.)
 
     Args:
         cases: case table; the files at `image_path` are read.
-        agreement: at least this cosine makes a pair.
 
     Returns:
         `(pairs, 2)` int, row positions in `cases`. Images that cannot be read are in no pair.
@@ -220,16 +209,16 @@ def near_duplicate_pairs(cases, *, agreement=0.85):
         signs = np.stack(list(tqdm(hashing, "comparing images", len(cases), delay=2)))
     pairs = [np.empty((0, 2), int)]
     for start in range(0, len(signs), 1000):  # a thousand rows at a time keep memory flat
-        left, right = np.nonzero(signs[start : start + 1000] @ signs.T >= agreement)
+        left, right = np.nonzero(signs[start : start + 1000] @ signs.T >= 0.85)
         left += start
         pairs.append(np.stack([left, right], axis=1)[left < right])
     return np.concatenate(pairs)
 
 
 def _detail_signs(path):
-    """`(2304,)` float32 of length 1; zeros, like nothing, for a flat or unreadable image."""
+    """`(2304,)` float32 of length 1; zeros, similar to nothing, if flat or unreadable."""
     try:
-        image, _ = read_reduced(path, at_least=128)
+        image = read_image(path, at_least=128)
     except (ValueError, OSError):
         return np.zeros(48 * 48, np.float32)  # prepare() will name the file
     thumbnail = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA).astype(np.float32)

@@ -8,52 +8,16 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import dicom_bytes
+from PIL import Image
 from pydicom import DataElement, uid
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.dataset import Dataset
 
 from pneumo_lib.data import dicom
 from pneumo_lib.data.dicom import decode_dicom
 from pneumo_lib.data.images import read_image
 
 RAMP = np.arange(20 * 24).reshape(20, 24)  # more grey levels than 8 bits hold
-
-
-def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=None, **fields):
-    """A DICOM X-ray; `frame` holds its pixels compressed. A field of `None` is left out."""
-    file = Dataset()
-    file.file_meta = FileMetaDataset()
-    file.file_meta.TransferSyntaxUID = syntax
-    file.file_meta.MediaStorageSOPClassUID = uid.DigitalXRayImageStorageForPresentation
-    file.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    file.SOPClassUID, file.SOPInstanceUID = uid.DigitalXRayImageStorageForPresentation, "1.2.3"
-    bits = bits or 8 * pixels.itemsize
-    settings = {
-        "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 8 * pixels.itemsize,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": int(pixels.dtype.kind == "i"),
-    }
-    for name, value in (settings | fields).items():
-        if isinstance(value, DataElement):
-            file.add(value)
-        elif value is not None:
-            setattr(file, name, value)
-    if syntax == uid.RLELossless:
-        file.compress(syntax, pixels, generate_instance_uid=False)
-    elif frame is not None:
-        file.PixelData = encapsulate([frame])
-    elif "PixelData" not in file and fields.get("PixelData", b"") is not None:
-        order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
-        stored = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-        file.add_new("PixelData", "OW" if pixels.itemsize == 2 else "OB", stored)
-    stream = BytesIO()
-    pydicom.dcmwrite(stream, file, enforce_file_format=True)
-    return stream.getvalue()
 
 
 def stretched(pixels, low, high):
@@ -127,6 +91,17 @@ def test_lossy_compressions_lose_a_few_grey_levels(syntax, codec, bits, options)
     np.testing.assert_allclose(image, stretched(pixels, 0, top), atol=3)
 
 
+@pytest.mark.parametrize("at_least", [None, 4])
+def test_orientation_tag_of_a_jpeg_inside_dicom_is_ignored(at_least):
+    pixels, stream, exif = np.zeros((32, 64), np.uint8), BytesIO(), Image.Exif()
+    pixels[:, :16], exif[0x0112] = 255, 6  # turned by 90 degrees
+    Image.fromarray(pixels).save(stream, "JPEG", exif=exif)
+    data = dicom_bytes(pixels, uid.JPEGBaseline8Bit, frame=stream.getvalue())
+    image = decode_dicom(data, at_least=at_least).image
+    assert image.shape == ((32, 64) if at_least is None else (4, 8))
+    np.testing.assert_allclose(image, pixels[:: 32 // len(image), :: 32 // len(image)], atol=20)
+
+
 def test_missing_codecs_are_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     data = dicom_bytes(RAMP.astype("u2"), uid.JPEG2000, frame=b"frame")
@@ -159,6 +134,17 @@ def test_window_of_8_bit_pixels_is_applied():
     assert decode_dicom(data).image.tolist() == [[0, 0, 128, 255, 255]]
 
 
+def test_rescale_comes_before_the_window():
+    fields = {
+        "RescaleSlope": 2,
+        "RescaleIntercept": -1000,
+        "WindowCenter": 0.5,
+        "WindowWidth": 1001,
+    }
+    data = dicom_bytes(np.array([[0, 250, 500, 750, 4000]], np.uint16), **fields)
+    assert decode_dicom(data).image.tolist() == [[0, 0, 128, 255, 255]]
+
+
 def test_first_of_several_windows_counts_and_an_empty_one_does_not():
     pixels = np.array([[0, 50, 100, 150, 255]], np.uint8)
     data = dicom_bytes(pixels, WindowCenter=[100.5, 10], WindowWidth=[101, 5])
@@ -174,6 +160,11 @@ def test_lookup_table_is_applied():
     table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
     data = dicom_bytes(np.array([[0, 1, 2, 3]], np.uint16), VOILUTSequence=[table])
     assert decode_dicom(data).image.tolist() == [[0, 187, 62, 255]]
+
+
+def test_plain_monochrome1_is_inverted():
+    data = dicom_bytes(np.array([[0, 10, 255]], np.uint8), PhotometricInterpretation="MONOCHROME1")
+    assert decode_dicom(data).image.tolist() == [[255, 245, 0]]
 
 
 def test_window_of_monochrome1_is_applied_before_it_is_inverted():
@@ -219,7 +210,7 @@ def test_borders_and_burnt_in_letters_leave_the_contrast_of_the_chest():
     assert inside.max() > 245
 
 
-# -- what the header says of size and sides
+# -- pixel spacing and orientation
 
 
 @pytest.mark.parametrize(

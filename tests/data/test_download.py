@@ -24,22 +24,21 @@ def kagglehub(monkeypatch, png_release):
     return module
 
 
-def test_fetch_brings_the_data_set_and_checks_it(kagglehub, tmp_path):
-    folder = fetch(tmp_path / "siim")
-    assert kagglehub.asked == ["vbookshelf/pneumothorax-chest-xray-images-and-masks"]
-    assert (folder / "stage_1_train_images.csv").is_file()
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("png", "vbookshelf/pneumothorax-chest-xray-images-and-masks"),
+        ("dicom", "seesee/siim-train-test"),
+    ],
+)
+def test_fetch_downloads_once_and_checks_each_time(kagglehub, tmp_path, layout, name):
+    for _ in range(2):
+        folder = fetch(tmp_path / "siim", layout=layout)
+        assert kagglehub.asked == [name]
     assert len(list((folder / "png_images").iterdir())) == 12
-
-
-def test_fetch_asks_for_the_official_files(kagglehub, tmp_path):
-    fetch(tmp_path / "siim", layout="dicom")
-    assert kagglehub.asked == ["seesee/siim-train-test"]
-
-
-def test_fetch_again_only_checks_what_is_there(kagglehub, tmp_path):
-    fetch(tmp_path / "siim")
-    fetch(tmp_path / "siim")
-    assert len(kagglehub.asked) == 1
+    (folder / "stage_1_train_images.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="stage_1_train_images"):
+        fetch(folder)
 
 
 def test_fetch_copies_where_kaggle_has_the_files_on_its_own_machine(
@@ -60,18 +59,16 @@ def test_fetch_refuses_links_which_could_lead_out_of_the_archive(
     assert not (tmp_path / "siim").exists()
 
 
-def test_fetch_never_keeps_half_a_download(kagglehub, tmp_path, monkeypatch):
+def test_fetch_never_keeps_half_a_download(kagglehub, tmp_path):
     def tear(handle, *, output_dir):
         Path(output_dir).mkdir()
         (Path(output_dir) / "patients.csv").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), output_dir)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(kagglehub, "dataset_download", tear)
-        with pytest.raises(OSError, match="free some space"):
-            fetch(tmp_path / "siim")
+    kagglehub.dataset_download = tear
+    with pytest.raises(OSError, match="free some space"):
+        fetch(tmp_path / "siim")
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
-    assert (fetch(tmp_path / "siim") / "patients.csv").read_bytes() != b"half"
 
 
 def test_fetch_refuses_a_download_that_is_not_whole(kagglehub, png_release, tmp_path):
@@ -80,15 +77,13 @@ def test_fetch_refuses_a_download_that_is_not_whole(kagglehub, png_release, tmp_
         fetch(tmp_path / "siim")
 
 
-def test_fetch_without_credentials_says_what_to_do(monkeypatch, tmp_path):
+def test_fetch_without_credentials_says_what_to_do(kagglehub, tmp_path):
     def dataset_download(handle, *, output_dir):
         raise RuntimeError("401 unauthorized")
 
-    monkeypatch.setitem(
-        sys.modules, "kagglehub", SimpleNamespace(dataset_download=dataset_download)
-    )
+    kagglehub.dataset_download = dataset_download
     with pytest.raises(FileNotFoundError, match=r"kaggle\.json or set KAGGLE_API_TOKEN.*401"):
-        fetch(tmp_path)
+        fetch(tmp_path / "siim")
 
 
 def test_fetch_without_kagglehub_says_how_to_install_it(monkeypatch, tmp_path):

@@ -1,16 +1,25 @@
-"""Mask files: the same few empty ones are decoded once, and nothing else changes. Frames."""
+"""Decoding of X-rays and masks, their resizing, and frames."""
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 
 from pneumo_lib.data import images
-from pneumo_lib.data.images import inside_frame, read_image
+from pneumo_lib.data.images import (
+    inside_frame,
+    read_image,
+    read_mask,
+    read_pair,
+    resize_image,
+    resize_mask,
+)
+from pneumo_lib.data.siim import read_cases
 
 
 @pytest.fixture
 def write_mask(tmp_path, monkeypatch):
-    """A function that writes a mask file and returns its case; nothing is known before."""
+    """A function that writes a mask file and returns its case; the cache starts empty."""
     monkeypatch.setattr(images, "_EMPTY_MASKS", {})
 
     def write(name, mask):
@@ -21,46 +30,15 @@ def write_mask(tmp_path, monkeypatch):
     return write
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    """Names of the files that were decoded."""
-    names, decode = [], images._decode
-
-    def look(data, path, *flags):
-        names.append(path.stem)
-        return decode(data, path, *flags)
-
-    monkeypatch.setattr(images, "_decode", look)
-    return names
-
-
-def test_identical_empty_mask_files_are_decoded_once(write_mask, decoded):
+def test_identical_empty_mask_files_are_decoded_once(write_mask, monkeypatch):
+    decoded, decode = [], images._decode
+    monkeypatch.setattr(images, "_decode", lambda *a: decoded.append(a[1].stem) or decode(*a))
     cases = [write_mask(name, np.zeros((5, 7), np.uint8)) for name in "abc"]
     masks = [images.read_mask(case, (5, 7)) for case in cases]
     assert decoded == ["a"]
     masks[1][0, 0] = 1  # each is the caller's own
     for mask, pixel in zip(masks, (0, 1, 0), strict=True):
         assert (mask.shape, mask.dtype, mask.sum()) == ((5, 7), np.uint8, pixel)
-
-
-def test_empty_masks_of_two_sizes_are_told_apart(write_mask):
-    for name, shape in (("a", (5, 7)), ("b", (6, 6))):
-        case = write_mask(name, np.zeros(shape, np.uint8))
-        assert images._read_mask_file(images.Path(case["mask_path"])).shape == shape
-
-
-def test_masks_with_pixels_are_decoded_each(write_mask, decoded):
-    mask = np.eye(6, dtype=np.uint8)
-    for name in "ab":
-        np.testing.assert_array_equal(images.read_mask(write_mask(name, mask), (6, 6)), mask)
-    assert decoded == ["a", "b"]
-
-
-def test_known_empty_mask_still_contradicts_a_positive_case(write_mask):
-    case = write_mask("a", np.zeros((4, 4), np.uint8))
-    images.read_mask(case, (4, 4))
-    with pytest.raises(ValueError, match="has_pneumothorax=True for a"):
-        images.read_mask(case | {"has_pneumothorax": True}, (4, 4))
 
 
 def test_mask_file_that_gains_pixels_is_read_anew(write_mask):
@@ -120,3 +98,144 @@ def test_only_real_xrays_that_look_framed_are_taken_for_it(siim_real):
     paths = sorted((siim_real / "png_images").iterdir())
     framed = [path.name for path in paths if inside_frame(read_image(path)) != (0, 1, 0, 1)]
     assert framed == ["217_train_0_.png", "95_test_0_.png"]
+
+
+# Pixels
+
+
+def test_read_image_scales_16_bits_and_greys_colour(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), np.array([[0, 32896, 65535]], np.uint16))
+    cv2.imwrite(str(tmp_path / "colour.png"), np.full((1, 1, 3), 90, np.uint8))
+    assert read_image(tmp_path / "deep.png").tolist() == [[0, 128, 255]]
+    assert read_image(tmp_path / "colour.png").tolist() == [[90]]
+
+
+@pytest.mark.parametrize("content", [b"", b"text"])
+@pytest.mark.parametrize("name", ["a.png", "a.dcm"])
+def test_read_image_refuses_what_is_no_image(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"must (be|hold).*{name}"):
+        read_image(tmp_path / name)
+
+
+def test_read_image_refuses_a_file_that_breaks_off(png_release):
+    path = png_release / "png_images" / "0_train_1_.png"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="complete PNG"):
+        read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore:End of file reached")  # pydicom's own word on such a file
+def test_read_image_refuses_a_dicom_file_that_breaks_off(siim_dicom, tmp_path):
+    path = next(siim_dicom.rglob("*.dcm"))
+    (tmp_path / "a.dcm").write_bytes(path.read_bytes()[:50_000])
+    for at_least in (None, 128):
+        with pytest.raises(ValueError, match=r"a\.dcm"):
+            read_image(tmp_path / "a.dcm", at_least=at_least)
+
+
+def test_read_image_of_a_missing_file_is_a_missing_file(tmp_path):
+    for name in ("a.png", "a.dcm"):
+        with pytest.raises(FileNotFoundError, match=name):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_reduced_reading_is_area_averaging_to_two_grey_levels(siim_dicom, size):
+    for path in siim_dicom.rglob("*.dcm"):
+        full = pydicom.dcmread(path).pixel_array
+        np.testing.assert_array_equal(read_image(path), full)
+        judge = full.reshape(size, 1024 // size, size, -1).mean(axis=(1, 3))
+        reduced = read_image(path, at_least=size)
+        assert reduced.shape[0] < 1024
+        assert np.abs(resize_image(reduced, (size, size)) - judge).max() <= 2.5
+
+
+def test_reduced_reading_is_full_size_where_pixels_would_not_average_whole(siim_dicom):
+    path = next(siim_dicom.rglob("*.dcm"))
+    for at_least in (None, 100, 512):
+        assert read_image(path, at_least=at_least).shape == (1024, 1024)
+
+
+def test_official_masks_of_the_sample_have_their_published_pixel_counts(siim_dicom):
+    cases = read_cases(siim_dicom).query("has_pneumothorax").to_dict("records")
+    counted = {
+        case["image_id"].split(".")[-3]: int(read_mask(case, (1024, 1024)).sum()) for case in cases
+    }
+    assert counted == {"4904": 9418, "1314": 29079, "4440": 2486, "4982": 5232, "12743": 2071}
+
+
+@pytest.mark.parametrize("brightest", [1, 255])
+def test_read_mask_cuts_a_file_at_half_of_its_brightest(tmp_path, brightest):
+    grey = np.array([[0, brightest // 3, brightest]], np.uint8)
+    cv2.imwrite(str(tmp_path / "mask.png"), grey)
+    case = {"image_id": "a", "mask_path": tmp_path / "mask.png", "has_pneumothorax": True}
+    mask = read_mask(case, (1, 3))
+    assert mask.tolist() == [[0, 0, 1]]
+    assert mask.dtype == np.uint8
+
+
+def test_read_mask_brings_a_mask_file_to_the_size_of_its_image(write_mask):
+    case = write_mask("a", np.kron([[1, 0], [0, 0]], np.ones((4, 4), int)))
+    assert read_mask(case, (2, 2)).tolist() == [[1, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(("rle", "label"), [("-1", True), ("0 3", False)])
+def test_read_mask_refuses_a_mask_that_contradicts_its_label(rle, label, write_mask):
+    drawn = {"image_id": "a", "rles": [rle]}
+    for case in (drawn, write_mask("a", np.full((4, 4), not label, np.uint8))):
+        for _ in range(2):  # an empty file is in the cache the second time
+            with pytest.raises(ValueError, match=f"pixels, has_pneumothorax={label} for a"):
+                read_mask(case | {"has_pneumothorax": label}, (4, 4))
+
+
+def test_read_pair_lays_run_lengths_on_the_full_size_of_a_reduced_image(siim_dicom):
+    case = read_cases(siim_dicom).query("has_pneumothorax").iloc[0]
+    image, mask = read_pair(case, 128)
+    full = read_mask(case, (1024, 1024)).reshape(128, 8, 128, 8).mean(axis=(1, 3))
+    np.testing.assert_array_equal(mask, full >= 0.5)
+    assert image.shape == (128, 128)
+
+
+# Resizing
+
+
+def test_resize_image_averages_areas():
+    image = np.array([[0, 10, 100, 100], [20, 30, 100, 100]], np.uint8)
+    assert resize_image(image, (1, 2)).tolist() == [[15, 100]]
+
+
+def test_resize_image_averages_the_side_that_shrinks_while_the_other_grows():
+    image = np.array([[0, 0, 0, 100, 200, 200, 200, 200]], np.float32)
+    rows = resize_image(image, (4, 2))
+    np.testing.assert_allclose(rows, [[25, 200]] * 4)
+
+
+def test_resize_mask_keeps_a_pixel_at_half_of_its_area():
+    mask = np.zeros((4, 4), np.uint8)
+    mask[:2, 0] = 1  # half of the first output pixel
+    mask[0, 2] = 1  # a quarter of the second
+    resized = resize_mask(mask, (2, 2))
+    assert resized.tolist() == [[1, 0], [0, 0]]
+    assert resized.dtype == np.uint8
+
+
+def test_resize_mask_grows_a_square_to_a_square():
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = 1
+    grown = resize_mask(mask, (16, 16))
+    expected = np.kron(mask, np.ones((2, 2), np.uint8))
+    assert set(np.unique(grown)) == {0, 1}
+    assert (grown != expected).sum() <= 4  # linear growth may round the four corners
+
+
+def test_resize_mask_keeps_the_area_of_real_masks(siim_real):
+    cases = read_cases(siim_real)
+    full = small = 0
+    for case in cases[cases["has_pneumothorax"]].to_dict("records"):
+        mask = read_image(case["mask_path"]) // 255
+        resized = resize_mask(mask, (128, 128))
+        assert resized.any()
+        full += mask.mean()
+        small += resized.mean()
+    assert small == pytest.approx(full, rel=0.02)  # ties at one half count as mask

@@ -71,8 +71,8 @@ def test_rle_encode_and_decode_are_inverse_and_agree_with_a_slow_loop(mask):
         ("1 " * 20 + "1", "21 numbers in '(1 ){20}'$"),
         ("1.5 2", "whole numbers"),
         ("99999999999999999999 1", "whole numbers"),
-        ("0 2 0 1 1 0", "length 0 in run 3"),
-        ("1 2 0 1 -1 2", "overlap.*offset -1 in run 3"),
+        ("0 2 0 1 1 0", "at least one pixel.*1 0 in run 3"),
+        ("1 2 0 1 -1 2", "overlap.*-1 2 in run 3"),
         ("14 2 0 1", "inside the image of 16 pixels.*17"),
         ("9000000000000000000 9000000000000000000", "inside the image"),
     ],
@@ -94,13 +94,6 @@ def test_rle_decode_refuses_what_is_not_runs_inside_the_image(rle, message):
 def test_rle_encode_refuses_what_is_not_a_mask(mask, message):
     with pytest.raises(ValueError, match=message):
         rle_encode(mask)
-
-
-def test_official_sample_masks_have_their_published_pixel_counts(siim_dicom):
-    table = pd.read_csv(siim_dicom / "train-rle-sample.csv", header=None, names=["id", "rle"])
-    rles = {name.split(".")[-3]: rle for name, rle in zip(table["id"], table["rle"], strict=True)}
-    counted = {name: int(rle_decode(rles[name]).sum()) for name in OFFICIAL_PIXELS}
-    assert counted == OFFICIAL_PIXELS
 
 
 def test_full_table_decodes_to_the_known_counts_and_encodes_back(siim_tables):

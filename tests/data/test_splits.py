@@ -8,7 +8,7 @@ import pytest
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.splits import leaked_patients, near_duplicate_pairs, split_cases
 
-SIDES = ["train", "validation", "test"]
+SPLITS = ["train", "validation", "test"]
 
 
 def make_cases(count=200, *, per_patient=2, positives=0.25, seed=0):
@@ -51,11 +51,11 @@ def read_tables(siim_tables):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_patient_split_keeps_every_patient_on_one_side(seed):
+def test_patient_split_keeps_every_patient_in_one_split(seed):
     cases = split_without_files(make_cases(seed=seed), scheme="patient", seed=seed)
     assert cases.groupby("patient_id")["split"].nunique().max() == 1
     assert leaked_patients(cases) == 0
-    assert set(cases["split"]) == set(SIDES)
+    assert set(cases["split"]) == set(SPLITS)
 
 
 def test_random_split_by_image_leaks_patients_and_the_count_says_so():
@@ -65,7 +65,7 @@ def test_random_split_by_image_leaks_patients_and_the_count_says_so():
     assert set(cases["split_scheme"]) == {"random"}
 
 
-def test_official_split_keeps_the_test_part_and_carves_validation_by_patient():
+def test_official_split_keeps_the_test_set_and_takes_validation_by_patient():
     cases = split_without_files(make_cases(), scheme="official")
     assert ((cases["split"] == "test") == (cases["official_part"] == "test")).all()
     assert leaked_patients(cases[cases["split"] != "test"]) == 0
@@ -76,7 +76,7 @@ def test_official_split_keeps_the_test_part_and_carves_validation_by_patient():
 def test_split_comes_near_the_shares_for_both_labels(scheme, validation, test):
     cases = split_without_files(make_cases(600), scheme=scheme, validation=validation, test=test)
     for _, label in cases.groupby("has_pneumothorax"):
-        shares = label["split"].value_counts(normalize=True).reindex(SIDES, fill_value=0)
+        shares = label["split"].value_counts(normalize=True).reindex(SPLITS, fill_value=0)
         np.testing.assert_allclose(shares, [1 - validation - test, validation, test], atol=0.02)
 
 
@@ -96,87 +96,64 @@ def test_split_is_the_same_for_a_seed_and_another_for_another():
     assert not first.equals(other)
 
 
-def test_split_leaves_global_random_state_alone():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    split_without_files(make_cases())
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
-
-
-# What "auto" does
-
-
-def test_auto_keeps_official_parts_that_share_no_patient():
-    cases = make_cases()
-    cases["patient_id"] = cases["official_part"] + cases["patient_id"]
-    assert split_without_files(cases)["split_scheme"][0] == "official"
-
-
-def test_auto_groups_by_patient_where_official_parts_share_one():
-    assert split_without_files(make_cases())["split_scheme"][0] == "patient"
-
-
-def test_auto_keeps_official_parts_and_says_that_patients_are_unknown():
-    cases = split_without_files(make_cases().assign(patient_id=np.nan))
-    assert set(cases["split_scheme"]) == {"official (patients unknown)"}
-    assert ((cases["split"] == "test") == (cases["official_part"] == "test")).all()
-    assert leaked_patients(cases) == 0
-
-
-def test_auto_is_random_without_patients_and_parts():
-    cases = make_cases().assign(patient_id=np.nan, official_part=np.nan)
-    assert split_without_files(cases)["split_scheme"][0] == "random (patients unknown)"
-
-
-def test_auto_says_how_many_images_have_no_patient():
-    cases = make_cases()
-    cases.loc[:2, "patient_id"] = np.nan
-    split = split_without_files(cases)
-    assert split["split_scheme"][0] == "patient (patients of 3 images unknown)"
+@pytest.mark.parametrize(
+    ("changes", "scheme"),
+    [
+        ({}, "patient"),  # the official sets share some
+        ({"patient_id": lambda c: c["official_part"] + c["patient_id"]}, "official"),
+        ({"patient_id": np.nan}, "official (patients unknown)"),
+        ({"patient_id": np.nan, "official_part": np.nan}, "random (patients unknown)"),
+        (
+            {"patient_id": lambda c: c["patient_id"].where(c.index > 2)},
+            "patient (patients of 3 images unknown)",
+        ),
+    ],
+)
+def test_auto_trusts_official_sets_without_common_patients_and_else_known_patients(changes, scheme):
+    cases = split_without_files(make_cases().assign(**changes))
+    assert set(cases["split_scheme"]) == {scheme}
+    if scheme.startswith("official"):
+        assert ((cases["split"] == "test") == (cases["official_part"] == "test")).all()
+    if "unknown" not in scheme:
+        assert leaked_patients(cases) == 0
 
 
 # Cross-validation
 
 
-def fold_sides(cases, *, folds=5, **settings):
-    """Sides of every fold, one column each."""
-    sides = {
-        fold: split_without_files(cases, fold=f"{fold}/{folds}", **settings)["split"]
-        for fold in range(1, folds + 1)
-    }
-    return pd.DataFrame(sides)
+def five_folds(cases, **settings):
+    """The `split` of every fold, one column each."""
+    folds = {n: split_without_files(cases, fold=f"{n}/5", **settings) for n in range(1, 6)}
+    return pd.DataFrame({n: fold["split"] for n, fold in folds.items()})
 
 
 @pytest.mark.parametrize("scheme", ["patient", "official", "random"])
 def test_each_case_is_tested_in_every_fold_or_validated_in_exactly_one(scheme):
-    sides = fold_sides(make_cases(), scheme=scheme)
+    folds = five_folds(make_cases(), scheme=scheme)
     plain = split_without_files(make_cases(), scheme=scheme)["split"]
-    tested = (sides == "test").sum(axis=1)
+    tested = (folds == "test").sum(axis=1)
     assert set(tested) == {0, 5}
     assert ((tested == 5) == (plain == "test")).all()
-    assert ((sides == "validation").sum(axis=1)[tested == 0] == 1).all()
+    assert ((folds == "validation").sum(axis=1)[tested == 0] == 1).all()
 
 
-def test_folds_keep_every_patient_on_one_side_of_each():
+def test_folds_share_no_patient_and_come_near_equal_shares_for_both_labels():
     cases = make_cases(600)
-    for side in fold_sides(cases, scheme="patient").items():
-        assert leaked_patients(cases.assign(split=side[1])) == 0
-
-
-def test_folds_come_near_equal_shares_for_both_labels():
-    cases = make_cases(600)
-    sides = fold_sides(cases, scheme="patient")
-    for _, rows in sides.groupby(cases["has_pneumothorax"]):
+    folds = five_folds(cases, scheme="patient")
+    for fold in folds:
+        assert leaked_patients(cases.assign(split=folds[fold])) == 0
+    for _, rows in folds.groupby(cases["has_pneumothorax"]):
         left = (rows[1] != "test").sum()
         np.testing.assert_allclose((rows == "validation").sum() / left, 0.2, atol=0.03)
 
 
-def test_near_identical_images_are_on_one_side_of_every_fold(png_release):
+def test_near_identical_images_are_in_one_split_of_every_fold(png_release):
     copy_image(png_release, "2_train_0_.png", "4_train_0_.png")
     for fold in ("1/2", "2/2"):
         split = split_cases(read_cases(png_release), scheme="official", fold=fold)
-        side = split.set_index("image_id")["split"]
-        assert side["train.2"] == side["train.4"]
         assert set(split["split_scheme"]) == {f"official, fold {fold}"}
+        split = split.set_index("image_id")["split"]
+        assert split["train.2"] == split["train.4"]
 
 
 @pytest.mark.parametrize("fold", ["1/1", "0/5", "6/5", "2", "-1/5", "2/5 ", "02/5", 2, 0.4, ""])
@@ -206,7 +183,7 @@ def test_auto_split_of_the_full_data_set_leaks_no_patient(siim_tables):
     cases = split_without_files(read_tables(siim_tables))
     assert set(cases["split_scheme"]) == {"patient"}
     assert leaked_patients(cases) == 0
-    shares = cases["split"].value_counts(normalize=True)[SIDES]
+    shares = cases["split"].value_counts(normalize=True)[SPLITS]
     np.testing.assert_allclose(shares, [0.7, 0.15, 0.15], atol=0.001)
     prevalence = cases.groupby("split")["has_pneumothorax"].mean()
     np.testing.assert_allclose(prevalence, 0.2215, atol=0.001)
@@ -215,12 +192,8 @@ def test_auto_split_of_the_full_data_set_leaks_no_patient(siim_tables):
 def test_auto_split_of_the_real_cases_is_official_and_clean(siim_real):
     cases = split_cases(read_cases(siim_real))
     assert set(cases["split_scheme"]) == {"official"}
-    assert leaked_patients(cases) == 0
+    assert leaked_patients(cases) == len(near_duplicate_pairs(cases)) == 0
     assert cases["split"].value_counts()["test"] == 114
-
-
-def test_real_images_of_different_patients_are_never_near_identical(siim_real):
-    assert len(near_duplicate_pairs(read_cases(siim_real))) == 0
 
 
 CHANGES = {
@@ -261,13 +234,13 @@ def test_near_identical_images_stay_together_under_every_scheme(png_release):
     for scheme in ("patient", "random", "official"):
         for seed in range(6):
             split = split_cases(cases, scheme=scheme, seed=seed, validation=0.2, test=0.2)
-            side = split.set_index("image_id")["split"]
-            assert side["train.2"] == side["train.4"]
-            assert side["train.0"] == side["train.5"]
+            split = split.set_index("image_id")["split"]
+            assert split["train.2"] == split["train.4"]
+            assert split["train.0"] == split["train.5"]
     assert near_duplicate_pairs(cases).tolist() == [[0, 5], [2, 4]]
 
 
-def test_official_train_image_that_copies_a_test_image_goes_to_the_test_side(png_release, caplog):
+def test_official_train_image_that_copies_a_test_image_goes_to_the_test_split(png_release, caplog):
     copy_image(png_release, "1_test_0_.png", "4_train_0_.png")
     split = split_cases(read_cases(png_release), scheme="official", validation=0.3)
     assert split.set_index("image_id")["split"]["train.4"] == "test"
@@ -276,12 +249,12 @@ def test_official_train_image_that_copies_a_test_image_goes_to_the_test_side(png
     assert "train.4" in caplog.text
 
 
-def test_auto_does_not_trust_official_parts_that_share_an_image(png_release):
+def test_auto_does_not_trust_official_sets_that_share_an_image(png_release):
     copy_image(png_release, "1_test_0_.png", "4_train_0_.png")
     split = split_cases(read_cases(png_release), validation=0.2, test=0.2)
     assert split["split_scheme"][0] == "patient"
-    side = split.set_index("image_id")["split"]
-    assert side["train.4"] == side["test.1"] == side["test.0"]  # the copy's patient comes along
+    split = split.set_index("image_id")["split"]
+    assert split["train.4"] == split["test.1"] == split["test.0"]  # the copy's patient comes along
 
 
 def test_flat_and_broken_images_are_near_identical_to_nothing(tmp_path):
@@ -313,7 +286,7 @@ def test_near_identical_images_are_found_among_more_than_a_thousand(tmp_path):
         ({"validation": 0.6, "test": 0.4}, "leave some to train.*0.6, test=0.4"),
         ({"validation": -0.1}, "leave some to train"),
         ({"scheme": "patient", "patient_id": np.nan}, r"put patients\.csv"),
-        ({"scheme": "official", "official_part": "train"}, "both official parts"),
+        ({"scheme": "official", "official_part": "train"}, "both official sets"),
         ({"has_pneumothorax": False}, "at least one positive.*0 positive of 200"),
     ],
 )
@@ -323,7 +296,7 @@ def test_split_refuses_what_it_cannot_do(settings, message):
         split_without_files(make_cases().assign(**columns), **settings)
 
 
-def test_split_refuses_fewer_positives_than_sides():
+def test_split_refuses_fewer_positives_than_splits():
     cases = make_cases(20)
     cases["has_pneumothorax"] = [True, True] + [False] * 18
     cases["patient_id"] = cases["image_id"]
@@ -332,8 +305,8 @@ def test_split_refuses_fewer_positives_than_sides():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_small_data_sets_still_give_each_side_a_positive(seed):
+def test_small_data_sets_still_give_each_split_a_positive(seed):
     cases = make_cases(24, per_patient=1)
     cases["has_pneumothorax"] = [True, False, False, False, False, False, False, False] * 3
     split = split_without_files(cases, scheme="random", seed=seed)
-    assert set(split["split"][split["has_pneumothorax"]]) == set(SIDES)
+    assert set(split["split"][split["has_pneumothorax"]]) == set(SPLITS)

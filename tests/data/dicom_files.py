@@ -1,0 +1,45 @@
+"""DICOM files for tests, with every field settable."""
+
+from io import BytesIO
+
+import pydicom
+from pydicom import DataElement, uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+
+
+def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=None, **fields):
+    """A DICOM X-ray; `frame` holds its pixels compressed. A field of `None` is left out."""
+    file = Dataset()
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = syntax
+    file.file_meta.MediaStorageSOPClassUID = uid.DigitalXRayImageStorageForPresentation
+    file.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    file.SOPClassUID, file.SOPInstanceUID = uid.DigitalXRayImageStorageForPresentation, "1.2.3"
+    bits = bits or 8 * pixels.itemsize
+    settings = {
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 8 * pixels.itemsize,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+    }
+    for name, value in (settings | fields).items():
+        if isinstance(value, DataElement):
+            file.add(value)
+        elif value is not None:
+            setattr(file, name, value)
+    if syntax == uid.RLELossless:
+        file.compress(syntax, pixels, generate_instance_uid=False)
+    elif frame is not None:
+        file.PixelData = encapsulate([frame])
+    elif "PixelData" not in file and fields.get("PixelData", b"") is not None:
+        order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
+        stored = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+        file.add_new("PixelData", "OW" if pixels.itemsize == 2 else "OB", stored)
+    stream = BytesIO()
+    pydicom.dcmwrite(stream, file, enforce_file_format=True)
+    return stream.getvalue()
