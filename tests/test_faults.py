@@ -162,7 +162,7 @@ def test_file_system_without_locks_gets_a_warning_and_no_lock(
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from pneumo_lib.paths import atomic_write, file_lock
+from pneumo_lib._files import atomic_write, file_lock
 made = Path(sys.argv[1])
 with file_lock(made):
     names = ["made/history.csv", "made/masks/1.png", "made.count", "made", "other.count"]
@@ -254,8 +254,8 @@ def test_new_array_goes_without_where_space_cannot_be_reserved(tmp_path, monkeyp
 
 LIMITED = """
 import resource, signal, sys
-from pneumo_lib.dataset import read_cases
-from pneumo_lib.preparation import prepare
+from pneumo_lib.data.prepare import prepare
+from pneumo_lib.data.siim import read_cases
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 cases = read_cases(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
@@ -374,8 +374,8 @@ def test_short_memory_ends_the_preparation_and_leaves_no_image_out(cases, tmp_pa
 
 DRAW = """
 import sys
-from pneumo_lib.cli import main
-from pneumo_lib.phantom import make_phantoms
+from pneumo_lib.apps.cli import main
+from pneumo_lib.data.phantom.draw import make_phantoms
 if __name__ == "__main__" and sys.argv[2] == "pool":
     make_phantoms(sys.argv[1], count=60, size=64, workers=2)
 if __name__ == "__main__" and sys.argv[2] == "command":
@@ -439,9 +439,9 @@ def test_interrupt_stops_the_drawing_keeps_it_and_says_how_to_go_on(tmp_path):
 
 SLOW = """
 import sys, time
-from pneumo_lib import arrays
-from pneumo_lib.dataset import read_cases
-from pneumo_lib.preparation import prepare
+from pneumo_lib.data import arrays
+from pneumo_lib.data.prepare import prepare
+from pneumo_lib.data.siim import read_cases
 quick = arrays.read_pair
 
 def slow(case, size):

@@ -86,8 +86,7 @@ import resource, sys, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import hostile_corpus as corpus
-from pneumo_lib.dataset import read_image
-from pneumo_lib.pixels import read_reduced
+from pneumo_lib.data.images import read_image, read_reduced
 warnings.simplefilter("ignore")
 inputs = [*corpus.images(), *corpus.dicoms()]
 folder = Path(sys.argv[2])

@@ -4,14 +4,12 @@ import ast
 import json
 import re
 from dataclasses import asdict
-from inspect import ismodule
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
-import pneumo_lib as pl
 from pneumo_lib.study import notebooks, report
 from pneumo_lib.study.parameters import read_params
 from pneumo_lib.training.config import TrainingConfig, describe
@@ -144,22 +142,6 @@ def test_neither_cells_nor_outputs_hold_an_absolute_path(path):
         texts += [output.get("text", ""), *(data.get(k, "") for k in ("text/plain", "text/html"))]
     assert [m[0] for text in texts for m in ABSOLUTE.finditer(text)] == []
     assert not any(str(ROOT) in text for text in texts)
-
-
-def test_every_name_of_the_library_that_notebooks_and_readme_use_is_public():
-    texts = [cell.source for path in NOTEBOOKS for cell in read(path).cells]
-    texts.append((ROOT / "README.md").read_text())
-    used = {name for text in texts for name in re.findall(r"\bpl\.(\w+)(?:\.(\w+))?", text)}
-    assert len(used) > 50
-    for name, attribute in used:
-        assert name in pl.__all__
-        module = getattr(pl, name)
-        if attribute and ismodule(module) and module is not pl.keras:
-            source = ast.parse(Path(module.__file__).read_text()).body
-            parts = [part for n in source if isinstance(n, ast.Assign) for part in ast.walk(n)]
-            made = {p.id for p in parts if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store)}
-            made |= {n.name for n in source if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-            assert attribute in made.union(getattr(module, "__all__", ())), f"pl.{name}.{attribute}"
 
 
 # -- parameters
