@@ -1,6 +1,5 @@
 """Bad and hostile input: an error that names the file, or the right pixels; all others go on."""
 
-import ast
 import gzip
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from pneumo_lib.data import arrays, images, siim
 from pneumo_lib.data.images import read_image, read_mask
-from pneumo_lib.data.prepare import prepare
+from pneumo_lib.data.prepare import load_prepared, prepare
 from pneumo_lib.data.rle import rle_decode
 from pneumo_lib.data.siim import read_cases
 
@@ -29,9 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore::
 
 def test_the_corpus_holds_more_than_three_hundred_different_inputs():
     contents = {one.content for one in IMAGES}
-    others = [corpus.RLES, corpus.TABLES, corpus.READABLE_TABLES, corpus.RLE_TABLES]
-    others = {str(value) for group in others for value in group.values()}
-    assert len(contents) + len(others) >= 400
+    tables = [corpus.TABLES, corpus.READABLE_TABLES, corpus.RLE_TABLES]
+    tables = {content for group in tables for content in group.values()}
+    assert len(contents) + len(tables) + len(set(corpus.RLES)) >= 400
 
 
 def outcome(function, *arguments, **options):
@@ -221,10 +220,10 @@ def test_read_mask_takes_a_mask_of_another_size_that_was_rounded(shape, tmp_path
 # Run lengths
 
 
-@pytest.mark.parametrize("name", corpus.RLES)
-def test_rle_decode_refuses_what_is_no_run_length_text(name):
+@pytest.mark.parametrize("text", corpus.RLES, ids=lambda text: repr(text[:20]))
+def test_rle_decode_refuses_what_is_no_run_length_text(text):
     with pytest.raises(ValueError, match=r"Received: ") as raised:
-        rle_decode(corpus.RLES[name], shape=(16, 16))
+        rle_decode(text, shape=(16, 16))
     assert len(str(raised.value)) < 300
 
 
@@ -248,7 +247,7 @@ def test_rle_decode_gives_a_mask_or_a_value_error_for_any_text(text):
 # Tables
 
 
-def small_release(folder, table, *, name="stage_1_train_images.csv"):
+def small_release(folder, table):
     """Two images with masks, and `table` as the table of one part."""
     for kind in ("png_images", "png_masks"):
         (folder / kind).mkdir(parents=True)
@@ -256,8 +255,15 @@ def small_release(folder, table, *, name="stage_1_train_images.csv"):
             (folder / kind / f"{letter}.png").write_bytes(corpus.encoded(corpus.picture()))
     for part in ("train", "test"):
         (folder / f"stage_1_{part}_images.csv").write_text(corpus.HEAD)
-    (folder / name).write_bytes(table)
+    (folder / "stage_1_train_images.csv").write_bytes(table)
     return folder
+
+
+def dicom_release(folder, table, *, name="train-rle.csv"):
+    """Two DICOM files, and `table` as their run-length table."""
+    for letter in "ab":
+        (folder / f"{letter}.dcm").write_bytes(corpus.dicom())
+    (folder / name).write_bytes(table)
 
 
 @pytest.mark.parametrize("name", corpus.TABLES)
@@ -277,9 +283,7 @@ def test_read_cases_reads_unusual_but_whole_tables(name, tmp_path):
 
 @pytest.mark.parametrize("name", corpus.RLE_TABLES)
 def test_read_cases_refuses_a_bad_run_length_table(name, tmp_path):
-    for letter in "ab":
-        (tmp_path / f"{letter}.dcm").write_bytes(corpus.dicom())
-    (tmp_path / "train-rle.csv").write_bytes(corpus.RLE_TABLES[name])
+    dicom_release(tmp_path, corpus.RLE_TABLES[name])
     with pytest.raises((ValueError, FileNotFoundError), match=r"Received: ") as raised:
         read_cases(tmp_path)
     assert "train-rle.csv" in str(raised.value) or str(tmp_path) in str(raised.value)
@@ -288,19 +292,18 @@ def test_read_cases_refuses_a_bad_run_length_table(name, tmp_path):
 
 @pytest.mark.parametrize("table", ["patients.csv", "nih_id.csv"])
 @pytest.mark.parametrize(
-    "content", [b"", b"x,y\n1,2\n", b"\xff\xfe\x00", b"ImageId,patient_id\na,=1+1\n"]
+    "content",
+    ["", "x,y\n1,2\n", "\xff\xfe\x00", *(f"ImageId,patient_id\na,{c}1+1\n" for c in "=+@")],
 )
 def test_read_cases_refuses_a_bad_table_of_patients_and_names_it(table, content, tmp_path):
     folder = small_release(tmp_path / "data", corpus.READABLE_TABLES["plain"])
-    (folder / table).write_bytes(content)
+    (folder / table).write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=table):
         read_cases(folder)
 
 
 def test_notes_beside_the_run_length_table_do_no_harm(tmp_path):
-    for letter in "ab":
-        (tmp_path / f"{letter}.dcm").write_bytes(corpus.dicom())
-    (tmp_path / "train-rle.csv").write_text(corpus.RLE_HEAD + "a,-1\nb,0 4\n")
+    dicom_release(tmp_path, (corpus.RLE_HEAD + "a,-1\nb,0 4\n").encode())
     for name in ("random", "utf-16", "three columns", "empty"):
         (tmp_path / f"notes {name}.csv").write_bytes(corpus.RLE_TABLES[name])
     assert read_cases(tmp_path)["image_id"].tolist() == ["a", "b"]
@@ -310,24 +313,16 @@ def test_notes_beside_the_run_length_table_do_no_harm(tmp_path):
     "packed", [b"", b"\x1f\x8b", b"not gzip", gzip.compress(b"a,b\n" * 9, mtime=0)[:-9]], ids=len
 )
 def test_read_cases_names_a_broken_packed_table(packed, tmp_path):
-    (tmp_path / "a.dcm").write_bytes(corpus.dicom())
-    (tmp_path / "train-rle.csv.gz").write_bytes(packed)
+    dicom_release(tmp_path, packed, name="train-rle.csv.gz")
     with pytest.raises(FileNotFoundError, match=r"train-rle\.csv\.gz"):
         read_cases(tmp_path)
 
 
 def test_packed_table_that_unpacks_to_gigabytes_is_refused_early(tmp_path, monkeypatch):
     monkeypatch.setattr(siim, "_TABLE_BYTES", 1 << 20)
-    (tmp_path / "a.dcm").write_bytes(corpus.dicom())
-    (tmp_path / "train-rle.csv.gz").write_bytes(gzip.compress(b"a,-1\n" * 300_000))
+    dicom_release(tmp_path, gzip.compress(b"a,-1\n" * 300_000), name="train-rle.csv.gz")
     with pytest.raises(FileNotFoundError, match="more than 1 MB"):
         read_cases(tmp_path)
-
-
-def test_a_byte_of_zero_refuses_the_table_which_pandas_would_cut_there(tmp_path):
-    table = corpus.HEAD.encode() + b"a.png,a\0b,0\n"
-    with pytest.raises(ValueError, match=r"stage_1_train_images\.csv \(a byte of zero\)"):
-        read_cases(small_release(tmp_path / "data", table))
 
 
 cells = st.text(st.sampled_from('ab.,"\n\r\t;01-=\ufeff\x00\u2028'), max_size=5)
@@ -376,41 +371,9 @@ def test_endless_header_of_a_dicom_file_is_read_to_a_bound_only(tmp_path, monkey
     assert all(pd.isna(value) for value in values.values())
 
 
-# What the code itself may not do
-
-
-FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "input"}
-PICKLES = {"pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"}
-
-
-def full_name(node):
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([getattr(node, "id", "?"), *reversed(parts)])
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "pneumo_lib").glob("*.py")), ids=attrgetter("name"))
-def test_the_library_starts_no_shell_evaluates_no_text_and_loads_no_pickles(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
-            assert not {m.split(".")[0] for m in modules} & PICKLES, f"line {node.lineno}"
-        if isinstance(node, ast.Call):
-            where = f"line {node.lineno} of {path.name}"
-            assert full_name(node.func) not in FORBIDDEN, where
-            options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-            assert not options.get("shell"), where
-            assert options.get("allow_pickle") in (None, False), where
-            assert options.get("safe_mode") in (None, True), where
-
-
 def test_arrays_of_a_prepared_folder_are_never_unpickled(png_release, tmp_path):
     prepared = prepare(read_cases(png_release), tmp_path / "out", size=16)
     np.save(tmp_path / "out" / "images.npy", np.array([print, len], object), allow_pickle=True)
-    from pneumo_lib.data.prepare import load_prepared
-
     with pytest.raises(ValueError, match=r"allow_pickle|[Oo]bject"):
         load_prepared(prepared.folder)
 
@@ -463,17 +426,9 @@ def test_names_and_dates_of_dicom_headers_reach_neither_files_nor_logs_nor_error
 
 
 def test_no_cell_of_the_written_tables_begins_like_a_formula(png_release, tmp_path):
-    dangerous = ("=", "+", "@", "\t", "\r")
-    table = png_release / "patients.csv"
-    text = table.read_text()
-    for begin in dangerous[:3]:
-        table.write_text(text.replace("0001", f"{begin}1+1", 1))
-        with pytest.raises(ValueError, match=r"patient_id in patients\.csv must be a name"):
-            read_cases(png_release)
-    table.write_text(text)
     folder = prepare(read_cases(png_release), tmp_path / "out", size=16).folder
     cells = pd.read_csv(folder / "cases.csv", dtype=str, keep_default_na=False).to_numpy().ravel()
-    assert not [cell for cell in cells if cell.startswith(dangerous)]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t", "\r"))]
 
 
 def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path):

@@ -18,6 +18,8 @@ SPINE = (
     *("evaluation/metrics", "evaluation/score_table"),
 )
 
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(LIBRARY)))
+
 
 def lines_of(paths):
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
@@ -44,7 +46,7 @@ def test_an_import_upwards_is_found(tmp_path):
     assert "pneumo_lib.data is not allowed to import pneumo_lib.training" in done.stdout
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
+@each_module
 def test_no_module_imports_the_package_itself_or_a_private_name_of_another(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pneumo_lib"):
@@ -55,6 +57,27 @@ def test_no_module_imports_the_package_itself_or_a_private_name_of_another(path)
                 assert all((LIBRARY / f"{name}.py").exists() for name in names), node.lineno
         if isinstance(node, ast.Import):
             assert "pneumo_lib" not in [alias.name for alias in node.names], node.lineno
+
+
+FORBIDDEN = {"print", "eval", "exec", "input", "os.system", "os.popen"}
+FORBIDDEN |= {"yaml.load", "yaml.unsafe_load"}
+PICKLES = {"pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"}
+
+
+@each_module
+def test_a_module_prints_asserts_evaluates_and_unpickles_nothing_and_starts_no_shell(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"line {getattr(node, 'lineno', 0)}"
+        assert not isinstance(node, ast.Assert), where
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
+            assert not {m.split(".")[0] for m in modules} & PICKLES, where
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN, where
+            options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            assert not options.get("shell"), where
+            assert not options.get("allow_pickle"), where
+            assert options.get("safe_mode") in (None, True), where
 
 
 def test_the_spine_is_read_in_ninety_minutes():

@@ -1,6 +1,5 @@
 """What a fresh clone relies on: the package lists agree, importing stays light, nothing private."""
 
-import ast
 import re
 import shutil
 import subprocess
@@ -124,7 +123,7 @@ print(len(dir(pl)))
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="nothing"):
         _ = pl.nothing
 
 
@@ -142,24 +141,10 @@ def test_ruff_is_content(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pneumo_lib").rglob("*.py")), ids=str)
-def test_the_library_neither_prints_nor_asserts(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        assert not isinstance(node, ast.Assert), f"assert in line {node.lineno}"
-        if path.parent.name != "apps" and isinstance(node, ast.Call):
-            assert getattr(node.func, "id", "") != "print", f"print in line {node.lineno}"
-
-
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run"])
 def test_every_make_command_that_is_written_down_exists(name):
     written = set(re.findall(r"(?:^|`|&& )make ([a-z]+)", (ROOT / name).read_text(), re.M))
     assert written <= set(TARGETS)
-
-
-def test_the_readme_shows_both_commands():
-    text = (ROOT / "README.md").read_text()
-    assert "make report" in text
-    assert "make test" in text
 
 
 LAYOUT = """
@@ -169,9 +154,8 @@ params/smoke.yaml pneumo_lib notebooks tests figures
 """
 
 
-@pytest.mark.parametrize("path", LAYOUT.split())
-def test_the_layout_is_complete(path):
-    assert (ROOT / path).exists()
+def test_the_layout_is_complete():
+    assert [name for name in LAYOUT.split() if not (ROOT / name).exists()] == []
 
 
 def test_nothing_tracked_names_this_machine_or_a_private_package_index():

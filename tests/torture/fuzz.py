@@ -83,7 +83,7 @@ def seeds(target, folder):
     """The corpus of the tests, where fuzzing starts."""
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {
-        "rle": [text.encode() for text in hostile_corpus.RLES.values() if len(text) < 4000],
+        "rle": [text.encode() for text in hostile_corpus.RLES if len(text) < 4000],
         "tables": [b"\0" + table for table in hostile_corpus.TABLES.values()]
         + [b"\0" + table for table in hostile_corpus.READABLE_TABLES.values()]
         + [b"\xff" + table for table in hostile_corpus.RLE_TABLES.values()]
