@@ -64,6 +64,8 @@ def test_every_line_of_the_lock_is_exact_and_has_checksums():
 def test_the_conda_environment_installs_the_extras_of_the_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["dependencies"][-1] == {"pip": [f"-e .[{','.join(LOCKED_EXTRAS)}]"]}
+    packages = re.findall(r"^ +- (?!pip:).*", (ROOT / "environment.yml").read_text(), re.M)
+    assert [line for line in packages if "#" not in line] == []
 
 
 def test_conda_pyproject_and_makefile_ask_for_the_same_pythons():
@@ -74,13 +76,6 @@ def test_conda_pyproject_and_makefile_ask_for_the_same_pythons():
     for minor in range(9, 20):
         allowed = minor in range(int(lowest[3:]), int(highest[3:]) + 1)
         assert SpecifierSet(PROJECT["requires-python"]).contains(f"3.{minor}") == allowed
-
-
-def test_every_line_of_the_conda_environment_gives_its_reason():
-    lines = (ROOT / "environment.yml").read_text().splitlines()
-    assert [
-        x for x in lines if x.strip().startswith("- ") and x[-5:] != "pip:" and "#" not in x
-    ] == ["  - pip:"]
 
 
 def test_the_gpu_extra_asks_for_the_tensorflow_of_the_cpu():
@@ -145,17 +140,6 @@ def test_ruff_is_content(command):
 def test_every_make_command_that_is_written_down_exists(name):
     written = set(re.findall(r"(?:^|`|&& )make ([a-z]+)", (ROOT / name).read_text(), re.M))
     assert written <= set(TARGETS)
-
-
-LAYOUT = """
-README.md environment.yml pyproject.toml Makefile requirements.lock CONTRIBUTING.md CHANGELOG.md
-LICENSE CITATION.cff .pre-commit-config.yaml .ci/run params/demo.yaml params/siim.yaml
-params/smoke.yaml pneumo_lib notebooks tests figures
-"""
-
-
-def test_the_layout_is_complete():
-    assert [name for name in LAYOUT.split() if not (ROOT / name).exists()] == []
 
 
 def test_nothing_tracked_names_this_machine_or_a_private_package_index():
