@@ -35,15 +35,25 @@ def test_imports_go_one_way_down():
     assert done.returncode == 0, done.stdout
 
 
-def test_an_import_upwards_is_found(tmp_path):
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("data/rle", "pneumo_lib.training"),  # upwards
+        ("plots/style", "pneumo_lib.inference"),  # beside
+        ("training/train", "dask"),  # an extra
+        ("evaluation/metrics", "tensorflow"),  # a backend
+    ],
+)
+def test_an_import_that_is_not_allowed_is_found(module, imported, tmp_path):
     """Else the test above would also pass if the contracts were empty."""
     copied = ("pneumo_lib", "pyproject.toml")
     subprocess.run(["cp", "-r", *(ROOT / name for name in copied), tmp_path], check=True)
-    with (tmp_path / "pneumo_lib/data/rle.py").open("a") as module:
-        module.write("\nfrom pneumo_lib.training import losses  # noqa\n")
+    with (tmp_path / f"pneumo_lib/{module}.py").open("a") as file:
+        file.write(f"\nimport {imported}  # noqa\n")
     done = lint_imports(tmp_path)
     assert done.returncode == 1
-    assert "pneumo_lib.data is not allowed to import pneumo_lib.training" in done.stdout
+    package = module.split("/")[0]
+    assert f"pneumo_lib.{package} is not allowed to import {imported}" in done.stdout
 
 
 @each_module
