@@ -168,9 +168,13 @@ def test_a_parameter_file_holds_only_what_notebooks_declare(path):
 
 
 @each_notebook
-def test_every_cell_was_run_once_and_in_order(path):
+def test_every_cell_was_run_once_in_order_without_error_or_warning_and_some_are_compared(path):
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert any(is_checked(cell) for cell in cells)
+    for output in outputs(path):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr", output.text
 
 
 @each_notebook
@@ -184,15 +188,3 @@ def test_cells_that_show_something_have_their_output_stored(path):
         speaks = re.search(r"^(print|display)\(", cell.source, re.M) or is_checked(cell)
         if speaks or (shown and not silenced):
             assert cell.outputs, cell.source
-
-
-@each_notebook
-def test_stored_outputs_hold_no_error_and_no_warning(path):
-    for output in outputs(path):
-        assert output.output_type != "error"
-        assert output.get("name") != "stderr", output.text
-
-
-@each_notebook
-def test_some_exact_output_is_marked_for_comparison(path):
-    assert any(is_checked(cell) for cell in code_cells(path))
