@@ -44,7 +44,7 @@ def mutants(folder, *, module):
     said = [line for file in folder.glob("*.txt") for line in file.read_text().splitlines()]
     tried = [json.loads(line) for line in said]
     survived = [mutant["change"] for mutant in tried if mutant["status"] == 0]
-    reasons = yaml.safe_load((HERE / "survivors.yaml").read_text())[module]
+    reasons = yaml.safe_load((HERE / "survivors.yaml").read_text()).get(module, [])
     examined = {change for reason in reasons for change in reason["mutants"]}
     gaps = sorted(set(survived) - examined)
     return {"inputs": len(tried), "survived": len(survived), "wrong": gaps}
