@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("tests/*/*.py")]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+STUBS = sorted(ROOT.glob("pneumo_lib/**/*.pyi"))
 PAGES += [*ROOT.glob("params/*.yaml"), ROOT / "Makefile"]
 IMPORT = re.compile(r"\bfrom (pneumo_lib[\w.]*) import (?:\(([^)]*)\)|([\w, ]+))")
 
@@ -53,3 +54,10 @@ def test_a_name_that_is_gone_is_found():
         "pneumo_lib.data.lost",
     }
     assert {"pneumo_lib.data.rle", "pneumo_lib.train"} <= names
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=lambda path: path.parent.name)
+def test_every_name_declared_in_a_stub_exists(stub):
+    package = ".".join(stub.parent.relative_to(ROOT).parts)
+    names = import_module(package).__all__
+    assert [name for name in names if not exists(f"{package}.{name}")] == []

@@ -119,7 +119,7 @@ print(len(dir(pl)))
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nothing"):
-        _ = pl.nothing
+        pl.__getattr__("nothing")
 
 
 # -- sources
