@@ -1,4 +1,4 @@
-"""Time several ways of doing the same thing, in turns, and say on what machine."""
+"""Timing of several implementations in turns, with a description of the machine."""
 
 import json
 import os

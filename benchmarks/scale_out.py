@@ -4,7 +4,7 @@ Prediction of an archive (`pneumo predict --scheduler`) and runs of a sweep (`pn
 one and with two local workers, each worker held to one core; the rows are checked to be the same
 first. Then Dask's own scheduler in a process of its own with 1, 8 and 64 workers, whose tasks
 carry the same 256 names and sleep as long as a partition took: so scheduler and network are real
-and only the arithmetic is pretended. And the tasks a second that the scheduler manages at most.
+and only the arithmetic is simulated. And the most tasks a second that the scheduler manages.
 
 The X-rays are phantoms of 512 pixels as PNG, brightened by a few grey levels so that no two have
 the same bytes. `make bench` runs it.
@@ -181,11 +181,11 @@ def sweeps(folder, *, rounds):
     ]
 
 
-# -- pretended work with many workers
+# -- simulated work with many workers
 
 
-def pretend(partition, seconds):
-    """What a task sends and takes without its arithmetic."""
+def simulate(partition, seconds):
+    """A task of a prediction that sends and receives the same, without its arithmetic."""
     time.sleep(seconds)
     return len(partition.files)
 
@@ -237,16 +237,16 @@ def many_workers(count, folder):
             process.wait()
 
 
-def pretended(folder, *, count, task_seconds, rounds=4):
+def simulated(folder, *, count, task_seconds, rounds=4):
     """Rows of sleeping tasks and of empty ones with `count` workers."""
     with many_workers(count, folder) as (client, scheduler):
-        list(as_finished(client, pretend, partitions(4 * count), seconds=0))  # imports
-        cases = [("archive, pretended, files", rounds * count, task_seconds), ("tasks", 3000, 0)]
+        list(as_finished(client, simulate, partitions(4 * count), seconds=0))  # imports
+        cases = [("archive, simulated, files", rounds * count, task_seconds), ("tasks", 3000, 0)]
         rows = []
         for what, tasks, seconds in cases:
             before = sum(scheduler.cpu_times()[:2])
             started = time.perf_counter()
-            finished = as_finished(client, pretend, partitions(tasks), seconds=seconds)
+            finished = as_finished(client, simulate, partitions(tasks), seconds=seconds)
             done = sum(files for _, files, _ in finished)
             took = time.perf_counter() - started
             if done != tasks * PARTITION:
@@ -268,8 +268,8 @@ def main():
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backbones", nargs="+", default=["small", "vgg19"])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64], help="pretended")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["archive", "sweep", "pretended"])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64], help="simulated")
+    parser.add_argument("--skip", nargs="*", default=[], choices=["archive", "sweep", "simulated"])
     parser.add_argument("--host", nargs=2, help="for the processes this script starts")
     arguments = parser.parse_args()
     if arguments.host:
@@ -284,11 +284,11 @@ def main():
     if "sweep" not in arguments.skip:
         with TemporaryDirectory() as folder:
             rows += sweeps(Path(folder), rounds=arguments.rounds)
-    for count in arguments.workers if "pretended" not in arguments.skip else []:
+    for count in arguments.workers if "simulated" not in arguments.skip else []:
         with TemporaryDirectory() as folder:
             seconds = task_seconds.get("small", task_seconds["assumed"])
-            rows += pretended(Path(folder), count=count, task_seconds=seconds)
-            print(count, "pretended workers done", flush=True)
+            rows += simulated(Path(folder), count=count, task_seconds=seconds)
+            print(count, "simulated workers done", flush=True)
     return report(
         "scale_out", pd.DataFrame(rows), unit="a second", partition_files=PARTITION,
         files=arguments.files, partition_seconds=task_seconds,

@@ -143,17 +143,10 @@ def images():
         "garbage-pixels.png": png[:33] + png_chunk(b"IDAT", b"garbage") + png_chunk(b"IEND", b""),
     }.items():
         yield Input(name, content, REFUSED)
-    for width, height in [
-        (30000, 30000),
-        (2**31, 2**31),
-        (2**31 - 1, 1),
-        (1, 2**31 - 1),
-        (0, 9),
-        (9, 0),
-    ]:
-        yield Input(f"bomb-{width}x{height}.png", png_bomb(width, height), REFUSED)
-    for width, height in [(12000, 9000), (16000, 16000), (65535, 65535)]:
-        yield Input(f"bomb-{width}x{height}.png", png_bomb(width, height, rows=50), REFUSED)
+    bombs = [(30000, 30000), (2**31, 2**31), (2**31 - 1, 1), (1, 2**31 - 1), (0, 9), (9, 0)]
+    sized = [(12000, 9000), (16000, 16000), (65535, 65535)]
+    for (width, height), rows in [*((b, 0) for b in bombs), *((s, 50) for s in sized)]:
+        yield Input(f"bomb-{width}x{height}.png", png_bomb(width, height, rows=rows), REFUSED)
     for depth, colour in [(16, 6), (3, 0), (8, 1), (8, 7)]:
         content = png_bomb(20000 if depth == 16 else 9, 9999, depth=depth, colour=colour)
         yield Input(f"header-{depth}-{colour}.png", content, REFUSED)
@@ -244,6 +237,20 @@ def dicoms():
     megabyte = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     start = _meta_end(plain)
     meta = _with_transfer(plain, b"1.2.840.10008.1.2.1.99")
+    fields = {  # one field of a good file, missing or with a value that cannot be right
+        "PixelData": (None, b"", grey.tobytes()[:100]),
+        "Rows": (None, 0, SIDE + 1),
+        "Columns": (None,),
+        "PhotometricInterpretation": (None, "", "RGB", "PALETTE COLOR", "YBR_FULL_422", "GREY"),
+        "SamplesPerPixel": (None, 0, 3),
+        "BitsAllocated": (None, 0, 7, 16, 64),
+        "BitsStored": (None,),
+        "PixelRepresentation": (None,),
+        "NumberOfFrames": (10**9,),
+    }
+    for field, values in fields.items():
+        for number, value in enumerate(values):
+            yield Input(f"{field}-{number}.dcm", dicom(**{field: value}), REFUSED)
     wrong = {
         "empty": b"",
         "text": b"This is not DICOM.\n" * 99,
@@ -251,32 +258,8 @@ def dicoms():
         "preamble-only": bytes(128) + b"DICM",
         "meta-only": plain[:start],
         "no-preamble": plain[132:],
-        "no-pixel-data": dicom(PixelData=None),
-        "empty-pixel-data": dicom(PixelData=b""),
-        "little-pixel-data": dicom(PixelData=grey.tobytes()[:100]),
-        "no-rows": dicom(Rows=None),
-        "no-columns": dicom(Columns=None),
-        "rows-zero": dicom(Rows=0),
-        "rows-more": dicom(Rows=SIDE + 1),
         "rows-65535": dicom(Rows=65535, Columns=65535),
-        "no-photometric": dicom(PhotometricInterpretation=None),
-        "photometric-empty": dicom(PhotometricInterpretation=""),
-        "photometric-rgb": dicom(PhotometricInterpretation="RGB"),
-        "photometric-palette": dicom(PhotometricInterpretation="PALETTE COLOR"),
-        "photometric-ybr": dicom(PhotometricInterpretation="YBR_FULL_422"),
-        "photometric-nonsense": dicom(PhotometricInterpretation="NONSENSE"),
-        "samples-three": dicom(SamplesPerPixel=3),
-        "samples-zero": dicom(SamplesPerPixel=0),
-        "no-samples": dicom(SamplesPerPixel=None),
-        "bits-0": dicom(BitsAllocated=0),
-        "bits-7": dicom(BitsAllocated=7),
-        "bits-16": dicom(BitsAllocated=16),
-        "bits-64": dicom(BitsAllocated=64),
-        "no-bits": dicom(BitsAllocated=None),
-        "no-bits-stored": dicom(BitsStored=None),
-        "no-representation": dicom(PixelRepresentation=None),
         "frames-2": dicom(NumberOfFrames=2, PixelData=grey.tobytes() * 2),
-        "frames-a-billion": dicom(NumberOfFrames=10**9),
         "frames-text": with_text(plain, "NumberOfFrames", "many"),
         "slope-text": with_text(dicom(RescaleIntercept=1), "RescaleSlope", "steep"),
         "window-text": with_text(dicom(deep, WindowCenter=1), "WindowWidth", "wide"),
@@ -328,44 +311,16 @@ def _nested(content, depth):
     return content[:start] + (sequence + item) * depth
 
 
-RLES = {  # run lengths on a 16 x 16 image: none of them is one
-    "negative offset": "-3 4",
-    "negative length": "3 -4",
-    "zero length": "3 0",
-    "overlap": "4 6 -2 3",
-    "out of range": "250 7",
-    "starts out of range": "256 1",
-    "far out of range": "0 257",
-    "odd": "1 2 3",
-    "one number": "12",
-    "nothing": "",
-    "blanks": " \t ",
-    "text": "one two",
-    "nan": "nan 3",
-    "infinity": "inf 3",
-    "float": "1.0 3.0",
-    "exponent": "1e2 3",
-    "hexadecimal": "0x10 3",
-    "underscore": "1_0 3",
-    "commas": "1,2,3,4",
-    "brackets": "[1, 2]",
-    "null": "1 2\x003 4",
-    "minus one and more": "-1 3",
-    "minus one twice": "-1 -1",
-    "int32": "2147483648 1",
-    "int64": "9223372036854775808 1",
-    "int64 sums": "9223372036854775807 9223372036854775807",
-    "googol": "1" + "0" * 100 + " 1",
-    "five thousand digits": "1" * 5000 + " 1",
-    "wraps to zero": "4611686018427387904 4611686018427387904 " * 2,
-    "many": "0 1 " * 300,
-    "huge": "1 1 " * 200_000,
-    "formula": "=1+1 2",
-    "html": "<b>1</b> 2",
-    "full-width digits": "\uff11 \uff12",
-    "arabic digits": "\u0661 \u0662",
-    "minus sign": "\u22121",
-}
+RLES = [  # texts that are no run lengths on a 16 x 16 image
+    *("-3 4", "3 -4", "3 0", "4 6 -2 3"),  # negative, zero, overlapping
+    *("250 7", "256 1", "0 257", "0 1 " * 300, "1 1 " * 200_000),  # beyond the image
+    *("1 2 3", "12", "", " \t ", "-1 3", "-1 -1"),  # no pairs
+    *("one two", "nan 3", "inf 3", "1.0 3.0", "1e2 3", "0x10 3", "1_0 3"),  # no whole numbers
+    *("1,2,3,4", "[1, 2]", "1 2\x003 4", "=1+1 2", "<b>1</b> 2"),
+    *("\uff11 \uff12", "\u0661 \u0662", "\u22121"),  # digits of other scripts, a minus sign
+    *("2147483648 1", "9223372036854775808 1", "9223372036854775807 " * 2),  # overflow
+    *("1" + "0" * 100 + " 1", "1" * 5000 + " 1", "4611686018427387904 " * 4),
+]
 HEAD = "new_filename,ImageId,has_pneumo\n"
 GOOD = "a.png,a,0\nb.png,b,1\n"
 _MANY = ",".join(f"c{i}" for i in range(3000))
@@ -382,24 +337,9 @@ TABLES = {  # stage_1_train_images.csv beside images a.png and b.png: none of th
     "tabs": (HEAD + GOOD).replace(",", "\t").encode(),
     "too few cells": (HEAD + "a.png\nb.png\n").encode(),
     "too many cells": (HEAD + GOOD + "c.png,c,1,2,3,4\n").encode(),
-    "label yes": (HEAD + "a.png,a,no\nb.png,b,yes\n").encode(),
-    "label 2": (HEAD + "a.png,a,0\nb.png,b,2\n").encode(),
-    "label 1.0": (HEAD + "a.png,a,0.0\nb.png,b,1.0\n").encode(),
-    "label missing": (HEAD + "a.png,a,0\nb.png,b,\n").encode(),
     "row missing": (HEAD + "a.png,a,0\n").encode(),
     "row too many": (HEAD + GOOD + "c.png,c,0\n").encode(),
     "row twice": (HEAD + GOOD + "a.png,a,0\n").encode(),
-    "id twice": (HEAD + "a.png,a,0\nb.png,a,1\n").encode(),
-    "id empty": (HEAD + "a.png,,0\nb.png,b,1\n").encode(),
-    "file empty": (HEAD + ",a,0\nb.png,b,1\n").encode(),
-    "up": (HEAD + "../a.png,a,0\nb.png,b,1\n").encode(),
-    "up and down": (HEAD + "../png_images/a.png,a,0\nb.png,b,1\n").encode(),
-    "absolute": (HEAD + "/etc/passwd,a,0\nb.png,b,1\n").encode(),
-    "drive": (HEAD + "C:\\a.png,a,0\nb.png,b,1\n").encode(),
-    "home": (HEAD + "~/a.png,a,0\nb.png,b,1\n").encode(),
-    "address": (HEAD + "http://localhost/a.png,a,0\nb.png,b,1\n").encode(),
-    "folder": (HEAD + ".,a,0\nb.png,b,1\n").encode(),
-    "nul in a name": (HEAD + "a.png\x00,a,0\nb.png,b,1\n").encode(),
     "nul bytes": bytes(500),
     "open quote": (HEAD + 'a.png,"a,0\nb.png,b,1\n').encode(),
     "utf-16": (HEAD + GOOD).encode("utf-16"),
@@ -411,12 +351,20 @@ TABLES = {  # stage_1_train_images.csv beside images a.png and b.png: none of th
     "random": np.random.default_rng(0).bytes(5000),
     "html": b"<html><body>Sign in to continue</body></html>",
     "json": b'[{"new_filename": "a.png"}]',
-    "formula": (HEAD + "a.png,=cmd|' /C calc'!A0,0\nb.png,b,1\n").encode(),
-    "formula plus": (HEAD + "a.png,+1+1,0\nb.png,b,1\n").encode(),
-    "formula minus": (HEAD + "a.png,-1+1,0\nb.png,b,1\n").encode(),
-    "formula at": (HEAD + "a.png,@SUM(1),0\nb.png,b,1\n").encode(),
     "many columns": f"{_MANY}\n{_MANY}\n".encode(),
     "long line": HEAD.encode() + b"a" * 2_000_000,
+}
+_CELLS = {  # one cell of the first row, which no table may hold
+    "name": ("", ".", "../a.png", "../png_images/a.png", "/etc/passwd", "C:\\a.png", "~/a.png"),
+    "address": ("http://localhost/a.png", "a.png\x00"),
+    "id": ("", "b", "a\0b", "=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(1)"),
+    "label": ("", "2", "yes", "1.0"),
+}
+_ROWS = {"id": "a.png,{},0", "label": "a.png,a,{}"}
+TABLES |= {
+    f"{kind} {number}": f"{HEAD}{_ROWS.get(kind, '{},a,0').format(cell)}\nb.png,b,1\n".encode()
+    for kind, cells in _CELLS.items()
+    for number, cell in enumerate(cells)
 }
 READABLE_TABLES = {  # the same, and each can be read
     "plain": (HEAD + GOOD).encode(),

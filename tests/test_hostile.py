@@ -1,6 +1,5 @@
 """Bad and hostile input: an error that names the file, or the right pixels; all others go on."""
 
-import ast
 import gzip
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from pneumo_lib.data import arrays, images, siim
 from pneumo_lib.data.images import read_image, read_mask
-from pneumo_lib.data.prepare import prepare
+from pneumo_lib.data.prepare import load_prepared, prepare
 from pneumo_lib.data.rle import rle_decode
 from pneumo_lib.data.siim import read_cases
 
@@ -27,19 +26,19 @@ IMAGES = [*corpus.images(), *corpus.dicoms()]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore::UserWarning")
 
 
-def test_the_corpus_holds_more_than_three_hundred_different_inputs():
-    contents = {one.content for one in IMAGES}
-    others = [corpus.RLES, corpus.TABLES, corpus.READABLE_TABLES, corpus.RLE_TABLES]
-    others = {str(value) for group in others for value in group.values()}
-    assert len(contents) + len(others) >= 400
-
-
 def outcome(function, *arguments, **options):
     """What a function gives, or the text of its `ValueError`."""
     try:
         return function(*arguments, **options)
     except ValueError as error:
         return str(error)
+
+
+def mask_case(tmp_path, content, *, name="mask.png"):
+    """A positive case with the content as its mask file."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    return {"image_id": "case.1", "mask_path": str(path), "has_pneumothorax": True}
 
 
 # Images
@@ -55,30 +54,18 @@ def check_pixels(found, one):
 
 
 @pytest.mark.parametrize("one", IMAGES, ids=attrgetter("name"))
-def test_read_image_names_a_bad_file_or_gives_the_right_pixels(one, tmp_path):
-    path = tmp_path / one.name
-    path.write_bytes(one.content)
-    found = outcome(read_image, path)
-    if isinstance(found, str):
-        assert one.expected in (REFUSED, EITHER)
-        assert one.name in found
-        assert len(found) < 400
-    else:
-        assert one.expected is not REFUSED
+def test_a_bad_file_is_named_as_image_and_as_mask_or_has_the_right_pixels(one, tmp_path):
+    case = mask_case(tmp_path, one.content, name=one.name)
+    found = outcome(read_image, case["mask_path"])
+    reduced = [outcome(images.read_image, tmp_path / one.name, at_least=n) for n in (1, 3)]
+    texts = [text for text in (found, *reduced) if isinstance(text, str)]
+    if one.expected is not EITHER:
+        assert len(texts) == (3 if one.expected is REFUSED else 0)
+    if not isinstance(found, str):
         check_pixels(found, one)
-
-
-@pytest.mark.parametrize("at_least", [1, 3])
-def test_reduced_reading_refuses_what_full_reading_refuses(at_least, tmp_path):
-    wrong = []
-    for one in IMAGES:
-        path = tmp_path / one.name
-        path.write_bytes(one.content)
-        found = outcome(images.read_image, path, at_least=at_least)
-        refused = isinstance(found, str) and one.name in found
-        if one.expected is not EITHER and refused != (one.expected is REFUSED):
-            wrong.append(one.name)
-    assert wrong == []
+    elif one.name.endswith((".png", ".jpg")):
+        texts.append(outcome(read_mask, case, (corpus.SIDE, corpus.SIDE)))
+    assert all(one.name in text and len(text) < 400 for text in texts)
 
 
 MEASURE = """
@@ -158,12 +145,6 @@ def test_prepare_names_every_bad_image_and_does_all_the_others(tmp_path):
 # Masks
 
 
-def mask_case(tmp_path, content, *, positive=True, name="mask.png"):
-    (tmp_path / name).write_bytes(content)
-    path = str(tmp_path / name)
-    return {"image_id": "case.1", "mask_path": path, "has_pneumothorax": positive}
-
-
 HALF = np.kron([[0, 1], [1, 1]], np.ones((12, 12))).astype(np.uint8)
 READABLE_MASKS = {
     "0 and 1": HALF,
@@ -186,15 +167,6 @@ def test_read_mask_reads_masks_of_other_values_depths_and_sizes(name, tmp_path):
     assert mask.dtype == np.uint8
     allowed = 12 if name == "smaller" else 0  # linear growth rounds the corner
     assert (mask != HALF).sum() <= allowed
-
-
-@pytest.mark.parametrize(
-    "one", [i for i in corpus.images() if i.expected is REFUSED], ids=attrgetter("name")
-)
-def test_read_mask_names_a_bad_file(one, tmp_path):
-    with pytest.raises(ValueError, match=r"case\.1|bad-mask") as raised:
-        read_mask(mask_case(tmp_path, one.content, name=f"bad-mask-{one.name}"), HALF.shape)
-    assert len(str(raised.value)) < 400
 
 
 @pytest.mark.parametrize("path", [None, float("nan"), pd.NA, 7])
@@ -221,10 +193,10 @@ def test_read_mask_takes_a_mask_of_another_size_that_was_rounded(shape, tmp_path
 # Run lengths
 
 
-@pytest.mark.parametrize("name", corpus.RLES)
-def test_rle_decode_refuses_what_is_no_run_length_text(name):
+@pytest.mark.parametrize("text", corpus.RLES, ids=lambda text: repr(text[:20]))
+def test_rle_decode_refuses_what_is_no_run_length_text(text):
     with pytest.raises(ValueError, match=r"Received: ") as raised:
-        rle_decode(corpus.RLES[name], shape=(16, 16))
+        rle_decode(text, shape=(16, 16))
     assert len(str(raised.value)) < 300
 
 
@@ -248,7 +220,7 @@ def test_rle_decode_gives_a_mask_or_a_value_error_for_any_text(text):
 # Tables
 
 
-def small_release(folder, table, *, name="stage_1_train_images.csv"):
+def small_release(folder, table):
     """Two images with masks, and `table` as the table of one part."""
     for kind in ("png_images", "png_masks"):
         (folder / kind).mkdir(parents=True)
@@ -256,8 +228,15 @@ def small_release(folder, table, *, name="stage_1_train_images.csv"):
             (folder / kind / f"{letter}.png").write_bytes(corpus.encoded(corpus.picture()))
     for part in ("train", "test"):
         (folder / f"stage_1_{part}_images.csv").write_text(corpus.HEAD)
-    (folder / name).write_bytes(table)
+    (folder / "stage_1_train_images.csv").write_bytes(table)
     return folder
+
+
+def dicom_release(folder, table, *, name="train-rle.csv"):
+    """Two DICOM files, and `table` as their run-length table."""
+    for letter in "ab":
+        (folder / f"{letter}.dcm").write_bytes(corpus.dicom())
+    (folder / name).write_bytes(table)
 
 
 @pytest.mark.parametrize("name", corpus.TABLES)
@@ -277,9 +256,7 @@ def test_read_cases_reads_unusual_but_whole_tables(name, tmp_path):
 
 @pytest.mark.parametrize("name", corpus.RLE_TABLES)
 def test_read_cases_refuses_a_bad_run_length_table(name, tmp_path):
-    for letter in "ab":
-        (tmp_path / f"{letter}.dcm").write_bytes(corpus.dicom())
-    (tmp_path / "train-rle.csv").write_bytes(corpus.RLE_TABLES[name])
+    dicom_release(tmp_path, corpus.RLE_TABLES[name])
     with pytest.raises((ValueError, FileNotFoundError), match=r"Received: ") as raised:
         read_cases(tmp_path)
     assert "train-rle.csv" in str(raised.value) or str(tmp_path) in str(raised.value)
@@ -288,19 +265,18 @@ def test_read_cases_refuses_a_bad_run_length_table(name, tmp_path):
 
 @pytest.mark.parametrize("table", ["patients.csv", "nih_id.csv"])
 @pytest.mark.parametrize(
-    "content", [b"", b"x,y\n1,2\n", b"\xff\xfe\x00", b"ImageId,patient_id\na,=1+1\n"]
+    "content",
+    ["", "x,y\n1,2\n", "\xff\xfe\x00", *(f"ImageId,patient_id\na,{c}1+1\n" for c in "=+@")],
 )
 def test_read_cases_refuses_a_bad_table_of_patients_and_names_it(table, content, tmp_path):
     folder = small_release(tmp_path / "data", corpus.READABLE_TABLES["plain"])
-    (folder / table).write_bytes(content)
+    (folder / table).write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=table):
         read_cases(folder)
 
 
 def test_notes_beside_the_run_length_table_do_no_harm(tmp_path):
-    for letter in "ab":
-        (tmp_path / f"{letter}.dcm").write_bytes(corpus.dicom())
-    (tmp_path / "train-rle.csv").write_text(corpus.RLE_HEAD + "a,-1\nb,0 4\n")
+    dicom_release(tmp_path, (corpus.RLE_HEAD + "a,-1\nb,0 4\n").encode())
     for name in ("random", "utf-16", "three columns", "empty"):
         (tmp_path / f"notes {name}.csv").write_bytes(corpus.RLE_TABLES[name])
     assert read_cases(tmp_path)["image_id"].tolist() == ["a", "b"]
@@ -310,24 +286,16 @@ def test_notes_beside_the_run_length_table_do_no_harm(tmp_path):
     "packed", [b"", b"\x1f\x8b", b"not gzip", gzip.compress(b"a,b\n" * 9, mtime=0)[:-9]], ids=len
 )
 def test_read_cases_names_a_broken_packed_table(packed, tmp_path):
-    (tmp_path / "a.dcm").write_bytes(corpus.dicom())
-    (tmp_path / "train-rle.csv.gz").write_bytes(packed)
+    dicom_release(tmp_path, packed, name="train-rle.csv.gz")
     with pytest.raises(FileNotFoundError, match=r"train-rle\.csv\.gz"):
         read_cases(tmp_path)
 
 
 def test_packed_table_that_unpacks_to_gigabytes_is_refused_early(tmp_path, monkeypatch):
     monkeypatch.setattr(siim, "_TABLE_BYTES", 1 << 20)
-    (tmp_path / "a.dcm").write_bytes(corpus.dicom())
-    (tmp_path / "train-rle.csv.gz").write_bytes(gzip.compress(b"a,-1\n" * 300_000))
+    dicom_release(tmp_path, gzip.compress(b"a,-1\n" * 300_000), name="train-rle.csv.gz")
     with pytest.raises(FileNotFoundError, match="more than 1 MB"):
         read_cases(tmp_path)
-
-
-def test_a_byte_of_zero_refuses_the_table_which_pandas_would_cut_there(tmp_path):
-    table = corpus.HEAD.encode() + b"a.png,a\0b,0\n"
-    with pytest.raises(ValueError, match=r"stage_1_train_images\.csv \(a byte of zero\)"):
-        read_cases(small_release(tmp_path / "data", table))
 
 
 cells = st.text(st.sampled_from('ab.,"\n\r\t;01-=\ufeff\x00\u2028'), max_size=5)
@@ -376,41 +344,9 @@ def test_endless_header_of_a_dicom_file_is_read_to_a_bound_only(tmp_path, monkey
     assert all(pd.isna(value) for value in values.values())
 
 
-# What the code itself may not do
-
-
-FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "input"}
-PICKLES = {"pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"}
-
-
-def full_name(node):
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([getattr(node, "id", "?"), *reversed(parts)])
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "pneumo_lib").glob("*.py")), ids=attrgetter("name"))
-def test_the_library_starts_no_shell_evaluates_no_text_and_loads_no_pickles(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
-            assert not {m.split(".")[0] for m in modules} & PICKLES, f"line {node.lineno}"
-        if isinstance(node, ast.Call):
-            where = f"line {node.lineno} of {path.name}"
-            assert full_name(node.func) not in FORBIDDEN, where
-            options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-            assert not options.get("shell"), where
-            assert options.get("allow_pickle") in (None, False), where
-            assert options.get("safe_mode") in (None, True), where
-
-
 def test_arrays_of_a_prepared_folder_are_never_unpickled(png_release, tmp_path):
     prepared = prepare(read_cases(png_release), tmp_path / "out", size=16)
     np.save(tmp_path / "out" / "images.npy", np.array([print, len], object), allow_pickle=True)
-    from pneumo_lib.data.prepare import load_prepared
-
     with pytest.raises(ValueError, match=r"allow_pickle|[Oo]bject"):
         load_prepared(prepared.folder)
 
@@ -463,17 +399,9 @@ def test_names_and_dates_of_dicom_headers_reach_neither_files_nor_logs_nor_error
 
 
 def test_no_cell_of_the_written_tables_begins_like_a_formula(png_release, tmp_path):
-    dangerous = ("=", "+", "@", "\t", "\r")
-    table = png_release / "patients.csv"
-    text = table.read_text()
-    for begin in dangerous[:3]:
-        table.write_text(text.replace("0001", f"{begin}1+1", 1))
-        with pytest.raises(ValueError, match=r"patient_id in patients\.csv must be a name"):
-            read_cases(png_release)
-    table.write_text(text)
     folder = prepare(read_cases(png_release), tmp_path / "out", size=16).folder
     cells = pd.read_csv(folder / "cases.csv", dtype=str, keep_default_na=False).to_numpy().ravel()
-    assert not [cell for cell in cells if cell.startswith(dangerous)]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t", "\r"))]
 
 
 def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path):
@@ -489,20 +417,3 @@ def test_markup_in_names_is_shown_in_the_report_and_never_run(tmp_path):
     text = pages.write_report(tmp_path, [record], settings, runs=[]).read_text()
     assert "<img src=x" not in text
     assert "<td>a &lt;img src=x onerror=alert(1)&gt;" in text  # no empty line ends the table
-
-
-def test_network_file_with_a_lambda_layer_is_refused(tmp_path):
-    keras = pytest.importorskip("keras")
-    from pneumo_lib import runs
-    from pneumo_lib.inference import predict
-
-    run = tmp_path / "run"
-    run.mkdir()
-    inputs = keras.Input((32, 32, 3))
-    evil = keras.Model(inputs, keras.layers.Lambda(lambda x: x[..., :2])(inputs))
-    evil.save(run / "model.keras")
-    (tmp_path / "a.png").write_bytes(corpus.encoded(corpus.picture()))
-    config = {"size": 32, "backbone": "small"}
-    run = runs.Run(run, config, pd.DataFrame(), pd.DataFrame())
-    with pytest.raises(ValueError, match=r"[Ll]ambda"):
-        list(predict.predict(tmp_path / "a.png", run))

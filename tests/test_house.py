@@ -18,6 +18,8 @@ SPINE = (
     *("evaluation/metrics", "evaluation/score_table"),
 )
 
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(LIBRARY)))
+
 
 def lines_of(paths):
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
@@ -33,18 +35,28 @@ def test_imports_go_one_way_down():
     assert done.returncode == 0, done.stdout
 
 
-def test_an_import_upwards_is_found(tmp_path):
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("data/rle", "pneumo_lib.training"),  # upwards
+        ("plots/style", "pneumo_lib.inference"),  # beside
+        ("training/train", "dask"),  # an extra
+        ("evaluation/metrics", "tensorflow"),  # a backend
+    ],
+)
+def test_an_import_that_is_not_allowed_is_found(module, imported, tmp_path):
     """Else the test above would also pass if the contracts were empty."""
     copied = ("pneumo_lib", "pyproject.toml")
     subprocess.run(["cp", "-r", *(ROOT / name for name in copied), tmp_path], check=True)
-    with (tmp_path / "pneumo_lib/data/rle.py").open("a") as module:
-        module.write("\nfrom pneumo_lib.training import losses  # noqa\n")
+    with (tmp_path / f"pneumo_lib/{module}.py").open("a") as file:
+        file.write(f"\nimport {imported}  # noqa\n")
     done = lint_imports(tmp_path)
     assert done.returncode == 1
-    assert "pneumo_lib.data is not allowed to import pneumo_lib.training" in done.stdout
+    package = module.split("/")[0]
+    assert f"pneumo_lib.{package} is not allowed to import {imported}" in done.stdout
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
+@each_module
 def test_no_module_imports_the_package_itself_or_a_private_name_of_another(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pneumo_lib"):
@@ -55,6 +67,27 @@ def test_no_module_imports_the_package_itself_or_a_private_name_of_another(path)
                 assert all((LIBRARY / f"{name}.py").exists() for name in names), node.lineno
         if isinstance(node, ast.Import):
             assert "pneumo_lib" not in [alias.name for alias in node.names], node.lineno
+
+
+FORBIDDEN = {"print", "eval", "exec", "input", "os.system", "os.popen"}
+FORBIDDEN |= {"yaml.load", "yaml.unsafe_load"}
+PICKLES = {"pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"}
+
+
+@each_module
+def test_a_module_prints_asserts_evaluates_and_unpickles_nothing_and_starts_no_shell(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"line {getattr(node, 'lineno', 0)}"
+        assert not isinstance(node, ast.Assert), where
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
+            assert not {m.split(".")[0] for m in modules} & PICKLES, where
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN, where
+            options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            assert not options.get("shell"), where
+            assert not options.get("allow_pickle"), where
+            assert options.get("safe_mode") in (None, True), where
 
 
 def test_the_spine_is_read_in_ninety_minutes():

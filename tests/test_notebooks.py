@@ -4,14 +4,12 @@ import ast
 import json
 import re
 from dataclasses import asdict
-from inspect import ismodule
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
-import pneumo_lib as pl
 from pneumo_lib.study import notebooks, report
 from pneumo_lib.study.parameters import read_params
 from pneumo_lib.training.config import TrainingConfig, describe
@@ -52,50 +50,27 @@ def is_checked(cell):
     )
 
 
-def test_the_six_notebooks_of_the_report_are_there_in_reading_order():
-    assert [path.stem for path in NOTEBOOKS][:6] == [
-        "01_introduction",
-        "02_data_exploration",
-        "03_data_preparation",
-        "04_fcn_architectures",
-        "05_train_fcn",
-        "06_results",
-    ]
-
-
 # -- form
 
 
 @each_notebook
-def test_a_notebook_is_valid_and_its_cells_have_ids(path):
+def test_a_notebook_is_valid_has_ids_and_no_metadata_of_a_machine(path):
     raw = json.loads(path.read_text())
     nbformat.validate(raw)
     ids = [cell["id"] for cell in raw["cells"]]
     assert len(set(ids)) == len(ids)
+    assert raw["metadata"]["kernelspec"]["name"] == "python3"
+    assert "papermill" not in raw["metadata"]
+    assert "execution" not in {key for cell in raw["cells"] for key in cell["metadata"]}
 
 
 @each_notebook
-def test_a_notebook_runs_on_the_kernel_of_the_environment(path):
-    assert read(path).metadata.kernelspec.name == "python3"
-
-
-@each_notebook
-def test_the_first_cell_is_a_title_with_a_question_and_goals(path):
+def test_a_notebook_opens_with_a_question_and_goals_and_closes_with_takeaways(path):
     first = read(path).cells[0]
     assert first.cell_type == "markdown"
-    assert first.source.startswith("# ")
-    assert "?" in first.source
-    assert "**You will learn**" in prose(path)
-
-
-@each_notebook
-@pytest.mark.parametrize("promise", ["Needs", "Writes", "Takes"])
-def test_a_notebook_says_what_it_needs_writes_and_takes(path, promise):
-    assert re.search(rf"\*\*{promise}", prose(path))
-
-
-@each_notebook
-def test_takeaways_answer_at_the_end(path):
+    assert re.match(r"# .*\?", first.source, re.S)
+    for heading in ("You will learn", "Needs", "Writes", "Takes"):
+        assert f"**{heading}" in prose(path)
     assert len(re.findall(r"^## Takeaways", prose(path), re.M)) == 1
 
 
@@ -111,29 +86,20 @@ def test_links_to_notebooks_open_and_the_next_one_is_linked(path):
 
 
 @each_notebook
-def test_code_is_plain_python_of_at_most_25_lines_a_cell(path):
+def test_code_is_plain_python_of_at_most_25_lines_a_cell_without_definitions(path):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # they belong in the library
     for cell in code_cells(path):
-        ast.parse(cell.source)  # no `!command` (papermill passes `!false`) and no magic
+        tree = ast.parse(cell.source)  # no `!command` (papermill passes `!false`) and no magic
+        assert not [node.name for node in ast.walk(tree) if isinstance(node, kinds)]
         if "parameters" not in cell.metadata.get("tags", []):  # one parameter a line
             assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
 
 
 @each_notebook
-def test_functions_and_classes_belong_in_the_library(path):
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    trees = [ast.parse(cell.source) for cell in code_cells(path)]
-    assert [n.name for tree in trees for n in ast.walk(tree) if isinstance(n, kinds)] == []
-
-
-@each_notebook
-@pytest.mark.parametrize("word", ["sys.path", "sys.exit", "exit(", "os.chdir", "%cd"])
-def test_code_neither_patches_the_path_nor_ends_itself(path, word):
-    assert word not in "\n".join(cell.source for cell in code_cells(path))
-
-
-@each_notebook
-def test_the_library_is_imported_as_pl(path):
-    assert "import pneumo_lib as pl" in "\n".join(cell.source for cell in code_cells(path))
+def test_code_imports_the_library_as_pl_and_neither_patches_the_path_nor_ends_itself(path):
+    code = "\n".join(cell.source for cell in code_cells(path))
+    assert "import pneumo_lib as pl" in code
+    assert not re.findall(r"sys\.path|sys\.exit|exit\(|os\.chdir|%cd", code)
 
 
 @each_notebook
@@ -144,22 +110,6 @@ def test_neither_cells_nor_outputs_hold_an_absolute_path(path):
         texts += [output.get("text", ""), *(data.get(k, "") for k in ("text/plain", "text/html"))]
     assert [m[0] for text in texts for m in ABSOLUTE.finditer(text)] == []
     assert not any(str(ROOT) in text for text in texts)
-
-
-def test_every_name_of_the_library_that_notebooks_and_readme_use_is_public():
-    texts = [cell.source for path in NOTEBOOKS for cell in read(path).cells]
-    texts.append((ROOT / "README.md").read_text())
-    used = {name for text in texts for name in re.findall(r"\bpl\.(\w+)(?:\.(\w+))?", text)}
-    assert len(used) > 50
-    for name, attribute in used:
-        assert name in pl.__all__
-        module = getattr(pl, name)
-        if attribute and ismodule(module) and module is not pl.keras:
-            source = ast.parse(Path(module.__file__).read_text()).body
-            parts = [part for n in source if isinstance(n, ast.Assign) for part in ast.walk(n)]
-            made = {p.id for p in parts if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store)}
-            made |= {n.name for n in source if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-            assert attribute in made.union(getattr(module, "__all__", ())), f"pl.{name}.{attribute}"
 
 
 # -- parameters
@@ -218,9 +168,13 @@ def test_a_parameter_file_holds_only_what_notebooks_declare(path):
 
 
 @each_notebook
-def test_every_cell_was_run_once_and_in_order(path):
+def test_every_cell_was_run_once_in_order_without_error_or_warning_and_some_are_compared(path):
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert any(is_checked(cell) for cell in cells)
+    for output in outputs(path):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr", output.text
 
 
 @each_notebook
@@ -234,22 +188,3 @@ def test_cells_that_show_something_have_their_output_stored(path):
         speaks = re.search(r"^(print|display)\(", cell.source, re.M) or is_checked(cell)
         if speaks or (shown and not silenced):
             assert cell.outputs, cell.source
-
-
-@each_notebook
-def test_stored_outputs_hold_no_error_and_no_warning(path):
-    for output in outputs(path):
-        assert output.output_type != "error"
-        assert output.get("name") != "stderr", output.text
-
-
-@each_notebook
-def test_some_exact_output_is_marked_for_comparison(path):
-    assert any(is_checked(cell) for cell in code_cells(path))
-
-
-@each_notebook
-def test_stored_outputs_are_stripped_of_machine_metadata(path):
-    nb = read(path)
-    assert "execution" not in {key for cell in nb.cells for key in cell.metadata}
-    assert "papermill" not in nb.metadata

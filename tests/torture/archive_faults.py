@@ -123,8 +123,8 @@ def _undisturbed(folder):
 
 
 def _predict(folder, out, scheduler):
-    code = "import sys, pneumo_lib as pl; a = sys.argv; o = pl.predict_archive(a[1], a[2], a[3], "
-    code += f"scheduler=a[4], partition_files={PARTITION}); "
+    code = "import sys, pneumo_lib as pl; a = sys.argv; o = pl.cluster.predict_archive("
+    code += f"a[1], a[2], a[3], scheduler=a[4], partition_files={PARTITION}); "
     code += f"sys.exit(2 - ((o.listed, o.rows, o.failed) == ({FILES + 1}, {FILES + 1}, 1)))"
     given = [folder / "xrays", folder / "run", out, scheduler]
     command = [sys.executable, "-c", code, *map(str, given)]

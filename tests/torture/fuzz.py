@@ -50,19 +50,16 @@ def tables(data):
         assert not cases["image_id"].str.startswith(("=", "+", "-", "@")).any()
 
 
-def dicom(data):
-    path = SCRATCH / "a.dcm"
+def image(data, name="a.png"):
+    path = SCRATCH / name
     path.write_bytes(data)
-    image = named(images.read_image, path, mention=path.name)
-    assert image is None or (image.ndim == 2 and image.dtype == "uint8" and image.size)
-    siim._read_header(path)
-
-
-def image(data):
-    path = SCRATCH / "a.png"
-    path.write_bytes(data)
-    found = named(images.read_image, path, mention=path.name)
+    found = named(images.read_image, path, mention=name)
     assert found is None or (found.ndim == 2 and found.dtype == "uint8" and found.size)
+
+
+def dicom(data):
+    image(data, "a.dcm")
+    siim._read_header(SCRATCH / "a.dcm")
 
 
 def named(function, *arguments, mention="Received: "):
@@ -83,7 +80,7 @@ def seeds(target, folder):
     """The corpus of the tests, where fuzzing starts."""
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {
-        "rle": [text.encode() for text in hostile_corpus.RLES.values() if len(text) < 4000],
+        "rle": [text.encode() for text in hostile_corpus.RLES if len(text) < 4000],
         "tables": [b"\0" + table for table in hostile_corpus.TABLES.values()]
         + [b"\0" + table for table in hostile_corpus.READABLE_TABLES.values()]
         + [b"\xff" + table for table in hostile_corpus.RLE_TABLES.values()]

@@ -21,7 +21,12 @@ import yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-MODULES = ("metrics", "rle", "layers")
+MODULES = {
+    "metrics": "evaluation/metrics",
+    "logged_metrics": "evaluation/logged_metrics",
+    "rle": "data/rle",
+    "conv_transpose": "models/layers/conv_transpose",
+}
 
 
 def mutants(folder, *, module):
@@ -39,7 +44,7 @@ def mutants(folder, *, module):
     said = [line for file in folder.glob("*.txt") for line in file.read_text().splitlines()]
     tried = [json.loads(line) for line in said]
     survived = [mutant["change"] for mutant in tried if mutant["status"] == 0]
-    reasons = yaml.safe_load((HERE / "survivors.yaml").read_text())[module]
+    reasons = yaml.safe_load((HERE / "survivors.yaml").read_text()).get(module, [])
     examined = {change for reason in reasons for change in reason["mutants"]}
     gaps = sorted(set(survived) - examined)
     return {"inputs": len(tried), "survived": len(survived), "wrong": gaps}
@@ -75,7 +80,8 @@ def status_of_tests(project, module, seconds):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        tests = str(project / "tests" / f"test_{module}.py")
+        package = MODULES[module].split("/")[0]
+        tests = str(project / "tests" / package / f"test_{module}.py")
         options = ["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={project / 'scratch'}"]
         os._exit(pytest.main([*options, "-W", "ignore::pytest.PytestAssertRewriteWarning", tests]))
     end = time.monotonic() + seconds
@@ -98,7 +104,7 @@ def work(module, project, part, parts):
     sys.path.insert(0, str(project))
     os.environ |= {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True  # a mutant may have the size and the second of the one before
-    file = project / "pneumo_lib" / f"{module}.py"
+    file = project / "pneumo_lib" / f"{MODULES[module]}.py"
     source = file.read_text()
     started = time.monotonic()
     healthy = status_of_tests(project, module, 600)

@@ -68,14 +68,20 @@ def random_kills(folder, *, job, count, seed=0):
 
 
 def compare(one, other):
-    """What differs between the results of a job; times may."""
-    if (one / "runs" / "report").exists():
-        return compare_reports(one, other)
-    return [] if jobs.contents(one) == jobs.contents(other) else ["another result"]
+    """What differs between the results of a job, or between all runs of two reports; times may."""
+    if not (one / "runs" / "report").exists():
+        return [] if jobs.contents(one) == jobs.contents(other) else ["another result"]
+    wrong = []
+    folders = sorted(path.parent.name for path in (one / "runs").glob("*/config.json"))
+    for name in folders:
+        first, second = (jobs.contents_of(place / "runs" / name) for place in (one, other))
+        files = sorted(first.keys() | second.keys())
+        wrong += [f"{name}/{f} differs" for f in files if first.get(f) != second.get(f)]
+    return wrong if folders else ["no finished run"]
 
 
 def start(arguments, folder):
-    """A `pneumo` command in a process group of its own; what it says is in `folder/screen.txt`."""
+    """A `pneumo` command in a process group of its own; its output is in `folder/screen.txt`."""
     with (folder / "screen.txt").open("w") as screen:
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -87,24 +93,13 @@ def start(arguments, folder):
         )
 
 
-def compare_reports(one, other):
-    """What differs between the run folders of two reports, tables and weights; times may."""
-    wrong = []
-    folders = sorted(path.parent.name for path in (one / "runs").glob("*/config.json"))
-    for name in folders:
-        both = [jobs.contents_of(place / "runs" / name) for place in (one, other)]
-        files = sorted(both[0].keys() | both[1].keys())
-        wrong += [f"{name}/{f} differs" for f in files if both[0].get(f) != both[1].get(f)]
-    return wrong if folders else ["no finished run"]
-
-
 def equal_reports(folder):
     """Two reports with the same seed."""
     places = [folder / name for name in ("first", "second")]
     for place in places:
         place.mkdir(parents=True)
     statuses = [jobs.in_a_child("report", place)[0] for place in places]
-    return {"runs": 2, "wrong": compare_reports(*places) if not any(statuses) else [str(statuses)]}
+    return {"runs": 2, "wrong": compare(*places) if not any(statuses) else [str(statuses)]}
 
 
 def interrupts(folder, *, arguments, count, within, seed=0):

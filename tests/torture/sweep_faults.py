@@ -102,7 +102,7 @@ def _home(folder):
 
 def _sweep(home, scheduler):
     code = "import sys, pneumo_lib as pl; "
-    code += "sys.exit(len(pl.run_sweep('grid.yaml', scheduler=sys.argv[1]).failed))"
+    code += "sys.exit(len(pl.cluster.run_sweep('grid.yaml', scheduler=sys.argv[1]).failed))"
     with (home / "said.txt").open("a") as said:
         return subprocess.Popen(
             [sys.executable, "-c", code, scheduler],
