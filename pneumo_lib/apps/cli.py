@@ -118,7 +118,7 @@ def sweep(
     options = dict(scheduler=scheduler, workers=workers, memory=memory, retries=retries)
     done = run_sweep(params, overrides=shared.read_settings(settings), resources=amounts, **options)
     if len(done.table):
-        tested = done.summary[done.summary["part"] == "test"].drop(columns="part")
+        tested = done.summary[done.summary["split"] == "test"].drop(columns="split")
         typer.echo(f"\n{tested.round(3).to_string(index=False)}\n")
         _show("Table", done.folder / "table.csv", "summary.csv")
         _show("Figure", done.folder / "scores.png")

@@ -1,4 +1,4 @@
-"""Plots of notebook 08: what each change does, and how the operating point decides."""
+"""Plots of experiments and sweeps: the effect of each change, and of the operating point."""
 
 import numpy as np
 
@@ -124,25 +124,25 @@ SCORES = ("siim_dice", "dice_positive", "iou")
 
 
 def sweep_chart(
-    table, *, part="test", scores=("dice_positive", "siim_dice"), title=None, note=None
+    table, *, split="test", scores=("dice_positive", "siim_dice"), title=None, note=None
 ):
     """`Figure` with a panel for each score and a row for each setting.
 
     A dot is one seed or fold with its bootstrap interval over images, the black mark the mean of
-    them, the dashed line what a prediction of nothing scores.
+    them, the dashed line the score of an empty prediction.
 
     Args:
         table: of `sweep_table()`.
-        part: "validation", to choose by, or "test", to report; the title, unless one is given.
+        split: "validation", to choose by, or "test", to report; the title, unless one is given.
         scores: names of `score_table.HEADINGS` that are in the table.
     """
-    axes = list(table.columns[1 : table.columns.get_loc("part")])
+    axes = list(table.columns[1 : table.columns.get_loc("split")])
     varied = [axis for axis in axes if axis not in REPEATS and table[axis].nunique() > 1]
-    table = table[table["part"] == part]
+    table = table[table["split"] == split]
     settings = list(dict.fromkeys(map(tuple, table[varied].to_numpy())))
     places = np.arange(len(settings))[::-1]
     firsts = [setting[:1] for setting in settings]
-    title = title or part.upper()
+    title = title or split.upper()
     figure, panels = new_figure(1, len(scores), title=title, note=note, sharey=True)
     for ax, score in zip(panels[0], scores, strict=True):
         shown = table[table["score"] == score]

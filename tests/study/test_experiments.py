@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_explorer import make_run
+from test_cases import make_run
 
 import pneumo_lib as pl
 from pneumo_lib import _files, runs
