@@ -168,10 +168,10 @@ def test_a_notebook_is_run_again_when_its_inputs_change(project, executed, chang
     data.mkdir()
     (data / "a.png").write_bytes(b"1")
     (project / "mine.yaml").write_text("epochs: 1")
-    parameters = "size = 1\nexperiments = 'mine.yaml'"
+    parameters = "size = 32\nexperiments = 'mine.yaml'"
     write_notebook(project, "01_first", parameters)
-    run_report(data=data, overrides={"size": 1})
-    size = 2 if change == "parameter" else 1
+    run_report(data=data, overrides={"size": 32})
+    size = 64 if change == "parameter" else 32
     if change == "source":
         write_notebook(project, "01_first", parameters, "'more'")
     if change == "results":
@@ -378,16 +378,16 @@ def test_notebook_pages_load_nothing_and_keep_formulas_links_and_figures(project
     text = "Cost `$5` is not $a_1 < b$, [next](05_train_fcn.ipynb)\n\n$$\\frac{1}{2}$$"
     nb.cells.append(new_markdown_cell(text))
     nbformat.write(nb, path)
-    index = run_report(overrides={"backbones": ["a", "b"]})
+    index = run_report(overrides={"backbones": ["vgg16", "small"]})
     page = soup(index, "01_first")
     assert len(page.select("math")) == 2
     assert page.select("math mfrac")
     assert "$5" in [code.get_text() for code in page.select("code")]
-    assert page.select_one("article p a")["href"] == "05_train_fcn-a.html"
+    assert page.select_one("article p a")["href"] == "05_train_fcn-vgg16.html"
     assert page.select('a[href="index.html"]')
-    trained = soup(index, "05_train_fcn-b")
-    assert trained.h1.get_text() == "A question? (b)"
-    assert trained.select_one("article img")["alt"] == "Figure: A question? (b)"
+    trained = soup(index, "05_train_fcn-small")
+    assert trained.h1.get_text() == "A question? (small)"
+    assert trained.select_one("article img")["alt"] == "Figure: A question? (small)"
     for any_page in (page, trained, soup(index)):
         loaded = any_page.select("script[src], link[href], img[src], iframe[src]")
         sources = [tag.get("src") or tag["href"] for tag in loaded]
