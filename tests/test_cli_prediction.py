@@ -9,8 +9,8 @@ from pathlib import Path
 import pydicom
 import pytest
 from test_dicom import RAMP, dicom_bytes
-from test_prediction_files import run as bright  # noqa: F401  (a fixture)
-from test_prediction_files import xrays  # noqa: F401  (a fixture)
+from test_predict_files import run as bright  # noqa: F401  (a fixture)
+from test_predict_files import xrays  # noqa: F401  (a fixture)
 from typer.main import get_command
 
 from pneumo_lib.apps.cli import app, main

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_explorer import make_run
+from test_cases import make_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 

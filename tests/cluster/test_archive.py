@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client, as_completed
 from test_dicom import RAMP, dicom_bytes
-from test_prediction_files import SIZE, xrays  # noqa: F401  (a fixture)
-from test_prediction_files import run as bright  # noqa: F401  (a fixture)
+from test_predict_files import SIZE, xrays  # noqa: F401  (a fixture)
+from test_predict_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
 from pneumo_lib import runs

@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from pydicom import uid
 from test_dicom import dicom_bytes
-from test_prediction_files import run  # noqa: F401  (a fixture)
+from test_predict_files import run  # noqa: F401  (a fixture)
 
 from pneumo_lib.inference import dicom_seg
 from pneumo_lib.inference.dicom_seg import DESCRIPTION

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_prediction_files import run  # noqa: F401  (a fixture)
+from test_predict_files import run  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
 from pneumo_lib.inference import export

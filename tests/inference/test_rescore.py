@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import CASES
-from test_prediction_files import run as bright  # noqa: F401  (a fixture)
+from test_predict_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
 from pneumo_lib.inference.rescore import verify_run

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from test_dicom import dicom_bytes
-from test_prediction_files import run  # noqa: F401  (a fixture)
+from test_predict_files import run  # noqa: F401  (a fixture)
 
 from pneumo_lib.data.rle import rle_decode
 from pneumo_lib.inference.submission import SHAPE, encode_mask, write_submission
