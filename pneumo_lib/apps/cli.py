@@ -198,7 +198,7 @@ def predict(
     from pneumo_lib.inference.predict_files import predict_files
 
     outcome = predict_files(files, run, out, operating_point=point, dicom_seg=dicom_seg)
-    there = len(outcome.rows) - outcome.predicted - len(outcome.failed)
+    there = sum(not row["error"] for row in outcome.rows) - outcome.predicted
     _show("Predicted", f"{outcome.predicted} files" + (f"; {there} were there" if there else ""))
     _show("Table", Path(out).resolve() / "predictions.csv")
     for path in outcome.segmentations:

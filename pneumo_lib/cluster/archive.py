@@ -11,15 +11,11 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from pneumo_lib._files import refuse_other_work
 from pneumo_lib.cluster.archive_files import full_name, list_files, locate, partitions, save
 from pneumo_lib.cluster.archive_tasks import predict_partition
 from pneumo_lib.cluster.dask_client import as_finished, connected
-from pneumo_lib.inference.prediction_rows import (
-    ARCHIVE_COLUMNS,
-    IDENTITY,
-    create_results_folder,
-    readme,
-)
+from pneumo_lib.inference.prediction_rows import ARCHIVE_COLUMNS, IDENTITY, readme
 from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 logger = logging.getLogger(__name__)
@@ -65,7 +61,7 @@ def predict_archive(
         RuntimeError: if the scheduler is lost (`dask_client.LostCluster`), or the rows are
             not those of the files listed.
     """
-    run = run if hasattr(run, "folder") else load_run(run)
+    run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
     store, folder = locate(out)
     mark, source = ("@", source[1:]) if str(source).startswith("@") else ("", source)
@@ -95,16 +91,19 @@ def predict_archive(
 
 
 def _create(store, folder, settings, run):
-    """Folder with the network in it, see `create_results_folder()`."""
+    """Begins the folder, see `_files.begin_folder()`, with the network in it."""
 
     def write(name, data):
         save(data, store, f"{folder}/{name}")
 
     entries = store.ls(folder, detail=False) if store.exists(folder) else []
     names = [entry.rpartition("/")[2] for entry in entries if entry.rstrip("/") != folder]
-    identity = store.cat_file(f"{folder}/{IDENTITY}") if IDENTITY in names else None
-    text = readme("parts/*.parquet have one row a file", ARCHIVE_COLUMNS, _FOLDERS)
-    create_results_folder(folder, settings, text, names=names, identity=identity, write=write)
+    former = json.loads(store.cat_file(f"{folder}/{IDENTITY}")) if IDENTITY in names else None
+    refuse_other_work(folder, settings, former, names, what="A prediction")
+    if former is None:
+        write(IDENTITY, f"{json.dumps(settings, indent=2)}\n".encode())
+    text = readme("parts/*.parquet have one row per file", ARCHIVE_COLUMNS, _FOLDERS)
+    write("README.txt", text.encode())
     write("network/config.json", json.dumps(run.config).encode())
     if not store.exists(f"{folder}/network/model.keras"):
         write("network/model.keras", (run.folder / "model.keras").read_bytes())
