@@ -62,9 +62,9 @@ def read_sweep(params, *, overrides=None):
             list that replaces it.
 
     Raises:
-        FileNotFoundError: if there is no such file, or `data` is no folder.
-        ValueError: if it has other parts, an axis is no list of values, two runs would have one
-            name, or as `plan_run()`.
+        FileNotFoundError: if there is no such file, or as `plan_run()`.
+        ValueError: for other parts, an axis without a list, two runs of one name, or as
+            `plan_run()`.
     """
     overrides = dict(overrides or {})
     stem, base, grid = read_two_parts(params, "grid")
@@ -83,12 +83,12 @@ def read_sweep(params, *, overrides=None):
         checked = {name: run.settings[name] for name in grid}
         words = [chosen[n] if isinstance(v, str) else f"{n}{v}" for n, v in checked.items()]
         planned.append(run._replace(name=run_name(stem, *words)))
-    names = Counter(run.name for run in planned)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ValueError(
-            "Each run of a sweep needs a name of its own. "
-            f"Received: {twice[0]}, more than once. List each value only once"
-        )
+    for name, count in Counter(run.name for run in planned).items():
+        if count > 1:
+            raise ValueError(
+                "Each run of a sweep needs a name of its own. "
+                f"Received: {name}, more than once. List each value only once"
+            )
     return list(grid), planned
 
 
@@ -102,7 +102,7 @@ def run_sweep(
     resources=None,
     retries=1,
 ):
-    """Train all runs of a sweep that are not finished, and gather their scores.
+    """`Sweep` of a file, after training all of its runs that are not finished.
 
     Each run is one task: `train()` in a worker process. A run that fails does not stop the others;
     one whose worker is lost goes on elsewhere after its last epoch, where a lock keeps it waiting
@@ -117,21 +117,11 @@ def run_sweep(
             Local workers have just that.
         retries: how often a run that failed is tried again.
 
-    Returns:
-        `Sweep`.
-
     Raises:
         FileNotFoundError, ValueError: as `read_sweep()`, `prepare_data()` and `connected()`.
         LostCluster: if the scheduler is not reached or dies; the same call goes on.
 
-    Example: in JupyterLab, with the progress as a widget (in a script, all of it belongs
-    under `if __name__ == "__main__":`, as worker processes import the script)::
-
-        import pneumo_lib as pl
-
-        sweep = pl.cluster.run_sweep("params/sweep.yaml", workers=2)
-        sweep.failed  # {} if all went well
-        pl.plots.sweep_chart(sweep.table, split="validation")
+    A script must call this under `if __name__ == "__main__":`, as worker processes import it.
     """
     axes, planned = read_sweep(params, overrides=overrides)
     folder = project_path("runs") / f"sweep-{Path(params).stem}"
@@ -201,17 +191,12 @@ def _train_all(client, planned, folder, *, resources, retries):
 
 
 def train_on_worker(planned, *, folder, home, version):
-    """Seconds that one run of a sweep took in this worker process.
+    """Seconds that a `PlannedRun` took in this worker process.
 
-    Args:
-        planned: `PlannedRun`.
-        folder: of the sweep, which the client made.
-        home: the client's `PNEUMO_HOME`.
-        version: the client's `RESULTS_VERSION`.
+    The client passes the `folder` of the sweep, its `PNEUMO_HOME` and its `RESULTS_VERSION`.
 
     Raises:
         RuntimeError: if this worker has other files or another pneumo_lib than the client.
-        FileNotFoundError, ValueError: as `prepare_data()` and `train()`.
     """
     worker, started = get_worker(), time.monotonic()
     if not Path(folder).is_dir() or version != runs.RESULTS_VERSION:
@@ -261,11 +246,7 @@ def sweep_table(found, *, axes):
 
 
 def summarise(table, *, axes):
-    """The table over seeds and folds: how far a setting's score moves when training is repeated.
-
-    Args:
-        table: of `sweep_table()`.
-        axes: as there.
+    """`sweep_table()` over seeds and folds: how far a score moves when training is repeated.
 
     Returns:
         DataFrame with the other axes, `split`, `score`, `runs`, and of their values `mean`, `sd`
@@ -282,13 +263,7 @@ def summarise(table, *, axes):
 
 
 def keep_results(table, summary, found, folder):
-    """Writes table.csv, summary.csv and the figure, `scores` as PNG, SVG and PDF.
-
-    Args:
-        table, summary: of the functions above.
-        found: list of `Run`.
-        folder: `Path`.
-    """
+    """Writes table.csv, summary.csv and the figure of a list of `Run` to a folder."""
     write_csv(folder / "table.csv", table)
     write_csv(folder / "summary.csv", summary)
     one_each = {run.config["backbone"]: run for run in found}

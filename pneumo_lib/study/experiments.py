@@ -33,11 +33,7 @@ class PlannedRun(NamedTuple):
 
 
 def plan_run(name, settings):
-    """`PlannedRun` of a dict of settings; `train()` and `prepare_data()` have the others' defaults.
-
-    Args:
-        name: of the run folder.
-        settings: fields of `TrainingConfig` and arguments of `prepare_data()`.
+    """`PlannedRun` of a dict of fields of `TrainingConfig` and arguments of `prepare_data()`.
 
     Raises:
         ValueError: for an unknown setting, or a value that it cannot have.
@@ -51,12 +47,7 @@ def plan_run(name, settings):
 
 
 def read_two_parts(params, second):
-    """`(stem of the file, its part "base", its part `second`)` of a YAML file of many runs.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it has other parts.
-    """
+    """`(stem of the file, its part "base", its part `second`)` of a YAML file of many runs."""
     path = source_path(params)
     content = read_params(path)
     if set(content) != {"base", second}:
@@ -84,8 +75,7 @@ def read_experiments(params, *, overrides=None):
         overrides: dict of settings, stronger than `base` and weaker than a level.
 
     Raises:
-        FileNotFoundError: if there is no such file, or as `plan_run()`.
-        ValueError: if the file has other parts, or as `plan_run()`.
+        FileNotFoundError, ValueError: for no such file, other parts, or as `plan_run()`.
     """
     stem, base, factors = read_two_parts(params, "experiments")
     planned = []
@@ -97,13 +87,10 @@ def read_experiments(params, *, overrides=None):
 
 
 def run_experiments(params, *, overrides=None):
-    """Train all experiments of a file, one after the other; finished ones are only opened.
+    """List of `Run` of the experiments in a file; those that are not finished are trained.
 
     Args:
         params, overrides: see `read_experiments()`.
-
-    Returns:
-        List of `Run`, in the order of the file.
 
     Raises:
         FileNotFoundError, ValueError: as `read_experiments()` and `prepare_data()`, before

@@ -29,7 +29,7 @@ def write_report(folder, records, settings, *, runs, notebooks=()):
 
     Args:
         folder: of the report, with the executed notebooks in it.
-        records: list of dicts with `name`, `seconds`, `peak_gb` and `parameters`.
+        records: list of dicts with `name`, `seconds` and `peak_gb`.
         settings: dict of parameters, with `data`.
         runs: list of `Run` that the report trained.
         notebooks: paths of all notebooks; a link to one that was not executed downloads it.

@@ -48,21 +48,19 @@ def run_report(
 
     Args:
         data: `"phantoms"` or the folder of a data set; `None` takes `data` of `params`.
-        params: YAML file of parameters, such as `params/siim.yaml`; `None`: the defaults that
-            the notebooks themselves hold.
+        params: YAML file of parameters, such as `params/siim.yaml`.
         overrides: dict of single parameters, stronger than `params`. `backbones`, a list, names
             the networks to train; every other name must be a parameter of some notebook.
-        folder: where the executed notebooks and pages go. Default: `runs/report` for phantoms,
-            else `runs/report-<name of the data folder>`.
+        folder: of the executed notebooks and pages; `None`: see `report_folder()`.
         notebooks: folder of the numbered notebooks.
-        beyond: whether to run also the notebooks after `LAST`, which ask further questions.
+        beyond: whether to run also the notebooks after `LAST`.
 
     Returns:
         `Path` of `index.html`; `report.json` beside it holds times, peak memory and the caveats
         that every slide about this report carries.
 
     Raises:
-        ValueError: if a parameter is unknown or of another type than its default.
+        ValueError: for an unknown parameter, or a value that it cannot have.
         FileNotFoundError: if there is no notebook, or `data` or `params` do not exist.
         NotebookError: if a cell of a notebook fails.
     """

@@ -89,11 +89,7 @@ def test_sections_hold_prose_without_marks_tables_and_printed_lines(report):
 
 def test_a_pandas_table_keeps_its_digits_and_loses_its_merged_cells(report):
     table = read_sections(report / "05_train_fcn-resnet50.ipynb")["First heading"].tables[1]
-    assert table == [
-        ["back bone", "train 5", "train 10"],
-        ["VGG19", "0.50", "–"],
-        ["", "1", "2"],
-    ]
+    assert table == [["back bone", "train 5", "train 10"], ["VGG19", "0.50", "–"], ["", "1", "2"]]
 
 
 def test_row_numbers_that_name_nothing_are_left_out():
