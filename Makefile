@@ -86,9 +86,10 @@ lowest: env ## the tests, without notebooks, on the lowest versions that pyproje
 	  -e '.[notebooks,dicom,export,talk,kaggle,cluster,test]'
 	@TQDM_DISABLE=1 .venv/lowest/bin/python -m pytest tests
 
-lint: env ## check style and format
+lint: env ## check style, format, and that imports go one way only
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 
 # After the report, so that notebook 06 finds every network trained.
 notebooks: report ## run the notebooks in place, to refresh the outputs that are committed

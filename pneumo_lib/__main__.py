@@ -1,4 +1,4 @@
-"""`pneumo`, which is also `python -m pneumo_lib`: a command as a process of its own."""
+"""Entry point of `pneumo` and of `python -m pneumo_lib`."""
 
 import atexit
 import os
@@ -9,11 +9,10 @@ from pneumo_lib.apps.interrupts import end_children
 
 
 def run():
-    """Runs a command and ends the process with its exit code, after Ctrl-C without delay.
+    """Run a command and end the process with its exit code, after Ctrl-C without delay.
 
-    Python ends by clearing up object by object, which takes seconds with a report's packages on a
-    busy machine. After Ctrl-C only what was registered with `atexit` is done, and processes that
-    are left, such as the kernel of a notebook that was just starting, are ended.
+    Python frees every object at its end, which takes seconds with a report's packages. After
+    Ctrl-C only `atexit` handlers run, and child processes, such as a notebook's kernel, are ended.
     """
     status = None
 
@@ -23,7 +22,7 @@ def run():
             sys.stdout.flush()
             os._exit(status)
 
-    atexit.register(leave)  # before all others, so it is called after them
+    atexit.register(leave)  # registered first, so called last
     status = main()
     sys.exit(status)
 

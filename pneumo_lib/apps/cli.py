@@ -1,7 +1,6 @@
-"""The `pneumo` command: what a notebook does not fit.
+"""The `pneumo` command line, the only module that prints.
 
-The only module that prints. Everything heavy is imported inside the command that needs it, so
-that `pneumo --help` answers at once.
+A command imports what it needs when it runs, so that `pneumo --help` answers at once.
 """
 
 import json
@@ -22,7 +21,7 @@ _COLOURS = {"ok": "green", "missing": "yellow", "wrong": "red"}
 app = typer.Typer(
     help="Chest X-ray pneumothorax segmentation with FCNs.\n\n"
     "Exit status: 0; 1 if anything failed; 2 for a wrong call; 130 after Ctrl-C.",
-    epilog=f"`pneumo COMMAND --help` says more, with an example. {_DISCLAIMER}",
+    epilog=f"`pneumo COMMAND --help` lists its options, with an example. {_DISCLAIMER}",
     no_args_is_help=True,
     rich_markup_mode="markdown" if sys.stdout.isatty() else None,  # boxes on a terminal only
     pretty_exceptions_enable=False,  # Python's own traceback for --debug
@@ -34,7 +33,7 @@ app = typer.Typer(
 
 
 def main(arguments=None):
-    """Runs a command; returns its exit code, see the help of `pneumo`."""
+    """Run a command and return its exit code, see the help of `pneumo`."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         app(arguments, prog_name="pneumo")
@@ -43,7 +42,7 @@ def main(arguments=None):
 
 
 def command(example):
-    """Decorator that makes a function a command, with an example in its help."""
+    """Decorator that registers a function as a command with an example in its help."""
     return app.command(cls=shared.Command, epilog=f"Example: {example}")
 
 
@@ -62,7 +61,7 @@ def before_a_command(
     ] = False,
     debug: Annotated[bool, Option("--debug", help="show the traceback of an error")] = False,
 ):
-    pass  # `shared.Command` looks at `debug`
+    pass  # `shared.Command` reads `debug`
 
 
 @command("pneumo report --data data/siim --params params/siim.yaml --backbones vgg16 small")
@@ -75,14 +74,13 @@ def report(
     beyond: Annotated[bool, Option("--all", help="also the notebooks after 06_results")] = False,
 ):
     """Run all notebooks and write runs/report/index.html."""
-    import papermill  # noqa: F401  (asked for now, not when the first notebook runs)
+    import papermill  # noqa: F401  (fails here, not when the first notebook runs)
 
     from pneumo_lib.study.report import run_report
 
-    given = {"weights": weights, "backbones": backbones.split()}
-    overrides = shared.read_settings(settings) | {
-        name: value for name, value in given.items() if value
-    }
+    overrides = shared.read_settings(settings)
+    overrides |= {"weights": weights} if weights else {}
+    overrides |= {"backbones": backbones.split()} if backbones else {}
     index = run_report(data=data, params=params, overrides=overrides, beyond=beyond)
     figures = Path(json.loads((index.parent / "report.json").read_text())["figures"])
     typer.echo()
@@ -98,14 +96,14 @@ def sweep(
     settings: shared.Settings = (),
     scheduler: shared.Scheduler = "local",
     workers: shared.Workers = None,
-    memory: Annotated[str | None, Option(help="of a worker, such as 4GB; more ends it")] = None,
+    memory: Annotated[str | None, Option(help="limit of a worker, such as 4GB")] = None,
     resources: Annotated[str, Option(metavar="NAME=N ...", help="of a run, such as GPU=1")] = "",
-    retries: Annotated[int, Option(metavar="N", help="of a run that failed")] = 1,
+    retries: Annotated[int, Option(metavar="N", help="of a failed run")] = 1,
 ):
     """Train a grid of networks on several processes or machines.
 
-    Writes runs/sweep-NAME/: table.csv, summary.csv, a figure, and why a run failed. Called again,
-    it trains only what is not finished. docs/clusters.md shows SLURM and Kubernetes.
+    Writes runs/sweep-NAME/: table.csv, summary.csv, a figure, the errors of failed runs. The same
+    command again trains only unfinished runs. docs/clusters.md shows SLURM and Kubernetes.
     """
     from pneumo_lib.cluster.sweep import run_sweep
 
@@ -128,7 +126,7 @@ def sweep(
 
 @command("pneumo slides --data data/siim")
 def slides(data: shared.Data = "phantoms"):
-    """Write a finished report as slides, PowerPoint and HTML."""
+    """Write slides of a finished report, PowerPoint and HTML."""
     from pneumo_lib.study.slides import write_slides
 
     for path in write_slides(data):
@@ -154,7 +152,7 @@ def phantoms(
     to: Annotated[str, Option(metavar="FOLDER", help="for the files")],
     count: Annotated[int, Option(metavar="N", help="X-rays")] = 800,
     size: Annotated[int, Option(metavar="N", help="pixels on a side")] = 256,
-    seed: Annotated[int, Option(metavar="N", help="another one draws other X-rays")] = 0,
+    seed: Annotated[int, Option(metavar="N", help="of the random numbers")] = 0,
 ):
     """Draw synthetic chest X-rays in the layout of the real data set."""
     from pneumo_lib.data.phantom.draw import make_phantoms
@@ -175,26 +173,22 @@ def predict(
     """Outline pneumothorax on new X-rays with a trained network.
 
     Reads PNG, JPEG and DICOM. Writes predictions.csv, and for each file a probability map, a mask
-    at its own size and an overlay. Called again, it predicts only what is new.
+    at the size of the file and an overlay. The same command again predicts only new files.
 
-    With --scheduler, an archive of any size: one folder, one list of files (@list.txt) or one URL
-    (s3://bucket/xrays), read by many processes; --out, which may be a URL too, then holds Parquet
-    files with the masks as run lengths.
+    With --scheduler, many processes predict an archive of any size: one folder, one list of files
+    (@list.txt) or one URL (s3://bucket/xrays). Parquet files in --out, which may be a URL too,
+    then hold the masks as run lengths.
     """
+    listed = any("://" in name or name[:1] == "@" for name in files if not Path(name).exists())
+    if (len(files) > 1 or dicom_seg) if scheduler else (workers or listed):
+        raise ValueError(
+            "An archive is one folder, URL or @list, with --scheduler and without --dicom-seg. "
+            f"Received: {' '.join(files)}. Put several files into a list, one a line, and add "
+            "--scheduler local"
+        )
     point = _operating_point(threshold)
     if scheduler:
-        if len(files) > 1 or dicom_seg:
-            raise ValueError(
-                "An archive is one folder, URL or @list, without --dicom-seg. "
-                f"Received: {' '.join(files)}. Put single files into a list, one a line"
-            )
         return _predict_archive(files[0], run, out, point, scheduler, workers)
-    absent = [name for name in files if not Path(name).exists()]
-    if workers or any("://" in name or name[:1] == "@" for name in absent):
-        raise ValueError(
-            "URLs, @lists and --workers belong to the prediction of an archive: "
-            f"add --scheduler local. Received: {' '.join(files)}"
-        )
     from pneumo_lib.inference.predict_files import predict_files
 
     outcome = predict_files(files, run, out, operating_point=point, dicom_seg=dicom_seg)
@@ -207,7 +201,7 @@ def predict(
 
 
 def _predict_archive(archive, run, out, point, scheduler, workers):
-    """Predicts an archive on Dask's processes; 1 if any file failed."""
+    """Predict an archive by Dask and return the exit code: 1 if any file failed."""
     from pneumo_lib.cluster.archive import predict_archive
 
     options = dict(operating_point=point, scheduler=scheduler, workers=workers)
@@ -246,25 +240,26 @@ def submit(
 
 @command("pneumo average siim-s0 siim-s1 siim-s2 --to siim-mean")
 def average(runs: shared.Runs, to: Annotated[str, Option(metavar="NAME", help="of the new run")]):
-    """Make one network of several: the mean of their probabilities.
+    """Make an ensemble of trained networks.
 
-    Networks of one kind, trained on the same data from different seeds.
+    It predicts the mean of the probabilities of its members, networks of one kind, trained on the
+    same data with different seeds.
     """
     from pneumo_lib.training.ensemble import average_runs
 
-    _show("Run", average_runs(runs, run=to).folder, f"the mean of {len(runs)}")
+    _show("Run", average_runs(runs, run=to).folder, f"ensemble of {len(runs)}")
 
 
 @command("pneumo export --run runs/phantoms-small-128 --format onnx --to network.onnx")
 def export(
     run: shared.Run,
-    to: Annotated[str, Option(metavar="PATH", help="must not exist yet")],
-    format: Annotated[Literal["onnx", "savedmodel", "litert"], Option(help="of it")] = "onnx",
+    to: Annotated[str, Option(metavar="PATH", help="of the file, which must not exist")],
+    format: Annotated[Literal["onnx", "savedmodel", "litert"], Option(help="of the file")] = "onnx",
 ):
     """Write a trained network for other programs.
 
-    The network takes grey images and includes their preprocessing. It is compared with Keras on
-    synthetic X-rays before it gets its name.
+    The file takes grey images and includes their preprocessing. Before it is kept, its output on
+    synthetic X-rays is compared with that of Keras.
     """
     from pneumo_lib.inference.export import export_network
 
@@ -280,12 +275,12 @@ def verify(run: shared.OneRun):
 
     found = verify_run(run)
     recorded, computed = found.siim_dice
-    _show("Images", f"{found.images}, {found.images_that_differ} with other counts of pixels")
-    _show("Pixels", f"{found.pixels_that_differ:.1e} of all fell on the other side")
+    _show("Images", f"{found.images}, {found.images_that_differ} with other pixel counts")
+    _show("Pixels", f"{found.pixels_that_differ:.1e} of all have another class")
     _show("SIIM-ACR", f"Dice {computed:.6f}, recorded {recorded:.6f}")
     if not found.matches:
         raise ValueError(
-            "the scores are NOT those of the saved network: one of the two was changed. Train the "
+            "the scores are NOT those of the saved network: one of the two has changed. Train the "
             f"run again. Largest differences: {', '.join(found.worst)}"
         )
     typer.echo("The scores are those of the saved network.")
@@ -293,7 +288,10 @@ def verify(run: shared.OneRun):
 
 @command("pneumo doctor")
 def doctor():
-    """Say what is in place: versions, devices, weights, data, disk. Downloads nothing."""
+    """Check packages, devices, weights, data, runs and disk.
+
+    Names a remedy for what is missing. Downloads nothing.
+    """
     from pneumo_lib.apps.doctor import examine
 
     findings = examine()
@@ -306,7 +304,7 @@ def doctor():
 
 
 def _operating_point(threshold):
-    """Plain thresholding; without a threshold the run's own operating point: `None`."""
+    """Operating point of a plain threshold; None, the run's own point, without one."""
     from pneumo_lib.evaluation.operating_point import OperatingPoint
 
     return OperatingPoint(threshold, 0.0, threshold) if threshold else None
@@ -317,13 +315,13 @@ def _show(label, *facts):
 
 
 def _short(fact):
-    """A path from the current folder, if it lies inside; anything else as it is."""
+    """A path inside the current folder as a relative one; other facts unchanged."""
     inside = isinstance(fact, Path) and fact.is_relative_to(Path.cwd())
     return fact.relative_to(Path.cwd()) if inside else fact
 
 
 def _list_failures(failed, *, what="files"):
-    """Lists names with reasons on standard error; returns the exit code."""
+    """Print names with reasons on standard error and return the exit code."""
     if failed:
         typer.secho(f"{len(failed)} {what} failed:", fg="red", err=True)
     for name, reason in failed:

@@ -1,4 +1,4 @@
-"""What the commands of `pneumo` share: errors in one line, exit codes, options."""
+"""Shared by all commands of `pneumo`: one-line errors, exit codes, options."""
 
 import logging
 import math
@@ -14,19 +14,19 @@ from pneumo_lib._logs import log_levels
 from pneumo_lib.apps.interrupts import ended_by_ctrl_c
 
 _STOPPED = "\nStopped. What was finished is kept; the same command goes on."
-_WORDS = {"--set": 2, "--backbones": math.inf, "--resources": math.inf}  # after one option
+_WORDS = {"--set": 2, "--backbones": math.inf, "--resources": math.inf}  # that an option takes
 _LEVELS = {
     "pneumo_lib": logging.INFO,
-    "pneumo_lib__inference": logging.ERROR,  # commands list the files that failed at their end
-    "pydicom": logging.CRITICAL,  # its warnings quote headers
+    "pneumo_lib__inference": logging.ERROR,  # commands list failed files at their end
+    "pydicom": logging.CRITICAL,  # its warnings quote patient data
 }
 
 
 class Command(TyperCommand):
-    """A command whose errors are one line, and whose exit code is what its function returns."""
+    """Command that prints an error as one line and exits with the code its function returns."""
 
     def parse_args(self, ctx, args):
-        """Reads `--set epochs 50` as `--set "epochs 50"`: Typer takes one word for an option."""
+        """Read `--set epochs 50` as `--set "epochs 50"`: a Typer option takes one word."""
         words, room = [], 0
         for word in args:
             if word.startswith("--"):
@@ -40,7 +40,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, words)
 
     def invoke(self, ctx):
-        """Runs the function; the exit code is 1 after an error, 130 after Ctrl-C."""
+        """Run the function; the exit code is 1 after an error, 130 after Ctrl-C."""
         try:
             with ended_by_ctrl_c(_STOPPED), log_levels(**_LEVELS), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="pydicom")
@@ -51,9 +51,10 @@ class Command(TyperCommand):
         except Exception as error:
             if ctx.parent.params["debug"]:
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__  # always one line
+            reason = " ".join(str(error).split()) or type(error).__name__  # one line
             if isinstance(error, ModuleNotFoundError):
-                remedy = "pip install -e '.[notebooks,cluster]', or `make env` for everything"
+                extra = "cluster" if self.name in ("sweep", "predict") else "notebooks,talk"
+                remedy = f"pip install -e '.[{extra}]', or `make env` for everything"
                 reason = f"needs the package {error.name}: {remedy}"
             typer.secho(f"pneumo {self.name}: {reason}", fg="red", err=True)
             status = 1
@@ -61,13 +62,13 @@ class Command(TyperCommand):
 
 
 def from_here(path):
-    """An existing path as an absolute one: on a command line it starts at the current folder."""
+    """Absolute path of an existing file or folder; any other text unchanged."""
     there = os.path.expanduser(path)
     return os.path.realpath(there) if path != "phantoms" and os.path.exists(there) else path
 
 
 def read_settings(pairs):
-    """Dict of `--set NAME VALUE`, each value read as in a YAML file."""
+    """Dict of the pairs of `--set NAME VALUE`, with values parsed as YAML."""
     import yaml
 
     if alone := [pair for pair in pairs if " " not in pair]:
@@ -77,8 +78,8 @@ def read_settings(pairs):
 
 _RUN = dict(metavar="RUN", parser=from_here, help="folder of a trained network, or name in runs/")
 _SET = "one setting, such as --set epochs 50; may be repeated; params/demo.yaml lists the names"
-_WORKERS = "processes of --scheduler local, which share the cores; default: one for two cores"
-_P = "probability from which a pixel counts; default: the run's operating point"
+_WORKERS = "processes of --scheduler local; default: one for two cores"
+_P = "lowest probability of a pneumothorax pixel; default: the run's operating point"
 
 Run = Annotated[str, Option(**_RUN)]
 OneRun = Annotated[str, Argument(**_RUN)]

@@ -1,9 +1,10 @@
-"""What is in place to train and predict, and what to do where it is not."""
+"""Checks of what training and prediction need, with remedies."""
 
 import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
+from itertools import compress
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
@@ -11,26 +12,27 @@ from packaging.requirements import Requirement
 from pneumo_lib._files import project_path
 
 _EXTRAS = {
-    "": "everything",
     "notebooks": "notebooks and the report",
     "dicom": "compressed DICOM, DICOM SEG",
     "export": "ONNX",
+    "talk": "slides",
     "kaggle": "`pneumo fetch`",
+    "cluster": "sweeps and archives",
 }
 _FREE_GB = 10  # the data set, its arrays and the features of three backbones
 
 
 class Finding(NamedTuple):
-    """One line of `examine()`."""
+    """Result of one check."""
 
-    state: str  # "ok", "missing" (works without, for less) or "wrong" (must be mended)
+    state: str  # "ok", "missing" (works, with less) or "wrong" (must be mended)
     what: str
     value: str
     remedy: str = ""
 
 
 def examine():
-    """Look at versions, devices, weights, data, runs and disk. Downloads nothing.
+    """Check versions, devices, weights, data, runs and disk. Downloads nothing.
 
     Returns:
         List of `Finding`.
@@ -40,25 +42,20 @@ def examine():
 
 def _packages():
     yield Finding("ok", "pneumo", f"{version('pneumo')}, Python {platform.python_version()}")
-    for extra, purpose in _EXTRAS.items():
-        versions = {name: _version(name) for name in _asked_for(extra)}
+    required = [Requirement(line) for line in requires("pneumo")]
+    for extra in ("", *_EXTRAS):
+        chosen = (r.marker.evaluate({"extra": extra}) if r.marker else not extra for r in required)
+        versions = {r.name: _version(r.name) for r in compress(required, chosen)}
         missing = ", ".join(name for name in versions if versions[name] is None)
+        what = f"extra {extra}" if extra else "packages"
         if not missing:
             shown = ", ".join(f"{name} {number}" for name, number in versions.items())
-            yield Finding("ok", f"extra {extra}" if extra else "packages", shown)
+            yield Finding("ok", what, shown)
         elif extra:
-            remedy = f"pip install -e '.[{extra}]'"
-            yield Finding("missing", f"extra {extra}", f"no {missing} ({purpose})", remedy)
+            value = f"no {missing} ({_EXTRAS[extra]})"
+            yield Finding("missing", what, value, f"pip install -e '.[{extra}]'")
         else:
-            yield Finding("wrong", "packages", f"no {missing}", "make env")
-
-
-def _asked_for(extra):
-    """Names of the packages of an extra, or of those that pneumo always needs."""
-    requirements = [Requirement(line) for line in requires("pneumo")]
-    if not extra:
-        return [r.name for r in requirements if not r.marker]
-    return [r.name for r in requirements if r.marker and r.marker.evaluate({"extra": extra})]
+            yield Finding("wrong", what, f"no {missing}", "make env")
 
 
 def _version(name):
@@ -78,15 +75,15 @@ def _devices():
     yield Finding("ok", "device", device_name())
     if not tf.config.list_physical_devices("GPU"):
         remedy = "with an NVIDIA GPU on Linux: pip install -e '.[gpu]'"
-        yield Finding("missing", "GPU", "none that TensorFlow sees", remedy)
+        yield Finding("missing", "GPU", "none found by TensorFlow", remedy)
 
 
 def _weights():
-    """Files of ImageNet weights, where Keras keeps them."""
+    """Files of ImageNet weights in the cache of Keras."""
     from pneumo_lib.models.backbones import published_weights
-    from pneumo_lib.models.names import PRETRAINED as BACKBONES
+    from pneumo_lib.models.names import PRETRAINED
 
-    for name in BACKBONES:
+    for name in PRETRAINED:
         file, url = published_weights(name)
         if file.is_file():
             yield Finding("ok", f"ImageNet {name}", str(file))
@@ -117,9 +114,8 @@ def _data():
 def _runs():
     from pneumo_lib.runs import is_finished
 
-    names = sorted(p.parent.name for p in project_path("runs").glob("*/config.json"))
-    names = [name for name in names if is_finished(project_path("runs") / name)]
-    if names:
+    folders = sorted(path.parent for path in project_path("runs").glob("*/config.json"))
+    if names := [folder.name for folder in folders if is_finished(folder)]:
         return Finding("ok", "runs", ", ".join(names))
     return Finding("missing", "runs", "no trained network", "make report")
 

@@ -1,10 +1,9 @@
-"""Ctrl-C that is obeyed while C code computes.
+"""Ctrl-C that also ends a process while C code computes.
 
-Python hears a signal between two calls into C only, and one call into TensorFlow, or a compilation
-by XLA, can last many seconds. What is finished is kept at any moment, even by a kill, so a command
-that does not end by itself is simply ended. `pl.train()` in a notebook or a script of yours is
-left alone: it stops after the call, or at once with the kernel or the process, and goes on
-from its last kept epoch when called again.
+Python handles signals only between calls into C, and one call into TensorFlow or one compilation
+by XLA can last many seconds. Results are kept at any moment, even under a kill, so a command that
+does not react is ended. `pl.train()` in a notebook or script is not affected: it stops after the
+call into C, or with its process, and continues from its last checkpoint when called again.
 """
 
 import os
@@ -15,64 +14,59 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
-PATIENCE = 1.0  # seconds for the orderly way: KeyboardInterrupt, where Python hears it
+PATIENCE = 1.0  # seconds for KeyboardInterrupt to end the block
 
 
 @contextmanager
 def ended_by_ctrl_c(message):
-    """Ends the process with status 130 if a block is not left soon after Ctrl-C, or at a second.
+    """Context that ends the process with status 130 soon after Ctrl-C, at once after a second one.
 
     Args:
-        message: what is then written to standard error; a block that is left says it itself.
+        message: written to standard error before; not if KeyboardInterrupt leaves the block.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # no signals come here
+        yield  # signals reach the main thread only
         return
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    screen = os.dup(2)  # `quiet` turns 2 away from it while Keras is loaded
-    former = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(heard, screen, message), daemon=True)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    screen = os.dup(2)  # standard error is redirected while Keras loads
+    former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(reader, screen, message), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(former)
-        told.close()  # the end of the watcher
+        writer.close()  # ends the watcher
         watcher.join()
-        heard.close()
+        reader.close()
         os.close(screen)
 
 
-def _watch(heard, screen, message):
-    """Reads a byte for each signal, and nothing once the block is left."""
-    while number := heard.recv(1):
+def _watch(reader, screen, message):
+    """Read a byte for each signal, and none once the block is left."""
+    while number := reader.recv(1):
         if number[0] == signal.SIGINT:
-            end, children = time.monotonic() + PATIENCE, []
-            with suppress(Exception):  # whatever it meets, this thread must end the process
-                children = _children()
+            end, children = time.monotonic() + PATIENCE, _children()
             wait = max(0, end - time.monotonic())
-            if select.select([heard], [], [], wait)[0] and not heard.recv(1):
+            if select.select([reader], [], [], wait)[0] and not reader.recv(1):
                 return
-            _end(children)
-            os.write(screen, f"{message}\n".encode())  # no lock that another thread may hold
+            end_children(children)
+            os.write(screen, f"{message}\n".encode())  # without a lock that another thread holds
             os._exit(130)
 
 
-def end_children():
-    """Ends the processes that this one started and did not end itself; they would outlive it."""
-    with suppress(Exception):  # they cannot be listed
-        _end(_children())
-
-
-def _end(children):
-    for child in children:
-        with suppress(Exception):  # one has ended meanwhile
+def end_children(children=None):
+    """End child processes, by default all, which would outlive this one."""
+    for child in _children() if children is None else children:
+        with suppress(Exception):  # it has ended meanwhile
             child.terminate()
 
 
 def _children():
-    """Processes of a pool, kernels of notebooks, and theirs."""
-    import psutil
+    """Processes of pools and kernels of notebooks, with their descendants."""
+    with suppress(Exception):  # they cannot be listed, which must not stop the end
+        import psutil
 
-    return psutil.Process().children(recursive=True)
+        return psutil.Process().children(recursive=True)
+    return []

@@ -1,4 +1,10 @@
-"""Figures, one style for all."""
+"""Figures in one style.
+
+Each function returns its `Figure` or `Axes` and neither shows nor saves it: keep the result in a
+notebook (`figure = gallery(...)`), which Jupyter draws once at the end of the cell, and write it
+with `export(figure, ...)`. Shared arguments: `title` above the figure; `note`, small print below
+it such as "synthetic"; `ax`, where there is one panel, None for a new figure.
+"""
 
 import lazy_loader
 

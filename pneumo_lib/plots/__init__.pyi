@@ -11,7 +11,6 @@ from .architecture import TRAINED as TRAINED
 from .architecture import phases as phases
 from .architecture import transposed_convolution as transposed_convolution
 from .architecture import windows as windows
-from .cases import ERRORS as ERRORS
 from .cases import gallery as gallery
 from .cases import prediction_grid as prediction_grid
 from .cases import show_case as show_case
@@ -37,6 +36,7 @@ from .results import show_table as show_table
 from .style import BACKBONES as BACKBONES
 from .style import BLACK as BLACK
 from .style import BLUE as BLUE
+from .style import ERRORS as ERRORS
 from .style import GREEN as GREEN
 from .style import ORANGE as ORANGE
 from .style import PURPLE as PURPLE

@@ -3,49 +3,35 @@
 import numpy as np
 from matplotlib.patches import Patch
 
-from pneumo_lib.plots.style import (
-    ORANGE,
-    SKY,
-    VERMILION,
-    YELLOW,
-    new_axes,
-    new_figure,
-    tint,
-    without_ticks,
-)
+from pneumo_lib.plots.style import ERRORS, ORANGE, SKY, new_axes, new_figure, tint, without_ticks
 
-ERRORS = {"found": SKY, "missed": VERMILION, "false positive": YELLOW}
-
-
-# --- Cases -------------------------------------------------------------------------------------
+_MASK = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 
 
 def show_case(image, mask=None, prediction=None, *, ax=None, title=None, legend=True, note=None):
-    """`Axes` with one radiograph and, in colour, its mask, a prediction, or right and wrong.
+    """`Axes` with a radiograph and, in colour, its mask, a prediction, or the errors.
 
     Args:
         image: `(height, width)` uint8.
         mask: `(height, width)` of 0 and 1, the truth, or None.
-        prediction: `(height, width)` of 0 and 1, or None. Beside a mask its errors are shown.
+        prediction: `(height, width)` of 0 and 1, or None. With a mask, its errors are drawn.
         legend: whether to explain the colours.
     """
     ax = new_axes(ax, note)
     ax.imshow(image, cmap="gray", vmin=0, vmax=255)
-    areas, colours = {}, {**ERRORS, "pneumothorax": ORANGE, "prediction": SKY}
+    areas, colours = {"pneumothorax": mask, "prediction": prediction}, (ORANGE, SKY)
     if mask is not None and prediction is not None:
         true, predicted = np.asarray(mask) > 0, np.asarray(prediction) > 0
-        parts = true & predicted, true & ~predicted, ~true & predicted
-        areas = dict(zip(ERRORS, parts, strict=True))
-    elif mask is not None:
-        areas = {"pneumothorax": mask}
-    elif prediction is not None:
-        areas = {"prediction": prediction}
-    for name, area in areas.items():
-        ax.imshow(tint(area, colours[name]), interpolation="nearest")
+        errors = true & predicted, true & ~predicted, ~true & predicted
+        areas, colours = dict(zip(ERRORS, errors, strict=True)), ERRORS.values()
+    patches = []
+    for (name, area), colour in zip(areas.items(), colours, strict=True):
+        if area is not None:
+            ax.imshow(tint(area, colour), interpolation="nearest")
+            patches.append(Patch(color=colour, label=name))
     ax.set_axis_off()
     ax.set_title(title)
-    if legend and areas:
-        patches = [Patch(color=colours[name], label=name) for name in areas]
+    if legend and patches:
         ax.legend(handles=patches, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
@@ -54,14 +40,14 @@ def gallery(images, masks, labels, *, title=None, note=None):
     """`Figure` with a column for each case: image, mask, label.
 
     Args:
-        images: `(n, height, width)` uint8; up to 6 are large enough for a slide.
+        images: `(n, height, width)` uint8; up to 6 are readable on a slide.
         masks: `(n, height, width)` of 0 and 1.
         labels: n of them, True where there is a pneumothorax.
     """
     figure, axes = new_figure(2, len(images), title=title, note=note)
     for column, image, mask, label in zip(axes.T, images, masks, labels, strict=True):
         column[0].imshow(image, cmap="gray", vmin=0, vmax=255)
-        column[1].imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        column[1].imshow(mask, **_MASK)
         column[1].set_xlabel(f"Label: {int(label)}")
     axes[0, 0].set_ylabel("Image")
     axes[1, 0].set_ylabel("Mask")
@@ -70,21 +56,21 @@ def gallery(images, masks, labels, *, title=None, note=None):
 
 
 def prediction_grid(images, masks, predictions, *, names, title=None, note=None):
-    """`Figure` with a row for each case: image, true mask, prediction, errors in colour.
+    """`Figure` with a row for each case: image, true mask, prediction, errors.
 
     Args:
         images: `(n, height, width)` uint8; 2 are large on a slide, 4 still fit.
         masks: `(n, height, width)` of 0 and 1, the truth.
         predictions: `(n, height, width)` of 0 and 1.
-        names: n texts for the left of the rows, such as "test\\nDice 0.61".
+        names: n labels of the rows, such as "test\\nDice 0.61".
     """
     size = 12.8, min(7.2, 0.8 + 2.4 * len(images))
     figure, axes = new_figure(len(images), 4, title=title, note=note, figsize=size)
     cases = zip(axes, images, masks, predictions, names, strict=True)
     for row, image, mask, prediction, name in cases:
         row[0].imshow(image, cmap="gray", vmin=0, vmax=255)
-        for ax, area in zip(row[1:3], (mask, prediction), strict=True):
-            ax.imshow(area, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        row[1].imshow(mask, **_MASK)
+        row[2].imshow(prediction, **_MASK)
         show_case(image, mask, prediction, ax=row[3], legend=False)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     for ax, heading in zip(axes[0], ("Image", "True mask", "Prediction", "Errors"), strict=True):

@@ -1,43 +1,36 @@
-"""Plots of the data: balance of classes, areas and places of masks, splits."""
+"""Plots of the data: class balance, areas and positions of masks, splits."""
 
 import numpy as np
 import seaborn as sns
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from pneumo_lib.plots.style import (
-    GREEN,
-    ORANGE,
-    SKY,
-    VERMILION,
-    new_axes,
-    new_figure,
-)
+from pneumo_lib.plots.style import GREEN, ORANGE, SKY, VERMILION, new_axes, new_figure
 
-# --- Data --------------------------------------------------------------------------------------
+_SPLITS = {"train": SKY, "validation": GREEN, "test": ORANGE}
 
 
 def class_balance(cases, *, by="split", title=None, note=None):
-    """`Figure` with one panel for each part: how many images show a pneumothorax.
+    """`Figure` with the numbers of healthy and positive images, a panel for each split.
 
     Args:
         cases: case table with `has_pneumothorax` and the column `by`.
         by: "split" or "official_part".
     """
-    parts = cases.groupby(by, sort=False)["has_pneumothorax"]
-    figure, axes = new_figure(1, parts.ngroups, title=title, note=note)
-    for ax, (part, positive) in zip(axes[0], parts, strict=True):
+    splits = cases.groupby(by, sort=False)["has_pneumothorax"]
+    figure, axes = new_figure(1, splits.ngroups, title=title, note=note)
+    for ax, (split, positive) in zip(axes[0], splits, strict=True):
         counts = [int((~positive.astype(bool)).sum()), int(positive.sum())]
         bars = ax.bar(["healthy", "pneumo-\nthorax"], counts, color=[SKY, VERMILION])
         shares = [f"{count:,}\n{100 * count / len(positive):.0f} %" for count in counts]
         ax.bar_label(bars, shares, padding=4, fontsize="large")
-        ax.set(title=str(part).upper(), ylim=(0, 1.2 * max(counts)), yticks=[])
+        ax.set(title=str(split).upper(), ylim=(0, 1.2 * max(counts)), yticks=[])
         ax.spines["left"].set_visible(False)
     return figure
 
 
 def mask_areas(masks, *, ax=None, note=None):
-    """`Axes` with the distribution of the area of a pneumothorax, empty masks left out.
+    """`Axes` with a histogram of the areas of masks; empty masks are left out.
 
     Args:
         masks: `(n, height, width)` of 0 and 1.
@@ -58,11 +51,11 @@ def mask_areas(masks, *, ax=None, note=None):
 
 
 def mask_heatmap(masks, images=None, *, ax=None, note=None):
-    """`Axes` with the share of pneumothoraces that cover each place, empty masks left out.
+    """`Axes` with the share of positive images whose mask covers each pixel.
 
     Args:
         masks: `(n, height, width)` of 0 and 1.
-        images: `(n, height, width)` uint8, whose mean is drawn below as anatomy, or None.
+        images: `(n, height, width)` uint8, whose mean is the background, or None.
 
     Raises:
         ValueError: if all masks are empty.
@@ -73,18 +66,19 @@ def mask_heatmap(masks, images=None, *, ax=None, note=None):
     opacity = 1.0
     if images is not None:
         anatomy = np.mean([images[i] for i in positive], axis=0)
-        ax.imshow(anatomy, cmap="gray", vmin=0, vmax=1.6 * anatomy.max())  # dark, below colours
+        ax.imshow(anatomy, cmap="gray", vmin=0, vmax=1.6 * anatomy.max())  # dark
         opacity = (share / share.max()) ** 0.7
     drawn = ax.imshow(share, cmap="magma", alpha=opacity)
     bar = ax.figure.colorbar(drawn, ax=ax, label=f"% of {len(positive)} positive images")
     bar.solids.set_alpha(1)
-    for x, side in ((0.03, "R"), (0.97, "L")):  # the patient's: a radiograph is seen face to face
+    for x, side in ((0.03, "R"), (0.97, "L")):  # of the patient, who faces the viewer
         ax.text(x, 0.97, side, transform=ax.transAxes, ha="center", va="top", color="white")
     ax.set_axis_off()
     return ax
 
 
 def _positive(masks):
+    """Indices of the masks that are not empty."""
     positive = [i for i, mask in enumerate(masks) if mask.any()]
     if not positive:
         raise ValueError(
@@ -93,13 +87,10 @@ def _positive(masks):
     return positive
 
 
-_SIDES = {"train": SKY, "validation": GREEN, "test": ORANGE}
-
-
 def split_chart(splits, *, title=None, note=None):
     """`Figure` with a panel for each split: a row for each patient, a square for each image.
 
-    Patients with images on several sides are marked: their lungs are in training and in test.
+    Patients with images in several splits are marked: data leak from training to test.
 
     Args:
         splits: dict from a heading to a case table with `patient_id` and `split`.
@@ -110,7 +101,7 @@ def split_chart(splits, *, title=None, note=None):
         leaks = cases.groupby("patient_id")["split"].nunique() > 1
         column = cases.groupby("patient_id").cumcount()
         rows = cases["patient_id"].map(patients.index)
-        colours = cases["split"].map(_SIDES)
+        colours = cases["split"].map(_SPLITS)
         ax.scatter(column, rows, marker="s", s=420, color=colours, edgecolor="white")
         for row in np.flatnonzero(leaks[patients]):
             ax.text(column.max() + 0.6, row, "leaks", color=VERMILION, va="center", weight="bold")
@@ -119,6 +110,6 @@ def split_chart(splits, *, title=None, note=None):
         ax.set_ylim(len(patients) - 0.4, -0.6)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
-    patches = [Patch(color=colour, label=side) for side, colour in _SIDES.items()]
+    patches = [Patch(color=colour, label=split) for split, colour in _SPLITS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3)
     return figure

@@ -1,21 +1,10 @@
-"""Plots of training and results.
-
-Each plot returns its `Figure` or `Axes`; none shows or saves anything. In a notebook keep what
-comes back (`figure = gallery(...)`): Jupyter draws it once at the end of the cell, and
-`export(figure, ...)` can write it. All share three arguments: `title` (above), `note` (small
-print in the corner: "synthetic", "random features") and, where one panel is drawn, `ax` (None
-makes a new figure).
-"""
+"""Plots of training and results: learning curves, scores at milestones, tables."""
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from pneumo_lib.evaluation.score_table import HEADINGS
-from pneumo_lib.plots.style import (
-    BACKBONES,
-    legend_below,
-    new_figure,
-)
+from pneumo_lib.plots.style import BACKBONES, legend_below, new_figure
 
 REPORT_MEAN_IOU = {  # as the report logged it after 300 epochs
     "vgg19": {"train": 0.3012, "validation": 0.3054, "test": 0.3190},
@@ -24,25 +13,22 @@ REPORT_MEAN_IOU = {  # as the report logged it after 300 epochs
 }
 
 
-# --- Training and results ----------------------------------------------------------------------
-
-
 def learning_curves(runs, *, columns=("loss", "iou"), title=None, note=None):
-    """`Figure` with one panel for each column of the histories: validation solid, train dotted.
+    """`Figure` with a panel for each metric over the epochs: validation solid, train dotted.
 
     Args:
-        runs: list of `Run`: `config["backbone"]` and `history` are used.
+        runs: list of `Run`, of which `config["backbone"]` and `history` are used.
         columns: columns of history.csv.
     """
     figure, axes = new_figure(1, len(columns), title=title, note=note)
-    widths = 3 + 2 * np.arange(len(runs))[::-1]  # curves that coincide show one in the other
+    widths = 3 + 2 * np.arange(len(runs))[::-1]  # equal curves stay visible
     for ax, column in zip(axes[0], columns, strict=True):
         for run, width in zip(runs, widths, strict=True):
             name, colour, _ = BACKBONES[run.config["backbone"]]
             epochs, validation = run.history["epoch"], run.history[f"val_{column}"]
             ax.plot(epochs, validation, color=colour, linewidth=width, label=name)
             ax.plot(epochs, run.history[column], color=colour, linestyle=":", linewidth=2)
-        # a score shows its whole range, or noise near zero would look like learning
+        # the whole range of a score, or noise near zero would look like learning
         ylim = (0, None) if column == "loss" else (-0.02, 1.02)
         ax.set(xlabel="Epoch", title=HEADINGS.get(column, column.capitalize()), ylim=ylim)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -53,13 +39,13 @@ def learning_curves(runs, *, columns=("loss", "iou"), title=None, note=None):
 
 
 def milestone_chart(table, *, score="mean_iou", report=True, title=None, note=None):
-    """`Figure` with one panel for each split: a score of each backbone after each milestone.
+    """`Figure` with a panel for each split: a score of each backbone after each milestone.
 
     Args:
-        table: `score_table(scores, by=["backbone", "epoch"])`; the intervals are drawn, and the
-            all-background row as a line.
+        table: `score_table(scores, by=["backbone", "epoch"])`, drawn with its intervals; the
+            all-background row is a line.
         score: a name of `score_table.HEADINGS`.
-        report: whether to add the report's mean IoU, as it logged it after 300 epochs.
+        report: whether to add the mean IoU that the report logged after 300 epochs.
     """
     is_baseline = table["backbone"] == "all background"
     networks, baselines = table[~is_baseline], table[is_baseline].set_index("split")[score]
@@ -90,10 +76,10 @@ def milestone_chart(table, *, score="mean_iou", report=True, title=None, note=No
 
 
 def show_table(text, *, title=None, note=None):
-    """`Figure` of a table of strings, such as `format_table(table)`: intervals go below.
+    """`Figure` of a table of strings; intervals go below their scores.
 
     Args:
-        text: DataFrame; about 8 rows and 8 columns stay readable on a slide.
+        text: DataFrame such as `format_table(table)`; about 8 rows and 8 columns are readable.
     """
     figure, axes = new_figure(1, 1, title=title, note=note)
     axes[0, 0].set_axis_off()
@@ -101,18 +87,11 @@ def show_table(text, *, title=None, note=None):
     cells = cells.replace({key: name for key, (name, *_) in BACKBONES.items()})
     cells = cells.apply(lambda column: column.str.replace(" [", "\n[", regex=False))
     headings = [str(name).replace("_", " ").replace(" ", "\n", 1) for name in text]
-    columns = zip(headings, cells.T.to_numpy(), strict=True)
-    letters = [
-        2 + max(map(len, "\n".join([name, *column]).split("\n"))) for name, column in columns
-    ]
-    height = min(1, 0.15 * (len(cells) + 1))
-    table = axes[0, 0].table(
-        cells.to_numpy(),
-        colLabels=headings,
-        colWidths=[count / sum(letters) for count in letters],
-        cellLoc="center",
-        bbox=(0, 1 - height, 1, height),
-    )
+    columns = zip(headings, *cells.to_numpy(), strict=True)
+    letters = [2 + max(map(len, "\n".join(column).split("\n"))) for column in columns]
+    widths, height = [n / sum(letters) for n in letters], min(1, 0.15 * (len(cells) + 1))
+    place = {"colWidths": widths, "bbox": (0, 1 - height, 1, height)}
+    table = axes[0, 0].table(cells.to_numpy(), colLabels=headings, cellLoc="center", **place)
     table.auto_set_font_size(False)
     table.set_fontsize(min(18, 72 * figure.get_figwidth() / (0.54 * sum(letters))))
     for (row, _), cell in table.get_celld().items():

@@ -1,7 +1,7 @@
-"""How every figure looks: colours, letters, layout, and the files it is written to."""
+"""Style of all figures: colours, fonts, layout and file formats."""
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,14 +17,13 @@ from matplotlib.text import Text
 
 from pneumo_lib.models import names
 
-# Okabe and Ito (2008): told apart with every common colour blindness.
+# Okabe and Ito (2008): distinct with every common colour blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 VERMILION, SKY, YELLOW, BLACK = "#D55E00", "#56B4E9", "#F0E442", "#000000"
 _LOOKS = ((BLUE, "o"), (SKY, "s"), (ORANGE, "^"), (GREEN, "D"), (PURPLE, "v"))
-BACKBONES = {  # name: display name, colour, marker
-    name: (shown, *look)
-    for (name, shown), look in zip(names.BACKBONES.items(), _LOOKS, strict=True)
-}
+_BY_NAME = zip(names.BACKBONES.items(), _LOOKS, strict=True)
+BACKBONES = {name: (shown, *look) for (name, shown), look in _BY_NAME}  # text, colour, marker
+ERRORS = {"found": SKY, "missed": VERMILION, "false positive": YELLOW}
 
 _COLOURED = {
     Text: ["color"],
@@ -32,11 +31,16 @@ _COLOURED = {
     Patch: ["facecolor", "edgecolor"],
     Collection: ["facecolor", "edgecolor"],
 }
+_FORMATS = {  # options of `savefig()`: no dates, so that equal figures give equal files
+    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}},  # twice as fast
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
 _SMALL_PRINT = {"fontsize": 13, "fontstyle": "italic", "color": "dimgray"}
 
 
 def use_style():
-    """Set matplotlib to the project's one style: 16:9, letters for the back of a room."""
+    """Set matplotlib's defaults: 16:9, fonts that can be read from the back of a room."""
     sns.set_theme(
         style="ticks",
         palette=[BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, YELLOW, BLACK],
@@ -63,13 +67,13 @@ def use_style():
 def export(figure, name, *, folder):
     """Write a figure at 16:9 as PNG (300 dpi), SVG and PDF; equal figures give equal files.
 
-    With the environment variable `PNEUMO_DARK` set, as `make figures` does, also on black: that
-    doubles the time, which a report need not wait for.
+    With the environment variable `PNEUMO_DARK` set, as by `make figures`, also on black, which
+    takes twice the time.
 
     Args:
         figure: `Figure` or `Axes`.
         name: file name without ending, such as "02_data_exploration_areas".
-        folder: made if it does not exist; the versions on black go to its subfolder `dark`.
+        folder: created if it does not exist; the versions on black go to its subfolder `dark`.
 
     Returns:
         List of three `Path`s, or six.
@@ -80,7 +84,7 @@ def export(figure, name, *, folder):
     figure.set_size_inches(width, width * 9 / 16)
     layout = figure.get_layout_engine()
     if layout is not None:
-        layout.set(rect=(0.015, 0.02, 0.97, 0.96))  # letters do not touch the edge of the slide
+        layout.set(rect=(0.015, 0.02, 0.97, 0.96))  # a margin at the edge of the slide
     paths = _save(figure, name, folder)
     if os.environ.get("PNEUMO_DARK"):
         with on_black(figure):
@@ -93,25 +97,18 @@ def export(figure, name, *, folder):
 
 def _save(figure, name, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{ending}" for ending in ("png", "svg", "pdf")]
-    options = {
-        # half the time for a file a tenth larger
-        ".png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}},
-        ".svg": {"metadata": {"Date": None}},
-        ".pdf": {"metadata": {"CreationDate": None}},
-    }
-    with plt.rc_context({"svg.hashsalt": name}):  # else its ids are random
-        for path in paths:
-            figure.savefig(path, dpi=300, **options[path.suffix])
+    paths = [folder / f"{name}.{suffix}" for suffix in _FORMATS]
+    with plt.rc_context({"svg.hashsalt": name}):  # else ids in the SVG are random
+        for path, options in zip(paths, _FORMATS.values(), strict=True):
+            figure.savefig(path, dpi=300, **options)
     return paths
 
 
 @contextmanager
 def on_black(figure):
-    """The figure with its greys turned round inside the block: white letters on black.
+    """Context in which the greys of a figure are inverted: white text on black.
 
-    Colours and images stay, and letters on an image. Of other letters and of lines only dark ones
-    turn.
+    Hues, images and text on images stay. Of other text and of lines only dark ones are inverted.
     """
     artists = figure.findobj()
     artists += [cell.get_text() for cell in artists if isinstance(cell, Cell)]
@@ -121,35 +118,29 @@ def on_black(figure):
         for text in (ax.texts if ax.images else ())
         if ax.bbox.contains(*text.get_window_extent().get_points().mean(axis=0))
     }
-    before = []
-    for artist in artists:
-        if artist in on_images:
-            continue
-        for kind, properties in _COLOURED.items():
-            for name in properties if isinstance(artist, kind) else ():
+    with ExitStack() as former:
+        for artist in artists:
+            kinds = [] if artist in on_images else [k for k in _COLOURED if isinstance(artist, k)]
+            for name in (name for kind in kinds for name in _COLOURED[kind]):
                 colour = getattr(artist, f"get_{name}")()
-                before.append((getattr(artist, f"set_{name}"), colour))
-                before[-1][0](_turned(colour, only_dark="face" not in name))
-    try:
+                former.callback(artist.set, **{name: colour})
+                artist.set(**{name: _inverted(colour, only_dark="face" not in name)})
         yield
-    finally:
-        for set_colour, colour in reversed(before):
-            set_colour(colour)
 
 
-def _turned(colours, *, only_dark):
-    """RGBA of one or many colours, greys turned round; what has a hue, and "none", is kept."""
-    turned = to_rgba_array(colours)
-    grey = np.ptp(turned[:, :3], axis=1) < 0.05
-    grey &= (turned[:, 0] < 0.5) | (not only_dark)
-    turned[grey, :3] = 0.95 - 0.88 * turned[grey, :3]
-    if len(turned) == 1:
-        return tuple(turned[0])
-    return turned if len(turned) else "none"
+def _inverted(colours, *, only_dark):
+    """RGBA of one or many colours with greys inverted; hues and "none" are kept."""
+    inverted = to_rgba_array(colours)
+    grey = np.ptp(inverted[:, :3], axis=1) < 0.05
+    grey &= (inverted[:, 0] < 0.5) | (not only_dark)
+    inverted[grey, :3] = 0.95 - 0.88 * inverted[grey, :3]
+    if len(inverted) == 1:
+        return tuple(inverted[0])
+    return inverted if len(inverted) else "none"
 
 
 def new_figure(rows, columns, *, title, note, **sharing):
-    """`Figure` and its `(rows, columns)` array of `Axes`, with a title and small print."""
+    """Returns a `Figure` and its `(rows, columns)` array of `Axes`, with a title and a note."""
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="compressed", **sharing)
     figure.suptitle(title)
     _annotate(figure, note)
@@ -157,38 +148,36 @@ def new_figure(rows, columns, *, title, note, **sharing):
 
 
 def new_axes(ax, note):
-    """`ax`, or the `Axes` of a new figure if it is None."""
-    if ax is None:
-        _, ax = plt.subplots(layout="compressed")
+    """Returns `ax`, or the `Axes` of a new figure if it is None, with a note below it."""
+    ax = plt.subplots(layout="compressed")[1] if ax is None else ax
     _annotate(ax.figure, note)
     return ax
 
 
 def legend_below(figure, ax):
-    """One legend for all panels, from the names in `ax`; the small print becomes its title."""
-    handles, names = ax.get_legend_handles_labels()
-    columns = len(names) if len(names) < 5 else (len(names) + 1) // 2
+    """Add one legend for all panels, with the labels of `ax`; the note becomes its title."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = len(labels) if len(labels) < 5 else (len(labels) + 1) // 2
     note = figure.get_supxlabel()
     figure.supxlabel("")  # the layout would print one over the other
-    legend = figure.legend(
-        handles, names, loc="outside lower center", ncols=columns, title=note or None
-    )
+    place = {"loc": "outside lower center", "ncols": columns}
+    legend = figure.legend(handles, labels, title=note or None, **place)
     legend.get_title().set(**_SMALL_PRINT)
 
 
 def tint(area, colour, alpha=0.55):
-    """`(height, width, 4)` to lay over an image: `colour` where `area` is, else transparent."""
+    """RGBA overlay `(height, width, 4)`: `colour` where `area` is positive, else transparent."""
     shape = (*np.shape(area), 3)
     return np.dstack([np.broadcast_to(to_rgb(colour), shape), alpha * (np.asarray(area) > 0)])
 
 
 def without_ticks(axes):
-    """Leave only the labels of `Axes` that hold images."""
+    """Remove ticks and frames from an array of `Axes` with images; labels stay."""
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
 
 
 def _annotate(figure, note):
-    if note:  # as the label below the figure: the layout keeps room for it
+    if note:  # as the figure's x label: the layout keeps room for it
         figure.supxlabel(note, x=0.995, ha="right", **_SMALL_PRINT)

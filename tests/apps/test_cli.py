@@ -1,4 +1,4 @@
-"""The `pneumo` command: what it passes on, prints and returns."""
+"""The `pneumo` command: arguments that it passes on, output, exit codes."""
 
 import json
 import os
@@ -11,12 +11,13 @@ import pytest
 
 import pneumo_lib as pl
 from pneumo_lib.apps.cli import main
+from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.study import report
 
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
-    """Arguments of `run_report`, which writes what the command reads back and no more."""
+    """Arguments that `run_report` receives; in its place only what the command reads is written."""
     received = []
 
     def fake(**arguments):
@@ -36,9 +37,14 @@ def run_python(*arguments, **environment):
     return subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_report_without_options_runs_the_embedded_defaults(calls):
+def test_report_without_options_runs_the_defaults_and_prints_the_files_it_made(
+    calls, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     assert main(["report"]) == 0
     assert calls == [{"data": None, "params": None, "overrides": {}, "beyond": False}]
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[1:4] == ["Report      index.html", "Notebooks   *.ipynb", "Figures     figures"]
 
 
 def test_report_passes_values_with_the_type_that_yaml_gives_them(calls):
@@ -80,13 +86,6 @@ def test_report_reads_paths_from_the_current_folder_and_keeps_names(calls, tmp_p
     assert calls[0]["overrides"]["weights"] == "imagenet"
 
 
-def test_report_names_the_files_it_made(calls, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    main(["report"])
-    lines = capsys.readouterr().out.split("\n")
-    assert lines[1:4] == ["Report      index.html", "Notebooks   *.ipynb", "Figures     figures"]
-
-
 def test_an_error_is_one_line_and_exit_code_1(calls, capsys, monkeypatch):
     def fail(**arguments):
         raise ValueError("`epochs` must be int")
@@ -103,13 +102,14 @@ def test_debug_shows_the_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "package"), [("report", "papermill"), ("sweep grid.yaml", "distributed")]
+    ("command", "package", "extra"),
+    [("report", "papermill", "notebooks,talk"), ("sweep grid.yaml", "distributed", "cluster")],
 )
-def test_without_the_packages_of_an_extra_a_command_names_them(command, package):
-    code = f"import sys; sys.modules[{package!r}] = None; from pneumo_lib.cli import main; "
+def test_without_the_packages_of_an_extra_a_command_names_them(command, package, extra):
+    code = f"import sys; sys.modules[{package!r}] = None; from pneumo_lib.apps.cli import main; "
     done = run_python("-c", f"{code}sys.exit(main({command.split()}))")
     assert done.returncode == 1
-    assert f"needs the package {package}: pip install -e '.[notebooks,cluster]'" in done.stderr
+    assert f"needs the package {package}: pip install -e '.[{extra}]'" in done.stderr
 
 
 def test_an_unknown_command_is_refused_with_exit_code_2_and_the_nearest(capsys):
@@ -117,23 +117,18 @@ def test_an_unknown_command_is_refused_with_exit_code_2_and_the_nearest(capsys):
     assert "No such command 'deport'. Did you mean 'report'" in capsys.readouterr().err
 
 
-def test_without_a_command_the_help_is_shown(capsys):
+def test_without_a_command_the_help_is_shown_with_the_disclaimer_of_all_predictions(capsys):
     assert main([]) == 2
-    assert "Run all notebooks and write" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "Run all notebooks and write" in shown
+    assert f"For {NOTE}." in " ".join(shown.split())
 
 
 def test_fetch_names_the_folder_and_the_next_command(capsys, monkeypatch, tmp_path):
-    received = []
-
-    def download(to, layout):
-        received.append((to, layout))
-        return tmp_path / to
-
-    monkeypatch.setattr("pneumo_lib.data.download.fetch", download)
+    monkeypatch.setattr("pneumo_lib.data.download.fetch", lambda to, layout: tmp_path / to / layout)
     monkeypatch.chdir(tmp_path)
     assert main(["fetch", "siim", "--to", "xrays", "--layout", "dicom"]) == 0
-    assert received == [("xrays", "dicom")]
-    assert "make report DATA=xrays PARAMS=params/siim.yaml" in capsys.readouterr().out
+    assert "make report DATA=xrays/dicom PARAMS=params/siim.yaml" in capsys.readouterr().out
 
 
 def test_phantoms_draws_as_many_as_asked_for(capsys, tmp_path):
@@ -151,14 +146,14 @@ def test_python_m_pneumo_lib_is_the_same_command():
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from pneumo_lib.cli import main; main(['--help']); "
+    code = "import sys; from pneumo_lib.apps.cli import main; main(['--help']); "
     heavy = "{'numpy', 'pandas', 'keras', 'tensorflow', 'papermill', 'yaml', 'rich', 'pydantic'}"
     done = run_python("-c", f"{code}print(sorted({heavy} & set(sys.modules)))")
     assert done.stdout.endswith("[]\n")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_how_to_complete_and_what(shell):
+def test_a_shell_completes_options(shell):
     script = run_python("-m", "pneumo_lib", _PNEUMO_COMPLETE=f"source_{shell}")
     assert f"complete_{shell}" in script.stdout
     words = dict.fromkeys(("COMP_WORDS", "_TYPER_COMPLETE_ARGS"), "pneumo export --fo")
@@ -191,30 +186,23 @@ def test_sweep_names_what_it_wrote_and_what_failed(monkeypatch, capsys, tmp_path
 
     def run_sweep(params, **options):
         received.update(options, params=params)
-        table = pd.DataFrame({"part": ["validation", "test"], "mean": [0.25, 0.5]})
-        notebook = tmp_path / "a.ipynb"
-        return SimpleNamespace(
-            table=table, summary=table, failed={"a": ("no such loss", notebook)}, folder=tmp_path
-        )
+        table = pd.DataFrame({"split": ["validation", "test"], "mean": [0.25, 0.5]})
+        failed = {"a": ("no such loss", tmp_path / "a.txt")}
+        return SimpleNamespace(table=table, summary=table, failed=failed, folder=tmp_path)
 
     monkeypatch.setattr("pneumo_lib.cluster.sweep.run_sweep", run_sweep)
     options = ["--workers", "2", "--set", "seed", "[0, 1]", "--retries", "0"]
     options += ["--resources", "GPU=1", "RAM=2e9"]
     assert main(["sweep", "grid.yaml", *options]) == 1
     assert received == {
-        "params": "grid.yaml",
-        "overrides": {"seed": [0, 1]},
-        "scheduler": "local",
-        "workers": 2,
-        "memory": None,
-        "resources": {"GPU": 1.0, "RAM": 2e9},
-        "retries": 0,
-    }
-    said = capsys.readouterr()
-    assert " 0.5\n" in said.out
-    assert "0.25" not in said.out
-    assert f"{tmp_path}/table.csv" in said.out
-    assert said.err == f"1 runs failed:\n  a: no such loss ({tmp_path}/a.ipynb)\n"
+        "params": "grid.yaml", "overrides": {"seed": [0, 1]}, "scheduler": "local", "workers": 2,
+        "memory": None, "resources": {"GPU": 1.0, "RAM": 2e9}, "retries": 0,
+    }  # fmt: skip
+    printed = capsys.readouterr()
+    assert " 0.5\n" in printed.out
+    assert "0.25" not in printed.out
+    assert f"{tmp_path}/table.csv" in printed.out
+    assert printed.err == f"1 runs failed:\n  a: no such loss ({tmp_path}/a.txt)\n"
 
 
 def test_sweep_refuses_resources_without_an_amount(capsys):

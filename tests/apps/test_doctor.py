@@ -1,4 +1,4 @@
-"""`pneumo doctor`: what is there is found, what is missing comes with what to do."""
+"""`pneumo doctor`: what is there is found, what is missing has a remedy."""
 
 import importlib.metadata
 import os
@@ -23,13 +23,14 @@ def found(what):
     return [finding for finding in examine() if finding.what == what]
 
 
-def test_nothing_in_place_is_said_with_what_to_do(home):
-    for what in ("ImageNet vgg19", "data", "runs"):
-        [finding] = found(what)
-        assert finding.state == "missing"
-        assert finding.remedy
-    assert "pneumo fetch siim" in found("data")[0].remedy
-    assert "vgg19_weights" in found("ImageNet vgg19")[0].remedy
+@pytest.mark.parametrize(
+    ("what", "remedy"),
+    [("ImageNet vgg19", "vgg19_weights"), ("data", "fetch siim"), ("runs", "make report")],
+)
+def test_what_is_missing_has_a_remedy(home, what, remedy):
+    [finding] = found(what)
+    assert finding.state == "missing"
+    assert remedy in finding.remedy
 
 
 def test_what_is_in_place_is_found(home, png_release):
@@ -48,17 +49,16 @@ def test_what_is_in_place_is_found(home, png_release):
     assert findings["device"].state == "ok"
 
 
-def test_phantoms_and_a_folder_of_something_else_are_no_real_xrays(tmp_path, monkeypatch):
-    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
-    (tmp_path / "data" / "notes").mkdir(parents=True)
-    (tmp_path / "data" / "notes.txt").touch()
-    make_phantoms(tmp_path / "data" / "drawn", count=1, size=64)
+def test_phantoms_and_a_folder_of_something_else_are_no_real_xrays(home):
+    (home / "data" / "notes").mkdir(parents=True)
+    (home / "data" / "notes.txt").touch()
+    make_phantoms(home / "data" / "drawn", count=1, size=64)
     drawn, real = doctor._data()
     assert (drawn.state, real.state) == ("ok", "missing")
     assert real.value == "no real X-rays in data/"
 
 
-def test_missing_packages_are_told_apart_by_need(home, monkeypatch):
+def test_a_missing_package_is_wrong_only_if_pneumo_needs_it(home, monkeypatch):
     version = importlib.metadata.version
 
     def look(name):
@@ -74,7 +74,7 @@ def test_missing_packages_are_told_apart_by_need(home, monkeypatch):
 
 
 @pytest.mark.parametrize(("free", "state"), [(5e11, "ok"), (5e9, "missing"), (5e8, "wrong")])
-def test_disk_that_fills_up_is_told(home, monkeypatch, free, state):
+def test_a_disk_that_fills_up_is_reported(home, monkeypatch, free, state):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1e12, 0, free))
     assert doctor._disk().state == state

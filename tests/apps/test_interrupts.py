@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command that does not listen; `make torture` measures how soon."""
+"""Ctrl-C ends a command that does not react; `make torture` measures how soon."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import psutil
@@ -19,7 +18,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="Windows sends Ctrl-C to a
 STOPPED = "\nStopped. What was finished is kept; the same command goes on.\n"
 COMMAND = """
 import hashlib, multiprocessing, signal, subprocess, sys, threading, time
-from pneumo_lib import cli, interrupts
+from pneumo_lib.apps import cli
 
 def compute(*_):  # for minutes, without a look at signals
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
@@ -28,13 +27,12 @@ def deaf():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     time.sleep(600)
 
-@cli.command("pneumo busy --parent")
-def busy(parent: bool = False):
-    if parent:
-        multiprocessing.get_context("spawn").Process(target=deaf).start()
-        kernel = "import time; print(flush=True); time.sleep(600)"
-        kernel = subprocess.Popen([sys.executable, "-c", kernel], stdout=-1, start_new_session=True)
-        kernel.stdout.readline()
+@cli.command("pneumo busy")
+def busy():
+    multiprocessing.get_context("spawn").Process(target=deaf).start()
+    kernel = "import time; print(flush=True); time.sleep(600)"
+    kernel = subprocess.Popen([sys.executable, "-c", kernel], stdout=-1, start_new_session=True)
+    kernel.stdout.readline()
     threading.Timer(0.5, print, ["ready"], {"flush": True}).start()  # not before it computes
     compute()
 
@@ -43,40 +41,26 @@ if __name__ == "__main__":
 """
 
 
-@contextmanager
-def command(tmp_path, *arguments):
-    """A command that has begun to compute in C; killed if a test leaves it alive."""
+@posix
+def test_a_command_that_computes_in_c_is_ended_with_the_processes_that_it_started(tmp_path):
     script = tmp_path / "command.py"  # a file: the process of a pool imports it
     script.write_text(COMMAND)
-    line = [sys.executable, str(script), "busy", *arguments]
+    line = [sys.executable, str(script), "busy"]
     with subprocess.Popen(line, stdout=-1, stderr=-1, text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"
-            yield process
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGINT)  # to it alone, not to its group as a terminal would
+            assert process.wait(60) == 130
         finally:
             process.kill()
-
-
-@posix
-def test_a_command_that_computes_in_c_is_ended_and_says_how_to_go_on(tmp_path):
-    with command(tmp_path) as process:
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, STOPPED)
-
-
-@posix
-def test_processes_that_it_started_end_with_it(tmp_path):
-    with command(tmp_path, "--parent") as process:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)  # to it alone, not to its group as a terminal would
-        process.wait(60)
+        assert process.stderr.read() == STOPPED
     assert len(children) == 3  # of a pool, Python's tracker of the pool's locks, a kernel
     assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
 @posix
-def test_a_command_that_hears_the_interrupt_ends_itself(monkeypatch, capsys):
+def test_a_command_that_handles_the_interrupt_ends_itself(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda: signal.raise_signal(signal.SIGINT))
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == STOPPED
@@ -84,7 +68,8 @@ def test_a_command_that_hears_the_interrupt_ends_itself(monkeypatch, capsys):
 
 AT_THE_END = """
 import atexit, os, subprocess, sys
-from pneumo_lib import __main__, cli
+from pneumo_lib import __main__
+from pneumo_lib.apps import cli
 
 class Kept:
     def __del__(self):
@@ -102,49 +87,37 @@ __main__.run()
 """
 
 
-def test_after_the_interrupt_only_what_is_registered_is_cleared_up():
-    line = [sys.executable, "-c", AT_THE_END, "end"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "registered\n", STOPPED)
-
-
-def test_after_the_interrupt_processes_that_are_left_are_ended():
-    line = [sys.executable, "-c", AT_THE_END, "end", "--parent"]
+@pytest.mark.parametrize("options", [[], ["--parent"]])
+def test_after_the_interrupt_only_exit_handlers_run_and_children_are_ended(options):
+    line = [sys.executable, "-c", AT_THE_END, "end", *options]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (130, STOPPED)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "registered\n", STOPPED)
 
 
 def gone():
     raise psutil.NoSuchProcess(1)
 
 
-@pytest.fixture
-def interrupted(monkeypatch):
-    """Function that returns what a Ctrl-C does, given what lists the children of the process."""
-
-    def interrupted(children):
-        done = []
-        monkeypatch.setattr(interrupts, "_children", lambda: children(done))
-        monkeypatch.setattr(interrupts, "PATIENCE", 0)
-        monkeypatch.setattr(interrupts.os, "_exit", lambda code: done.append(code) or told.close())
-        heard, told = socket.socketpair()
-        told.send(bytes([signal.SIGINT]))
-        with open(os.devnull, "w") as screen, heard, told:
-            interrupts._watch(heard, screen.fileno(), "Stopped.")
-        return done
-
-    return interrupted
-
-
-def test_a_process_that_has_ended_meanwhile_is_no_obstacle(interrupted):
-    def children(done):
-        return [SimpleNamespace(terminate=end) for end in (gone, lambda: done.append(2))]
-
-    assert interrupted(children) == [2, 130]
-
-
-def test_processes_that_cannot_be_listed_are_no_obstacle(interrupted):
-    assert interrupted(lambda _: gone()) == [130]
+@pytest.mark.parametrize(
+    ("children", "what_is_done"),
+    [
+        (lambda done: [SimpleNamespace(terminate=f) for f in (gone, lambda: done.append(2))],
+         [2, 130]),
+        (lambda done: gone(), [130]),
+    ],
+    ids=["one has ended meanwhile", "they cannot be listed"],
+)  # fmt: skip
+def test_children_that_cannot_be_ended_are_no_obstacle(children, what_is_done, monkeypatch):
+    done = []
+    process = SimpleNamespace(children=lambda recursive: children(done))
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    monkeypatch.setattr(interrupts, "PATIENCE", 0)
+    monkeypatch.setattr(interrupts.os, "_exit", lambda code: done.append(code) or writer.close())
+    reader, writer = socket.socketpair()
+    writer.send(bytes([signal.SIGINT]))
+    with open(os.devnull, "w") as screen, reader, writer:
+        interrupts._watch(reader, screen.fileno(), "Stopped.")
+    assert done == what_is_done
 
 
 def test_other_signals_do_not_end_a_command(monkeypatch):

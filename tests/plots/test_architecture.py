@@ -1,4 +1,4 @@
-"""The explaining drawings say what a reader would count."""
+"""Diagrams hold the numbers, squares and boxes that a reader would count."""
 
 import matplotlib
 import numpy as np
@@ -11,12 +11,7 @@ from pneumo_lib.models.receptive_field import ReceptiveField
 from pneumo_lib.plots import architecture
 
 matplotlib.use("agg")
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    matplotlib.pyplot.close("all")
+pytestmark = pytest.mark.usefixtures("project_style")
 
 
 def texts(ax):
@@ -58,7 +53,7 @@ def table():
     return pd.DataFrame(rows, columns=["layer", "type", "output_shape", "parameters"])
 
 
-def test_a_network_shows_each_grid_once_and_what_is_trained(table):
+def test_a_network_shows_each_level_once_and_what_is_trained(table):
     (ax,) = architecture.architecture({"tiny": table}).axes
     assert texts(ax)[1::2] == ["32²\n× 3", "15²\n× 8", "8²\n× 8", "32²\n× 2", "32²\n× 2"]
     assert texts(ax)[::2] == ["image", "", "", "1,234", "softmax"]
@@ -73,18 +68,16 @@ def test_networks_are_drawn_below_each_other(table):
 
 def test_windows_lie_around_the_cell_in_the_middle_of_the_image():
     fine, coarse = ReceptiveField(8, 4, -2), ReceptiveField(20, 8, -6)
-    figure = architecture.windows(
-        np.zeros((32, 32), "uint8"), {"two grids": {"a": coarse, "b": fine}}
-    )
-    (ax,) = figure.axes
-    # Middles next to 16: 3.5 + 8 * 2 = 19.5 and 1.5 + 4 * 4 = 17.5.
+    networks = {"two maps": {"a": coarse, "b": fine}}
+    (ax,) = architecture.windows(np.zeros((32, 32), "uint8"), networks).axes
+    # Centres next to 16: 3.5 + 8 * 2 = 19.5 and 1.5 + 4 * 4 = 17.5.
     squares = [(patch.get_x() + 0.5, patch.get_width()) for patch in ax.patches]
     assert squares == [(10, 20), (14, 8)]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a: 20²", "b: 8²"]
 
 
-def test_windows_larger_than_the_image_are_seen_whole_and_panels_share_their_scale():
-    networks = {name: {"grid": ReceptiveField(n, 8, 0)} for name, n in (("one", 8), ("two", 96))}
+def test_windows_larger_than_the_image_are_whole_and_panels_share_their_scale():
+    networks = {name: {"map": ReceptiveField(n, 8, 0)} for name, n in (("one", 8), ("two", 96))}
     first, second = architecture.windows(np.zeros((32, 32), "uint8"), networks).axes
     assert first.get_xlim() == second.get_xlim()
     assert second.get_xlim()[1] - second.get_xlim()[0] >= 96

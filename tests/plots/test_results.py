@@ -1,5 +1,6 @@
-"""Figures hold what they claim: panels, colours, values, notes, and files that repeat."""
+"""Figures of cases, data and results: panels, colours, values, notes."""
 
+import inspect
 import types
 
 import matplotlib
@@ -13,17 +14,20 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from pneumo_lib.evaluation.score_table import format_table, score_table
-from pneumo_lib.plots import cases as plots_cases
-from pneumo_lib.plots import data, results, style
+from pneumo_lib.plots import cases, data, results, style
 
 pytestmark = pytest.mark.usefixtures("project_style")
 
-
-def make_cases(n=4, size=16):
-    rng = np.random.default_rng(0)
-    images, masks = rng.integers(0, 256, (n, size, size), np.uint8), np.zeros((n, size, size), int)
-    masks[: n // 2, 4:8, 4:8] = 1  # the first half positive, 1/16 of the image
-    return images, masks
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16), np.uint8)
+MASKS = np.zeros((4, 16, 16), int)
+MASKS[:2, 4:8, 4:8] = 1  # the first half positive, 1/16 of the image
+CASES = pd.DataFrame(
+    {
+        "patient_id": ["a", "a", "b", "c", "d", "d"],
+        "split": ["train"] * 4 + ["test"] * 2,
+        "has_pneumothorax": [1, 0, 0, 0, 1, 0],
+    }
+)
 
 
 def make_table():
@@ -37,50 +41,57 @@ def make_table():
     return score_table(scores, by=["backbone", "epoch"], n_bootstrap=20)
 
 
-def make_run(backbone):
+def learning_curves(**options):
     history = pd.DataFrame({"epoch": [1, 2, 3], "iou": [0.1, 0.2, 0.3], "val_iou": [0.0, 0.1, 0.2]})
-    return types.SimpleNamespace(config={"backbone": backbone}, history=history)
+    configs = [{"backbone": "vgg19"}, {"backbone": "small"}]
+    runs = [types.SimpleNamespace(config=config, history=history) for config in configs]
+    return results.learning_curves(runs, columns=["iou"], **options)
+
+
+EXAMPLES = {
+    "show_case": lambda **k: cases.show_case(IMAGES[0], MASKS[0], MASKS[1], **k),
+    "gallery": lambda **k: cases.gallery(IMAGES, MASKS, [True, True, False, False], **k),
+    "prediction_grid": lambda **k: cases.prediction_grid(
+        IMAGES[:2], MASKS[:2], 1 - MASKS[:2], names=["train", "test"], **k
+    ),
+    "class_balance": lambda **k: data.class_balance(CASES, **k),
+    "mask_areas": lambda **k: data.mask_areas(MASKS, **k),
+    "mask_heatmap": lambda **k: data.mask_heatmap(MASKS, IMAGES, **k),
+    "split_chart": lambda **k: data.split_chart({"by patient": CASES}, **k),
+    "learning_curves": learning_curves,
+    "milestone_chart": lambda **k: results.milestone_chart(make_table(), **k),
+    "show_table": lambda **k: results.show_table(format_table(make_table()), **k),
+}
+PLOTS = {
+    name
+    for module in (cases, data, results)
+    for name, plot in inspect.getmembers(module, inspect.isfunction)
+    if plot.__module__ == module.__name__ and name[0] != "_"
+}
+
+
+def labels(texts):
+    return [text.get_text() for text in texts]
 
 
 def legend_names(holder):
     legend = holder.legends[0] if hasattr(holder, "legends") else holder.get_legend()
-    return [text.get_text() for text in legend.get_texts()]
+    return labels(legend.get_texts())
 
 
-def all_figures():
-    images, masks = make_cases()
-    cases = pd.DataFrame({"split": ["train", "test"] * 2, "has_pneumothorax": masks.any((1, 2))})
-    table = make_table()
-    return {
-        "show_case": lambda **k: plots_cases.show_case(images[0], masks[0], masks[1], **k),
-        "gallery": lambda **k: plots_cases.gallery(images, masks, [1, 1, 0, 0], **k),
-        "prediction_grid": lambda **k: plots_cases.prediction_grid(
-            images, masks, masks, names="abcd", **k
-        ),
-        "class_balance": lambda **k: data.class_balance(cases, **k),
-        "mask_areas": lambda **k: data.mask_areas(masks, **k),
-        "mask_heatmap": lambda **k: data.mask_heatmap(masks, images, **k),
-        "learning_curves": lambda **k: results.learning_curves(
-            [make_run("vgg19"), make_run("small")], columns=["iou"], **k
-        ),
-        "milestone_chart": lambda **k: results.milestone_chart(table, **k),
-        "show_table": lambda **k: results.show_table(format_table(table), **k),
-    }
-
-
-@pytest.mark.parametrize("name", sorted(all_figures()))
-def test_every_plot_is_16_to_9_carries_its_note_and_draws_without_warning(name):
-    figure = all_figures()[name](note="synthetic").figure
+@pytest.mark.parametrize("name", sorted(PLOTS))
+def test_every_plot_is_16_to_9_carries_its_note_and_neither_shows_nor_saves(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", lambda: pytest.fail("shown"))
+    figure = EXAMPLES[name](note="synthetic").figure
     figure.canvas.draw()
     width, height = figure.get_size_inches()
-    assert width / height == pytest.approx(16 / 9)
+    assert width / height == pytest.approx(16 / 9) or name == "prediction_grid"  # of two rows
     in_legends = [legend.get_title().get_text() for legend in figure.legends]
     assert "synthetic" in [figure.get_supxlabel(), *in_legends]
-
-
-def test_curves_of_scores_show_their_whole_range():
-    (ax,) = results.learning_curves([make_run("vgg19")], columns=["iou"]).axes
-    assert ax.get_ylim() == (-0.02, 1.02)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_use_style_sets_letters_of_at_least_a_thirtieth_of_the_height():
@@ -89,20 +100,16 @@ def test_use_style_sets_letters_of_at_least_a_thirtieth_of_the_height():
     assert min(*sizes, plt.rcParams["legend.fontsize"]) >= height / 33
 
 
-def shown_colours(ax):
-    """Per pixel, the colours of all overlays on `ax`, as RGB or None."""
-    overlays = [image.get_array() for image in ax.get_images()[1:]]
-    return [{i for i in range(o[..., 3].size) if o[..., 3].flat[i] > 0} for o in overlays], [
-        tuple(o[0, 0, :3]) for o in overlays
-    ]
+# -- cases
 
 
 def test_show_case_colours_each_pixel_by_what_happened_there():
     mask, prediction = np.array([[1, 1, 0, 0]]), np.array([[1, 0, 1, 0]])
-    ax = plots_cases.show_case(np.zeros((1, 4), np.uint8), mask, prediction)
-    pixels, colours = shown_colours(ax)
-    assert pixels == [{0}, {1}, {2}]
-    assert colours == [to_rgb(colour) for colour in plots_cases.ERRORS.values()]
+    ax = cases.show_case(np.zeros((1, 4), np.uint8), mask, prediction)
+    overlays = [image.get_array() for image in ax.get_images()[1:]]
+    assert [list(np.flatnonzero(overlay[..., 3])) for overlay in overlays] == [[0], [1], [2]]
+    colours = [tuple(overlay[0, 0, :3]) for overlay in overlays]
+    assert colours == [to_rgb(colour) for colour in (style.SKY, style.VERMILION, style.YELLOW)]
     assert legend_names(ax) == ["found", "missed", "false positive"]
 
 
@@ -111,54 +118,55 @@ def test_show_case_colours_each_pixel_by_what_happened_there():
 )
 def test_show_case_names_a_mask_or_a_prediction_alone(areas, names):
     areas = {name: np.full((2, 2), value) for name, value in areas.items()}
-    assert legend_names(plots_cases.show_case(np.zeros((2, 2), np.uint8), **areas)) == names
+    assert legend_names(cases.show_case(np.zeros((2, 2), np.uint8), **areas)) == names
 
 
 def test_show_case_draws_on_the_axes_it_is_given():
     _, ax = plt.subplots()
-    assert plots_cases.show_case(np.zeros((2, 2), np.uint8), ax=ax) is ax
+    assert cases.show_case(np.zeros((2, 2), np.uint8), ax=ax) is ax
     assert ax.get_legend() is None
 
 
 def test_gallery_labels_each_case():
-    images, masks = make_cases()
-    axes = np.reshape(plots_cases.gallery(images, masks, [True, True, False, False]).axes, (2, 4))
+    axes = np.reshape(EXAMPLES["gallery"]().axes, (2, 4))
     assert [ax.get_xlabel() for ax in axes[1]] == ["Label: 1", "Label: 1", "Label: 0", "Label: 0"]
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["Image", "Mask"]
 
 
 def test_prediction_grid_shows_image_mask_prediction_and_errors():
-    images, masks = make_cases(2)
-    figure = plots_cases.prediction_grid(images, masks, 1 - masks, names=["train", "test"])
-    first = figure.axes[:4]
-    assert [ax.get_title() for ax in first] == ["Image", "True mask", "Prediction", "Errors"]
-    np.testing.assert_array_equal(first[1].get_images()[0].get_array(), masks[0])
-    np.testing.assert_array_equal(first[2].get_images()[0].get_array(), 1 - masks[0])
-    assert [figure.axes[i].get_ylabel() for i in (0, 4)] == ["train", "test"]
+    axes = EXAMPLES["prediction_grid"]().axes
+    assert [ax.get_title() for ax in axes[:4]] == ["Image", "True mask", "Prediction", "Errors"]
+    np.testing.assert_array_equal(axes[1].get_images()[0].get_array(), MASKS[0])
+    np.testing.assert_array_equal(axes[2].get_images()[0].get_array(), 1 - MASKS[0])
+    assert [axes[row].get_ylabel() for row in (0, 4)] == ["train", "test"]
 
 
-def test_class_balance_counts_the_images_of_each_part():
-    cases = pd.DataFrame(
-        {"split": ["train"] * 4 + ["test"] * 2, "has_pneumothorax": [1, 0, 0, 0, 1, 0]}
-    )
-    figure = data.class_balance(cases)
-    assert [ax.get_title() for ax in figure.axes] == ["TRAIN", "TEST"]
-    heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]
-    assert heights == [[3, 1], [1, 1]]
-    assert [text.get_text() for text in figure.axes[0].texts] == ["3\n75 %", "1\n25 %"]
+def test_colours_of_errors_differ_in_grey_too():
+    weights = [0.2126, 0.7152, 0.0722]
+    grey = sorted(np.dot(to_rgb(colour), weights) for colour in style.ERRORS.values())
+    assert np.diff(grey).min() > 0.15
+
+
+# -- data
+
+
+def test_class_balance_counts_the_images_of_each_split():
+    axes = data.class_balance(CASES).axes
+    assert [ax.get_title() for ax in axes] == ["TRAIN", "TEST"]
+    assert [[bar.get_height() for bar in ax.patches] for ax in axes] == [[3, 1], [1, 1]]
+    assert labels(axes[0].texts) == ["3\n75 %", "1\n25 %"]
 
 
 def test_mask_areas_leaves_empty_masks_out():
-    _, masks = make_cases()
-    ax = data.mask_areas(masks)
+    ax = data.mask_areas(MASKS)
     assert sum(bar.get_height() for bar in ax.patches) == 2
     assert legend_names(ax) == ["median 6.2 %"]
 
 
 def test_mask_heatmap_is_the_share_of_positive_images():
-    images, masks = make_cases()
+    masks = MASKS.copy()
     masks[1, 4] = 0  # one row in one of two positives
-    shown = data.mask_heatmap(masks, images).get_images()[-1].get_array()
+    shown = data.mask_heatmap(masks, IMAGES).get_images()[-1].get_array()
     assert [shown[0, 0], shown[4, 4], shown[5, 5]] == [0, 50, 100]
 
 
@@ -168,11 +176,24 @@ def test_maps_of_empty_masks_are_refused(plot):
         plot(np.zeros((3, 4, 4)))
 
 
-def test_learning_curves_draw_validation_and_train_of_each_run():
-    figure = results.learning_curves([make_run("vgg19"), make_run("small")], columns=["iou"])
-    lines = [list(line.get_ydata()) for line in figure.axes[0].get_lines() if len(line.get_xdata())]
+def test_split_chart_marks_the_patients_with_images_in_two_splits():
+    leaking = CASES.assign(patient_id=["a", "a", "b", "c", "c", "d"])
+    kept, leaked = data.split_chart({"kept": CASES, "leaked": leaking}).axes
+    assert [len(ax.collections[0].get_offsets()) for ax in (kept, leaked)] == [6, 6]
+    assert labels(kept.texts) == []
+    assert [(text.get_text(), text.get_position()[1]) for text in leaked.texts] == [("leaks", 2)]
+
+
+# -- results
+
+
+def test_learning_curves_draw_validation_and_train_of_each_run_on_the_whole_range():
+    figure = learning_curves()
+    ax = figure.axes[0]
+    lines = [list(line.get_ydata()) for line in ax.get_lines() if len(line.get_xdata())]
     assert lines == [[0.0, 0.1, 0.2], [0.1, 0.2, 0.3]] * 2
     assert legend_names(figure)[:2] == ["VGG19", "small FCN (from scratch)"]
+    assert ax.get_ylim() == (-0.02, 1.02)
 
 
 def test_milestone_chart_places_each_score_and_the_numbers_of_the_report():
@@ -180,8 +201,7 @@ def test_milestone_chart_places_each_score_and_the_numbers_of_the_report():
     figure = results.milestone_chart(table)
     assert [ax.get_title() for ax in figure.axes] == ["TRAIN", "TEST"]
     ax = figure.axes[1]
-    ticks = [tick.get_text() for tick in ax.get_xticklabels()]
-    assert ticks == ["50", "100", "report,\nas logged"]
+    assert labels(ax.get_xticklabels()) == ["50", "100", "report,\nas logged"]
     row = table.query("backbone == 'vgg19' and split == 'test'")
     drawn = [list(line.get_ydata()) for line in ax.get_lines()]
     assert list(row["mean_iou"]) in drawn
@@ -194,32 +214,16 @@ def test_milestone_chart_places_each_score_and_the_numbers_of_the_report():
 
 def test_milestone_chart_can_leave_the_report_out():
     ax = results.milestone_chart(make_table(), score="iou", report=False).axes[0]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["50", "100"]
+    assert labels(ax.get_xticklabels()) == ["50", "100"]
     assert ax.get_ylabel() == "Foreground IoU"
     assert [0.3012] not in [list(line.get_ydata()) for line in ax.get_lines()]
 
 
 def test_show_table_puts_intervals_below_their_scores():
-    text = pd.DataFrame(
-        {"backbone": ["vgg19"], "Mean IoU": ["0.61 [0.55, 0.66]"], "epoch": [pd.NA]}
-    )
-    cells = results.show_table(text).axes[0].tables[0].get_celld()
+    columns = {"backbone": ["vgg19"], "Mean IoU": ["0.61 [0.55, 0.66]"], "epoch": [pd.NA]}
+    cells = results.show_table(pd.DataFrame(columns)).axes[0].tables[0].get_celld()
     shown = [cells[row, column].get_text().get_text() for row in (0, 1) for column in range(3)]
     assert shown == ["backbone", "Mean\nIoU", "epoch", "VGG19", "0.61\n[0.55, 0.66]", ""]
-
-
-def test_plots_show_and_save_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plt, "show", lambda: pytest.fail("shown"))
-    for plot in all_figures().values():
-        plot()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_colours_of_errors_differ_in_grey_too():
-    weights = [0.2126, 0.7152, 0.0722]
-    grey = sorted(np.dot(to_rgb(colour), weights) for colour in plots_cases.ERRORS.values())
-    assert np.diff(grey).min() > 0.15
 
 
 def test_every_backbone_has_its_own_colour_and_marker():

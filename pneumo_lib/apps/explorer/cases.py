@@ -1,7 +1,4 @@
-"""Look at any case of a run: which cases, which pixels, which scores.
-
-The widgets that call this are in `explorer_panel`.
-"""
+"""Order, scores and pictures of the cases of a run, without widgets: see `panel` for those."""
 
 from html import escape
 
@@ -10,54 +7,50 @@ import numpy as np
 
 from pneumo_lib.data.images import read_image, resize_image
 from pneumo_lib.evaluation import image_level, metrics
-from pneumo_lib.plots.cases import ERRORS
-from pneumo_lib.plots.style import ORANGE, SKY
+from pneumo_lib.plots.style import ERRORS, ORANGE, SKY
 
-ORDERS = ("best", "worst", "missed", "false positive", "image-level score", "random", "by id")
+_SORTED = {  # order: condition, columns, whether they ascend
+    "best": ("has_pneumothorax", ["dice", "lesion"], [False, False]),
+    "worst": ("has_pneumothorax", ["dice", "lesion"], [True, False]),
+    "missed": ("has_pneumothorax and tp == 0", "lesion", False),
+    "false positive": ("not has_pneumothorax and fp > 0", "fp", False),
+}
+ORDERS = (*_SORTED, "image-level score", "random", "by id")
 LAYERS = ("truth", "prediction", "errors", "probability")
-_SIDE = 1024  # pixels of the longer side of a picture: a repaint must not be felt
-
-
-# --- Which cases ---------------------------------------------------------------------------------
+_SIDE = 1024  # pixels of the longer side of a picture; larger ones repaint with a visible delay
 
 
 def order_cases(opened, order, *, split="all", seed=0):
-    """Row numbers of cases in an order that shows something.
+    """Row numbers of cases, the most instructive first.
 
     Args:
         opened: `OpenRun`.
-        order: "best" and "worst": positive cases by Dice (where Dice is equal, the largest
-            lesion first); "missed": positive cases without one right pixel, the largest first;
-            "false positive": healthy cases with a predicted pixel, the most pixels first;
-            "image-level score": all cases, the highest `image_level.image_evidence()` first;
-            "random"; "by id". Predictions are those at threshold 0.5.
+        order: "best" and "worst": positive cases by Dice, of equal ones the largest lesion first;
+            "missed": positive cases without a true positive pixel, the largest first; "false
+            positive": healthy cases with predicted pixels, most pixels first; "image-level
+            score": all cases, the highest first; "random"; "by id". Threshold 0.5.
         split: "train", "validation", "test" or "all".
         seed: of the random order.
 
     Returns:
-        List of int, empty if no case is like that.
+        List of int; empty if no case meets the condition.
 
     Raises:
-        ValueError: for another order.
+        ValueError: for an unknown order.
     """
     cases = opened.cases if split == "all" else opened.cases[opened.cases["split"] == split]
-    positive, healthy = (cases[cases["has_pneumothorax"] == there] for there in (True, False))
-    lesion = positive["tp"] + positive["fn"]
-    if order in ("best", "worst"):
-        keys = positive.assign(lesion=lesion)
-        rows = keys.sort_values(["dice", "lesion"], ascending=[order == "worst", False]).index
-    elif order == "missed":
-        rows = lesion[positive["tp"] == 0].sort_values(ascending=False).index
-    elif order == "false positive":
-        rows = healthy[healthy["fp"] > 0].sort_values("fp", ascending=False).index
+    if order in _SORTED:
+        condition, columns, ascending = _SORTED[order]
+        chosen = cases.assign(lesion=cases["tp"] + cases["fn"]).query(condition)
+        rows = chosen.sort_values(columns, ascending=ascending).index
     elif order == "image-level score":
         each = (opened.probabilities[[row]] / np.float32(255) for row in cases.index)
         scores = np.array([image_level.image_evidence(y_pred)[0] for y_pred in each])
         rows = cases.index[np.argsort(-scores, kind="stable")]
+    elif order == "by id":
+        rows = cases.sort_values("image_id").index
     elif order == "random":
         rows = np.random.default_rng(seed).permutation(cases.index)
-    elif order == "by id":
-        rows = cases["image_id"].sort_values().index
     else:
         raise ValueError(f"`order` must be one of {', '.join(ORDERS)}. Received: {order!r}")
     return [int(row) for row in rows]
@@ -71,9 +64,8 @@ def read_case(opened, row):
         row: of `opened.cases`.
 
     Returns:
-        `(image, mask, probability)`: uint8, from the X-ray file at its own size, or as prepared
-        where that cannot be read any more; `(size, size)` of 0 and 1; `(size, size)` float32 in
-        [0, 1].
+        `(image, mask, probability)`: uint8 at the size of the X-ray file, or as prepared if the
+        file cannot be read; `(size, size)` of 0 and 1; `(size, size)` float32 in [0, 1].
     """
     try:
         image = read_image(opened.cases["image_path"][row])
@@ -83,26 +75,19 @@ def read_case(opened, row):
 
 
 def case_scores(prediction, probability, mask=None):
-    """Scores of one prediction as text, a line of the panel: name -> text.
+    """Scores of one prediction as text, by name; "–" where a score is undefined.
 
     Args:
         prediction: `(height, width)` of 0 and 1.
         probability: the same shape, float in [0, 1].
-        mask: the same shape, of 0 and 1, or None where the truth is not known.
-
-    Returns:
-        Dict; "–" where a score is not defined.
+        mask: the same shape, of 0 and 1, or None where the truth is unknown.
     """
     scores = {}
     if mask is not None:
         counts = metrics.confusion_counts(mask[None], prediction[None])
-        values = {
-            "Dice": metrics.dice(counts),
-            "IoU": metrics.iou(counts),
-            "Sensitivity": metrics.sensitivity(counts),
-            "Precision": metrics.precision(counts),
-        }
-        scores = {name: "–" if np.isnan(v[0]) else f"{v[0]:.2f}" for name, v in values.items()}
+        for name in ("Dice", "IoU", "Sensitivity", "Precision"):
+            (value,) = getattr(metrics, name.lower())(counts)
+            scores[name] = "–" if np.isnan(value) else f"{value:.2f}"
         scores["True area"] = f"{100 * mask.mean():.2f} %"
     return scores | {
         "Predicted area": f"{100 * prediction.mean():.2f} %",
@@ -110,18 +95,12 @@ def case_scores(prediction, probability, mask=None):
     }
 
 
-# --- Pictures ------------------------------------------------------------------------------------
-
-
 def canvas(image, *, smooth=True):
-    """A grey image at the size of a picture, 1024 pixels on its longer side.
+    """A grey image, uint8, resized to 1024 pixels on its longer side.
 
     Args:
         image: `(height, width)` uint8.
         smooth: False keeps the pixels of a small image visible.
-
-    Returns:
-        `(height, width)` uint8.
     """
     scale = _SIDE / max(image.shape)
     shape = tuple(max(1, round(side * scale)) for side in image.shape)
@@ -129,15 +108,15 @@ def canvas(image, *, smooth=True):
 
 
 def paint(background, layers, *, probability, prediction, mask=None, opacity=0.5):
-    """One picture: the background with the chosen layers over it.
+    """Picture of the background under the chosen layers.
 
     Args:
         background: `(height, width)` uint8, see `canvas()`.
-        layers: names of `LAYERS`. "errors" colours what was found, missed or a false positive, and
-            "probability" grows opaque with the probability; "truth" and "prediction" are outlines.
+        layers: names of `LAYERS`. "errors" are coloured areas, "probability" is a map as opaque
+            as it is probable, "truth" and "prediction" are outlines.
         probability: `(size, size)` float32 in [0, 1].
         prediction: `(size, size)` uint8 of 0 and 1.
-        mask: the same, or None: then there is no truth and are no errors.
+        mask: the same, or None: then neither truth nor errors are drawn.
         opacity: of the coloured areas, in [0, 1].
 
     Returns:
@@ -154,29 +133,26 @@ def paint(background, layers, *, probability, prediction, mask=None, opacity=0.5
         outcome = prediction + np.uint8(2) * mask  # a false positive is 1, missed 2, found 3
         colours = [ERRORS[name] for name in ("false positive", "missed", "found")]
         palette = np.array([(0, 0, 0), *map(_rgb, colours)], np.uint8)
-        coloured = cv2.addWeighted(
-            _blocks(palette[outcome], shape), opacity, picture, 1 - opacity, 0
-        )
+        coloured = _blocks(palette[outcome], shape)
+        coloured = cv2.addWeighted(coloured, opacity, picture, 1 - opacity, 0)
         cv2.copyTo(coloured, _blocks(outcome, shape), picture)
     for name, area, colour in (("truth", mask, ORANGE), ("prediction", prediction, SKY)):
         if name in layers and area is not None:
-            outlines, _ = cv2.findContours(
-                _blocks(area, shape), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
-            )
+            area = _blocks(area, shape)
+            outlines, _ = cv2.findContours(area, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(picture, outlines, -1, _rgb(colour), thickness=3)
     return picture
 
 
 def encode(picture):
-    """A picture as JPEG: a tenth of the bytes of a PNG, and no colour blurred over its edge."""
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
-    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    """Bytes of a picture as JPEG, a tenth of a PNG, with colours at full resolution (4:4:4)."""
+    sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", bgr, quality + sampling)[1].tobytes()
+    return cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, 92, *sampling))[1].tobytes()
 
 
 def legend(layers):
-    """The colours of the layers as HTML."""
+    """Legend of the layers as HTML."""
     entries = {"truth": {"truth": ORANGE}, "prediction": {"prediction": SKY}, "errors": ERRORS}
     items = [
         f'<span><i class="{name}" style="--colour: {colour}"></i>{escape(text)}</span>'
@@ -189,7 +165,7 @@ def legend(layers):
 
 
 def _blocks(pixels, shape):
-    """Pixels enlarged to visible blocks: what the network draws is shown as coarse as it is."""
+    """Pixels as visible blocks: a prediction is drawn as coarse as it is."""
     return cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 

@@ -1,7 +1,7 @@
-// The picture area of the case explorer: pictures, keys, zoom, and X-rays dropped in.
+// The picture area of the case explorer: pictures, keys, zoom, uploaded X-rays.
 // Text that comes from files is only ever set as `textContent`: it cannot become markup.
 
-const CHUNK = 1 << 20; // bytes a message: notebook servers refuse messages of 10 MiB
+const CHUNK = 1 << 20; // bytes of a message; notebook servers refuse 10 MiB
 
 function render({ model, el }) {
   const make = (tag, className, text = "") => {
@@ -20,11 +20,11 @@ function render({ model, el }) {
 
   // -- pictures, all under one zoom
 
-  const view = { scale: 1, x: 0, y: 0 }; // shift as a share of the frame
+  const view = { scale: 1, x: 0, y: 0 }; // x and y as fractions of the frame
   const zoomText = make("span", "pneumo-zoom", "×1");
 
   function place() {
-    const room = (view.scale - 1) / 2; // no picture leaves its frame
+    const room = (view.scale - 1) / 2; // a picture fills its frame
     view.x = Math.min(room, Math.max(-room, view.x));
     view.y = Math.min(room, Math.max(-room, view.y));
     for (const picture of stage.querySelectorAll("img")) {
@@ -112,7 +112,7 @@ function render({ model, el }) {
     event.stopPropagation();
     press(event.key);
   });
-  // Pointing at the picture is enough for its keys, but a text that is being typed is not left.
+  // Hovering over the picture gives it the keyboard, unless text is being typed.
   root.addEventListener("mouseenter", () => {
     if (!document.activeElement?.matches("input, textarea, .cm-content")) {
       root.focus({ preventScroll: true });
@@ -145,7 +145,7 @@ function render({ model, el }) {
     file,
   );
 
-  // -- own files, in pieces
+  // -- uploaded files, in pieces
 
   async function upload(chosen) {
     if (!chosen) return;
@@ -170,7 +170,7 @@ function render({ model, el }) {
   });
 
   model.on("change:pictures", show);
-  model.on("change:captions", label); // they may change where no pixel does
+  model.on("change:captions", label); // captions may change alone
   model.on("change:position", showPosition);
   showPosition();
   show();

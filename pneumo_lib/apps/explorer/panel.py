@@ -1,4 +1,4 @@
-"""The widgets of `explorer.explore()`: controls, and what each of them repaints."""
+"""Widgets of the case explorer: the picture area, the controls and what they repaint."""
 
 import tempfile
 from html import escape
@@ -13,20 +13,21 @@ import traitlets
 from pneumo_lib.apps.explorer import cases
 from pneumo_lib.data.images import SUFFIXES, read_image, resize_image
 from pneumo_lib.evaluation.operating_point import apply_operating_point
+from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.runs import caveats, load_operating_point, open_run
 
-_LARGEST_UPLOAD = 64 * 2**20  # bytes; an X-ray of 4000 x 4000 pixels at 16 bits is half of it
+_LARGEST_UPLOAD = 64 * 2**20  # bytes, twice an X-ray of 4000 x 4000 pixels at 16 bits
 _TOO_LARGE = f"An X-ray file may hold {_LARGEST_UPLOAD >> 20} MiB. Received: a larger one."
 _HINT = (
     "Keys, with the pointer on the picture: <b>← →</b> case, <b>↑ ↓</b> threshold, "
     "<b>1–4</b> layers, <b>5</b> image, <b>+ − 0</b> zoom. Double click and drag to look closer. "
-    "<b>For research and teaching, not a medical device.</b>"
+    f"<b>For {NOTE}.</b>"
 )
 _BACKGROUNDS = ("X-ray", "as the network sees it", "none")
 
 
 class Viewer(anywidget.AnyWidget):
-    """Pictures under one zoom, with keys and a place to drop files: `explorer.js`."""
+    """Picture area with one zoom for all pictures, keys and file upload: `explorer.js`."""
 
     _esm = Path(__file__).with_name("explorer.js")
     _css = Path(__file__).with_name("explorer.css")
@@ -38,7 +39,7 @@ class Viewer(anywidget.AnyWidget):
 
 
 class Panel:
-    """`widget` and the state behind it: open runs, the list of cases, what is on show.
+    """The explorer as `widget`, with its state: open runs, list of cases, current case.
 
     Args:
         opened: `OpenRun`.
@@ -47,20 +48,20 @@ class Panel:
 
     def __init__(self, opened, beside=None):
         self.open = {one.run.folder: one for one in (opened, beside) if one}
-        self.rows = []  # of the cases to step through
-        self.image_id = None  # of the case on show
-        self.contents = []  # on show: (OpenRun, image, mask, probability), one or two
-        self.incoming = None  # of a file that is being received
+        self.rows = []  # of the listed cases
+        self.image_id = None  # of the current case
+        self.contents = []  # shown: (OpenRun, image, mask, probability), one or two
+        self.incoming = None  # bytes of a file during its upload
         self._make_controls(opened, beside)
         self.widget = self._arrange()
-        self._listen()
+        self._observe()
         self._list_cases()
 
     # -- controls
 
     def _make_controls(self, opened, beside):
-        finished = {path.parent for path in opened.run.folder.parent.glob("*/config.json")}
-        folders = sorted(f for f in finished | set(self.open) if ".old-" not in f.name)
+        folders = {path.parent for path in opened.run.folder.parent.glob("*/config.json")}
+        folders = sorted(f for f in folders | set(self.open) if ".old-" not in f.name)
         names = [(folder.name, folder) for folder in folders]
         splits = ["all", *dict.fromkeys(opened.cases["split"])]
         drop, slide = widgets.Dropdown, widgets.FloatSlider
@@ -71,9 +72,8 @@ class Panel:
         self.split.value = "test" if "test" in splits else "all"
         self.order = drop(options=cases.ORDERS, description="Cases")
         self.position = widgets.IntSlider(1, 1, 1, description="Case")
-        self.find = widgets.Text(
-            placeholder="part of an id, then Enter", description="Find", continuous_update=False
-        )
+        self.find = widgets.Text(description="Find", continuous_update=False)
+        self.find.placeholder = "part of an id, then Enter"
         self.threshold = slide(0.5, min=0.01, max=1, step=0.01, description="Threshold")
         self.tuned = widgets.Checkbox(description="at the run's operating point", indent=True)
         self.opacity = slide(0.55, min=0, max=1, step=0.05, description="Opacity")
@@ -83,8 +83,9 @@ class Panel:
             for name in cases.LAYERS
         }
         self.viewer = Viewer()
-        for name in ("title", "scores", "legend", "status", "note"):
-            setattr(self, name, widgets.HTML())
+        for name in ("title", "scores", "legend", "status", "note", "hint"):
+            setattr(self, name, widgets.HTML().add_class(f"pneumo-{name}"))
+        self.hint.value = _HINT
 
     def _arrange(self):
         groups = (
@@ -93,19 +94,13 @@ class Panel:
             (self.background, widgets.Box(list(self.layers.values())), self.opacity),
             (self.threshold, self.tuned, self.status),
         )
+        picture = widgets.VBox([self.title, self.viewer, self.legend, self.scores, self.hint])
         controls = widgets.VBox([widgets.VBox(group) for group in groups])
-        hint = widgets.HTML(_HINT)
-        picture = widgets.VBox([self.title, self.viewer, self.legend, self.scores, hint])
-        panel = widgets.Box([picture, controls])
-        for part, name in (
-            (panel, "explorer"), (picture, "picture"), (controls, "controls"), (hint, "hint"),
-            (self.title, "title"), (self.scores, "scores"), (self.legend, "legend"),
-            (self.status, "status"), (self.note, "hint"),
-        ):  # fmt: skip
-            part.add_class(f"pneumo-{name}")
-        return panel
+        picture.add_class("pneumo-picture")
+        controls.add_class("pneumo-controls")
+        return widgets.Box([picture, controls]).add_class("pneumo-explorer")
 
-    def _listen(self):
+    def _observe(self):
         paints = (self.threshold, self.tuned, self.opacity, self.background, *self.layers.values())
         for controls, act in (
             ((self.run, self.beside), self._choose_run),
@@ -116,12 +111,15 @@ class Panel:
         ):
             for control in controls:
                 control.observe(act, "value")
-        self.viewer.on_msg(lambda _viewer, content, buffers: self._hear(content, buffers))
+        self.viewer.on_msg(lambda _viewer, content, buffers: self._receive(content, buffers))
+
+    def _show_status(self, text):
+        self.status.value = escape(str(text))
 
     # -- from a choice to a case
 
-    def _shown(self):
-        """The open runs on show, one or two."""
+    def _shown_runs(self):
+        """The one or two open runs that are chosen."""
         return [self.open[folder] for folder in (self.run.value, self.beside.value) if folder]
 
     def _choose_run(self, change):
@@ -131,13 +129,13 @@ class Panel:
                 self.open[folder] = open_run(folder)
         except (FileNotFoundError, ValueError) as error:
             change["owner"].value = change["old"]
-            self._say(error)
+            self._show_status(error)
         else:
             self._list_cases(self.image_id)
 
     def _list_cases(self, image_id=None):
-        """List the cases that were asked for, and show the one of that id or the first."""
-        opened = self._shown()[0]
+        """List the cases of the chosen split and order; show `image_id`, or else the first."""
+        opened = self._shown_runs()[0]
         self.note.value = escape(caveats([opened.run]))
         self.rows = cases.order_cases(opened, self.order.value, split=self.split.value)
         ids = opened.cases["image_id"][self.rows].tolist()
@@ -146,58 +144,59 @@ class Panel:
         with self.position.hold_trait_notifications():
             self.position.max = max(1, len(ids))
             self.position.value = place
-        if not moves:  # else it has been loaded
+        if not moves:  # else the slider's observer has loaded the case
             self._load()
 
     def _find(self, text):
-        """Show the first case whose id holds the text."""
-        ids = self._shown()[0].cases["image_id"]
+        """Show the first case whose id contains the text."""
+        ids = self._shown_runs()[0].cases["image_id"]
         found = ids[ids.str.contains(text, regex=False)]
         if found.empty:
-            self._say(f"No id of this run holds: {text}")
+            self._show_status(f"No id of this run contains: {text}")
         elif text:
             self.split.value, self.order.value = "all", "by id"
             self._list_cases(found.iloc[0])
 
     def _load(self):
-        """Read the case on show: once for however many repaints."""
+        """Read the current case, once for all its repaints."""
         self.contents, self.image_id, self.title.value = [], None, ""
-        self._say("" if self.rows else "No case of this split is like that.")
+        self._show_status("" if self.rows else "No case of this split meets the condition.")
         if self.rows:
-            case = self._shown()[0].cases.loc[self.rows[self.position.value - 1]]
+            runs = self._shown_runs()
+            case = runs[0].cases.loc[self.rows[self.position.value - 1]]
             self.image_id = case["image_id"]
             label = "pneumothorax" if case["has_pneumothorax"] else "no pneumothorax"
             self.title.value = escape(f"{case['split']} · {label} · {self.image_id}")
-            for opened in self._shown():
+            for opened in runs:
                 rows = np.flatnonzero(opened.cases["image_id"] == self.image_id)
                 if len(rows):
                     self.contents.append((opened, *cases.read_case(opened, rows[0])))
                 else:
-                    self._say(f"{opened.run.folder.name} does not know this case.")
+                    self._show_status(f"{opened.run.folder.name} does not contain this case.")
         self._paint()
 
     # -- from a case to pictures
 
     def _paint(self):
         chosen = layers = [name for name, button in self.layers.items() if button.value]
-        pictures, captions, scores = [], [], []
+        pictures, captions, names, scores = [], [], [], []
         for opened, image, mask, probability in self.contents:
-            if mask is None:  # an own file: without a truth, there is its prediction
+            if mask is None:  # an uploaded file has no truth
                 layers = ["prediction", *(["probability"] if "probability" in chosen else [])]
-            prediction, how = self._predict(opened, probability)
+            prediction, rule = self._predict(opened, probability)
             picture = cases.paint(
                 self._background(opened, image), layers, probability=probability,
                 prediction=prediction, mask=mask, opacity=self.opacity.value,
             )  # fmt: skip
             pictures.append(cases.encode(picture))
-            captions.append(f"{opened.run.folder.name} · {how}")
+            names.append(opened.run.folder.name)
+            captions.append(f"{names[-1]} · {rule}")
             scores.append(cases.case_scores(prediction, probability, mask))
         with self.viewer.hold_sync():
             self.viewer.pictures, self.viewer.captions = pictures, captions
             self.viewer.position = f"{self.position.value if self.rows else 0} / {len(self.rows)}"
         self.threshold.disabled = self.tuned.value
         self.legend.value = cases.legend(layers)
-        names = [opened.run.folder.name for opened, *_ in self.contents]
         self.scores.value = pd.DataFrame(scores, names).to_html(border=0) if names else ""
 
     def _background(self, opened, image):
@@ -207,33 +206,30 @@ class Panel:
         return cases.canvas(image if kind == _BACKGROUNDS[0] else np.zeros_like(image))
 
     def _predict(self, opened, probability):
-        """Mask of a prediction, and in words how it was cut."""
+        """Mask of a prediction, and the rule that made it as text."""
         if self.tuned.value:
             point = load_operating_point(opened.run)
-            how = f"{100 * point.min_area:.2g} % ≥ {point.top_threshold:.2f}, then "
+            rule = f"{100 * point.min_area:.2g} % ≥ {point.top_threshold:.2f}, then "
             mask = apply_operating_point(probability[None], point)[0]
-            return mask, f"{how}pixels ≥ {point.bottom_threshold:.2f}"
+            return mask, f"{rule}pixels ≥ {point.bottom_threshold:.2f}"
         threshold = self.threshold.value
         return (probability >= threshold).astype(np.uint8), f"pixels ≥ {threshold:.2f}"
 
-    def _say(self, text):
-        self.status.value = escape(str(text))
+    # -- messages of the picture area: keys and files
 
-    # -- from the picture area: keys and files
-
-    def _hear(self, content, buffers):
+    def _receive(self, content, buffers):
         kind = content.get("kind")
         if kind == "key":
             self._press(content.get("key"))
         elif kind == "upload":
-            self._receive(content, buffers)
+            self._receive_file(content, buffers)
         elif kind == "too large":
-            self._say(_TOO_LARGE)
+            self._show_status(_TOO_LARGE)
 
     def _press(self, key):
-        if key in ("ArrowLeft", "ArrowRight"):
-            if self.image_id is None:  # back from an own file
-                return self._load()
+        if key in ("ArrowLeft", "ArrowRight") and self.image_id is None:
+            self._load()  # back from an uploaded file
+        elif key in ("ArrowLeft", "ArrowRight"):
             self.position.value += -1 if key == "ArrowLeft" else 1  # the slider keeps its range
         elif key in ("ArrowUp", "ArrowDown"):
             self.threshold.value += 0.05 if key == "ArrowUp" else -0.05
@@ -242,65 +238,63 @@ class Panel:
         elif key in ("1", "2", "3", "4"):
             button = list(self.layers.values())[int(key) - 1]
             button.value = not button.value
-        return None
 
-    def _receive(self, content, buffers):
-        """One piece of a file; with the last one it is predicted."""
+    def _receive_file(self, content, buffers):
+        """Add a piece of a file; the last one starts the prediction."""
         if content.get("first"):
             self.incoming = bytearray()
-        if self.incoming is None:  # refused before
+        if self.incoming is None:  # the file was refused
             return
         self.incoming += b"".join(buffers)
         if len(self.incoming) > _LARGEST_UPLOAD:
             self.incoming = None
-            self._say(_TOO_LARGE)
+            self._show_status(_TOO_LARGE)
         elif content.get("last"):
             data, self.incoming = bytes(self.incoming), None
             self._show_file(str(content.get("name")), data)
 
     def _show_file(self, name, data):
-        """Predict an X-ray of the user's with the runs on show; nothing of it is kept on disk."""
-        from pneumo_lib.inference.predict import predict  # Keras starts with the first X-ray
+        """Predict an uploaded X-ray with the chosen runs; nothing stays on disk."""
+        from pneumo_lib.inference.predict import predict  # loads Keras
 
         if (suffix := Path(name).suffix.lower()) not in SUFFIXES:
-            self._say(f"An X-ray must be a file {', '.join(SUFFIXES)}. Received: {name}")
+            self._show_status(f"An X-ray must be a file {', '.join(SUFFIXES)}. Received: {name}")
             return
-        self._say(f"{name}: the network is at work …")
+        self._show_status(f"{name}: predicting …")
         contents = []
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"upload{suffix}")
             path.write_bytes(data)
             try:
                 image = read_image(path)
-                for opened in self._shown():
+                for opened in self._shown_runs():
                     (result,) = predict(path, opened.run)
                     if result.error:
                         raise ValueError(result.error)
                     contents.append((opened, image, None, result.probability))
             except ValueError as error:
-                self._say(str(error).replace(str(path), name))
+                self._show_status(str(error).replace(str(path), name))
                 return
         self.contents, self.image_id = contents, None
-        self.title.value = escape(f"own file · {name}")
-        self._say("")
+        self.title.value = escape(f"uploaded file · {name}")
+        self._show_status("")
         self._paint()
 
 
 def explore(run, beside=None):
-    """A panel to look at the cases of a finished run, for JupyterLab and for a Voila page.
+    """Widget to look at the cases of a finished run, for JupyterLab and for a Voila page.
 
-    Choose a split, an order of the cases or an id; slide threshold and opacity; switch layers;
+    Choose a split, an order of the cases or an id; move threshold and opacity; switch layers;
     zoom; step with the keyboard; compare with another run; drop in an X-ray of your own. Colours
-    are those of the figures, and are told apart with every common colour blindness. Truth,
-    prediction and errors are drawn on the pixels that the network sees and is scored on, above
-    the X-ray at the resolution of its file. For research and teaching, not a medical device.
+    are those of the figures. Truth, prediction and errors are drawn at the resolution of the
+    network, above the X-ray at the resolution of its file. Not a medical device.
 
     Args:
-        run: `Run`, or what `load_run()` takes. All runs beside its folder can be chosen, too.
-        beside: another run on the same data to show beside it, or None.
+        run: `Run`, or what `load_run()` takes. The panel offers all runs of its folder.
+        beside: another run on the same data to compare with, or None.
 
     Returns:
-        A widget. As the last line of a cell, it is the panel.
+        A widget, to be the last line of a cell.
 
     Raises:
         FileNotFoundError: if there is no finished run, or its prepared data are gone.
