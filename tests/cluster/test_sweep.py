@@ -288,11 +288,8 @@ def test_the_figure_has_a_row_for_each_setting_with_its_repeats_and_their_mean(p
     assert {(0.2, 0.4), (0.6, 0.8)} <= marks  # the dots
     means = [x for x in marks if x[0] == x[1]]
     assert sorted(x[0] for x in means) == pytest.approx([0.3, 0.5, 0.7])  # 0.5: all background
-
-
-def test_the_figure_of_a_cross_validation_has_one_row(project_style):
-    table = rows_of(backbone="small", seed=[1, 2, 3, 4]).rename(columns={"seed": "fold"})
-    ax = experiments.sweep_chart(table, scores=["iou"]).axes[0]
+    folds = rows_of(backbone="small", seed=[1, 2, 3, 4]).rename(columns={"seed": "fold"})
+    ax = experiments.sweep_chart(folds, scores=["iou"]).axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["all runs"]
 
 
