@@ -223,7 +223,7 @@ def test_a_failing_cell_is_named_and_leaves_earlier_results(project):
         with pytest.raises(NotebookError, match="ZeroDivisionError") as caught:
             run_report(overrides={"seed": 0})
         message = str(caught.value)
-        assert message.startswith("02_second failed at cell In [2]:\n\nprint(1 / seed)  # a slip")
+        assert message.startswith("02_second failed at cell In [3]:\n\nprint(1 / seed)  # a slip")
         assert "\x1b" not in message
         assert outputs(project / "runs/report/02_second.ipynb") == "1.0\n"
         assert (project / "runs/report/02_second.unfinished.ipynb").exists()
