@@ -1,4 +1,4 @@
-"""Where the project's files lie: written whole or not at all, by one process at a time."""
+"""Project files: paths, locks, atomic writes, and whose results a folder holds."""
 
 import errno
 import glob
@@ -8,7 +8,6 @@ import os
 import shutil
 import uuid
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from numpy.lib.format import open_memmap
 
 logger = logging.getLogger(__name__)
 
-_UNIQUE = 12  # hexadecimal digits before the name of what is not finished
+_UNIQUE = 12  # hexadecimal digits before the name of an unfinished file
+_CHECKOUT = Path(__file__).resolve().parent.parent
 _ELSEWHERE = "choose another place, for all files by the environment variable PNEUMO_HOME"
 REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -30,47 +30,39 @@ REMEDIES = {
 
 
 def project_path(path="."):
-    """Path inside the project for a relative `path`; an absolute one is kept.
+    """Absolute `Path` of a file of the project; it need not exist.
 
-    Papermill runs a notebook in the caller's folder and nbval in the notebook's own, so a
-    relative path would mean a different file in each. Everything the project reads or
-    writes is therefore resolved here, against the project's root: the folder named by the
-    environment variable `PNEUMO_HOME` if it is set (another disk, say), else the folder above
-    this package when that is a checkout, else the current folder.
+    Papermill runs a notebook in the caller's folder and nbval in the notebook's own. So a relative
+    path starts at the project's root: the folder in the environment variable `PNEUMO_HOME`, else
+    the folder above this package if that is a checkout, else the current folder.
 
     Args:
-        path: `str` or `Path`; `~` stands for the home folder.
-
-    Returns:
-        Absolute `Path`; it need not exist.
+        path: `str` or `Path`; an absolute one is kept, `~` is the home folder.
     """
-    checkout = Path(__file__).resolve().parent.parent
-    root = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    root = _CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
     root = Path(os.environ.get("PNEUMO_HOME") or root).expanduser()
     return (root / Path(path).expanduser()).resolve()
 
 
 def source_path(path):
-    """Path of a notebook or parameter file, which lie in the checkout if not in `PNEUMO_HOME`."""
-    path = Path(path)
+    """Path of a notebook or parameter file: below `PNEUMO_HOME` if it is there, or the checkout."""
     moved = project_path(path)
-    return moved if moved.exists() else (Path(__file__).resolve().parent.parent / path).resolve()
+    return moved if moved.exists() else (_CHECKOUT / path).resolve()
 
 
 @contextmanager
 def file_lock(path):
-    """Lets one process at a time make `path`, a file or folder; the next one waits, and logs so.
+    """Lock on `path` between processes; one that has to wait logs so.
 
-    Two reports, or a notebook and a test, may want the same arrays at once. The lock ends with
-    its process, however that ends. A file system without locks gets none, and a warning: a
-    marker file in its place would keep everybody out after its process was killed. What a killed
-    process left unfinished, for `path` or in it, is removed.
+    The operating system ends the lock with its process. A file system without locks gets none, and
+    a warning: a marker file would stay after a kill and keep everybody out. What a killed process
+    left unfinished, for `path` or in it, is removed.
 
     Args:
-        path: what is to be made; its folder is made where it is missing.
+        path: file or folder to be made; missing parent folders are created.
 
     Raises:
-        OSError: as it came, with what to do, where the disk is full or cannot be written.
+        OSError: as raised in the block, with a remedy if the disk is full or not writable.
     """
     path = Path(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
@@ -112,13 +104,14 @@ def _acquire(lock, path):
 
 
 def _remove_unfinished(path):
-    """What `atomic_write()` had no time to rename or to remove."""
+    """Removes what a killed `atomic_write()` left of `path`, or in it."""
     unique = f".{'[0-9a-f]' * _UNIQUE}-"
-    name, stem = glob.escape(path.name), glob.escape(path.stem)
-    left = [path.glob(f"{unique}*"), path.glob(f"*/{unique}*")]
-    left += [path.parent.glob(f"{unique}{beside}") for beside in (name, f"{stem}.*")]
-    for unfinished in chain(*left):
-        _remove(unfinished)
+    left = [(path, f"{unique}*"), (path, f"*/{unique}*")]
+    for name in (glob.escape(path.name), f"{glob.escape(path.stem)}.*"):
+        left.append((path.parent, f"{unique}{name}"))
+    for folder, pattern in left:
+        for unfinished in folder.glob(pattern):
+            _remove(unfinished)
 
 
 def _remove(path):
@@ -130,16 +123,15 @@ def _remove(path):
 
 @contextmanager
 def atomic_write(path):
-    """A temporary path to write a file or a folder to; it becomes `path` at the block's end.
+    """A temporary path to write a file or folder to, renamed to `path` at the block's end.
 
-    A reader sees the old one or the new one, whenever the writer is killed; after an error the
-    old one stays.
+    Readers see the old content or the new, even if the writer is killed; an error keeps the old.
 
     Args:
-        path: file or folder to replace; the folder it lies in must exist.
+        path: file or folder to replace; its parent folder must exist.
 
     Yields:
-        `Path` beside it, with the same suffixes (some writers choose the format by them).
+        `Path` beside it, with the same suffixes, by which some writers choose the format.
     """
     path = Path(path)
     unfinished = _hidden(path)
@@ -151,13 +143,13 @@ def atomic_write(path):
 
 
 def _hidden(path):
-    """A path beside `path` that no other process has, on whichever machine shares the folder."""
+    """A path beside `path`, unique among all machines that share the folder."""
     return path.with_name(f".{uuid.uuid4().hex[:_UNIQUE]}-{path.name}")
 
 
 def put_in_place(finished, path):
     """Renames the file or folder `finished` to `path`, replacing what is there."""
-    if path.is_dir():  # no call replaces a folder that holds something
+    if path.is_dir():  # no call replaces a folder that is not empty
         former = _hidden(path)
         os.replace(path, former)
         os.replace(finished, path)
@@ -167,66 +159,62 @@ def put_in_place(finished, path):
 
 
 def made_from(folder, *, record):
-    """The request that `folder` was begun with, see `begin_folder()`; `None` if it has no record.
-
-    Args:
-        folder: of any kind of results.
-        record: name of the JSON file in it.
-    """
+    """The request that a folder of results was begun with, or `None` without a `record` file."""
     path = Path(folder) / record
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def begin_folder(folder, request, *, record, what):
-    """Begins `folder` for `request`, or goes on where that was begun before.
+    """Creates a folder of results and records its request, or continues one of the same request.
 
-    To be called inside `file_lock(folder)`, before anything else is written there: a kill at any
-    moment then leaves a folder that the next call with the same request takes up again. That
-    all is finished is read off the file that the work writes last.
+    Call it inside `file_lock(folder)`, before anything else is written there: after a kill at any
+    moment the next call with the same request can then continue. Whether all is finished is not
+    recorded here: the file that the work writes last shows it.
 
     Args:
-        folder: `Path`, made where it is missing.
-        request: dict that JSON can hold: all that decides what the folder will hold.
-        record: name of the JSON file that keeps it, see `made_from()`.
-        what: the results with an article, such as "A training run"; begins the error.
+        folder: `Path`, created where it is missing.
+        request: dict for JSON: all that decides the content of the folder.
+        record: name of the JSON file that keeps the request.
+        what: the results with an article, such as "A training run", for the error.
 
     Raises:
         ValueError: if the folder was begun with another request or holds other files.
     """
     former = made_from(folder, record=record)
-    others = former is None and holds_files(folder)
-    refuse_other_work(folder, request, former, others=others, what=what)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    refuse_other_work(folder, request, former, names, what=what)
     folder.mkdir(parents=True, exist_ok=True)
     if former is None:
         write_json(folder / record, request)
 
 
 def holds_files(folder):
-    """Whether there is more in `folder` than hidden files, such as a killed process leaves."""
+    """Whether a folder holds more than hidden files, which locks and killed processes leave."""
     return folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
 
 
-def refuse_other_work(folder, request, former, *, others, what):
-    """The check of `begin_folder()`, for a `folder` anywhere, such as in an object store.
+def refuse_other_work(folder, request, former, names, *, what):
+    """The check of `begin_folder()`, for a folder anywhere, such as in an object store.
 
     Args:
-        folder: where the results go, as path or text.
-        request: as for `begin_folder()`.
+        folder: path or URL, for the error.
+        request, what: as for `begin_folder()`.
         former: the request that the folder was begun with, or `None`.
-        others: whether there is none, and the folder holds something.
-        what: as for `begin_folder()`.
+        names: of what lies in the folder; hidden names do not count.
 
     Raises:
-        ValueError: if `former` is another request, or for `others`.
+        ValueError: if `former` is another request, or there is none but there are names.
     """
-    request = json.loads(json.dumps(request))  # tuples are lists there
-    if others:
+    request = json.loads(json.dumps(request))  # tuples become lists, as in `former`
+    if former is None:
+        if all(name.startswith(".") for name in names):
+            return
         holds = "holds other files"
-    elif former in (None, request):
+    elif former == request:
         return
     else:
-        names = [n for n in {**former, **request} if former.get(n) != request.get(n)]
-        pairs = [f"{n}: {former.get(n)!r}, now {request.get(n)!r}" for n in names]
+        changed = [n for n in {**former, **request} if former.get(n) != request.get(n)]
+        pairs = [f"{n}: {former.get(n)!r}, now {request.get(n)!r}" for n in changed]
         holds = f"was made with other settings ({'; '.join(pairs)})"
     raise ValueError(
         f"{what} needs a folder of its own: choose another, or delete this one. "
@@ -235,37 +223,34 @@ def refuse_other_work(folder, request, former, *, others, what):
 
 
 def write_json(path, content):
-    """Writes `content` as indented JSON, whole or not at all."""
+    """Writes `content` as indented JSON, atomically."""
     with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_csv(path, table):
-    """Writes a `DataFrame` without its index, whole or not at all."""
+    """Writes a `DataFrame` without its index, atomically."""
     with atomic_write(path) as unfinished:
         table.to_csv(unfinished, index=False)
 
 
 def read_csv(path):
-    """Table written by `write_csv()`, every number to its last bit."""
-    import pandas as pd  # not for those who only ask for a path
+    """Table written by `write_csv()`, with every bit of its numbers."""
+    import pandas as pd  # slow to import, and most users of this module need none
 
     # The C parser of pandas before 3.1 loses the last bit; the Python one never did.
     return pd.read_csv(path, dtype={"image_id": str}, engine="python")
 
 
 def new_array(path, shape, dtype):
-    """A new array file of zeros, memory-mapped, with all of its disk space reserved.
+    """Writable memory map of a new array file of zeros whose disk space is reserved.
 
-    Without the reservation a disk that fills up later would end the process without a word, when
-    a page of the map is written.
+    Without the reservation a disk that fills up later would kill the process with SIGBUS, and no
+    error, when a page is written.
 
     Args:
-        path: of the file; replaced where it exists.
+        path: `.npy` file, replaced where it exists.
         shape, dtype: of the array.
-
-    Returns:
-        `np.memmap`, writable.
 
     Raises:
         OSError: if the disk is too full.
@@ -273,7 +258,7 @@ def new_array(path, shape, dtype):
     size = np.prod(shape, dtype=int) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(path.parent).free
     try:
-        if size > free:  # all that can be known on macOS and Windows
+        if size > free:  # the only test on macOS and Windows
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         array = open_memmap(path, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):

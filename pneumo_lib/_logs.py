@@ -1,4 +1,4 @@
-"""Log levels for the length of a block."""
+"""Log levels within a block."""
 
 import logging
 from contextlib import contextmanager
@@ -6,12 +6,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def log_levels(**levels):
-    """Inside the block, loggers show records from another level on: `log_levels(pydicom=50)`.
-
-    Args:
-        levels: of `logging`, by the loggers' names, `__` in the place of a dot.
-    """
-    loggers = {logging.getLogger(name.replace("__", ".")): to for name, to in levels.items()}
+    """Sets levels of loggers by name, `__` for a dot, such as `pydicom=50`, and restores them."""
+    loggers = {logging.getLogger(name.replace("__", ".")): level for name, level in levels.items()}
     former = {logger: logger.level for logger in loggers}
     try:
         for logger, level in loggers.items():

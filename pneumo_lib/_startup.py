@@ -1,7 +1,7 @@
-"""Keras, imported once for the whole library, with what must be set before.
+"""Keras, imported once for the whole library, after the settings that TensorFlow reads at start.
 
-Modules take it from here, `from pneumo_lib.quiet import keras`, before anything else of Keras or
-TensorFlow. Importing the package alone sets nothing.
+Modules import it from here, `from pneumo_lib._startup import keras`, before anything else of Keras
+or TensorFlow. Importing the package alone sets nothing.
 """
 
 import os
@@ -9,40 +9,39 @@ import sys
 import tempfile
 from contextlib import contextmanager, nullcontext
 
-# TensorFlow runs one operation at a time, each on all cores, unless the user says otherwise: with
-# several at a time, two trainings from one seed differ in the seventh digit of the loss after some
-# steps and in the fourth after an epoch (seen on two cores, with `enable_op_determinism()` too).
-# It costs InceptionV3 a tenth of its speed. TensorFlow reads it when it first computes.
+# One TensorFlow operation at a time, on all cores, unless the user chose otherwise: with several,
+# two trainings from one seed differ in the seventh digit of the loss after some steps and in the
+# fourth after an epoch (on two cores, even with `enable_op_determinism()`). InceptionV3 becomes a
+# tenth slower. TensorFlow reads the variable when it first computes.
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-# Errors of TensorFlow's libraries are shown, their notes and warnings are not.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
 
 
 @contextmanager
-def held_back():
-    """Inside the block, file descriptor 2 goes to a file, which is shown if the block fails.
+def _stderr_held_back():
+    """Redirects file descriptor 2 to a file, which is printed if the block fails.
 
-    TensorFlow's libraries write about oneDNN and missing GPU drivers there before any log level
-    counts (seen with 2.21), and Jupyter stores that in the notebook, in red.
+    Before any log level counts, TensorFlow's libraries write there about oneDNN and missing GPU
+    drivers (2.21), which Jupyter would store in the notebook.
     """
-    screen = os.dup(2)
+    stderr = os.dup(2)
     with tempfile.TemporaryFile() as written:
         os.dup2(written.fileno(), 2)
         try:
             yield
         except BaseException:
             written.seek(0)
-            os.write(screen, written.read())
+            os.write(stderr, written.read())
             raise
         finally:
-            os.dup2(screen, 2)
-            os.close(screen)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
-with nullcontext() if "tensorflow" in sys.modules else held_back():
+with nullcontext() if "tensorflow" in sys.modules else _stderr_held_back():
     import keras
 
-    if "tensorflow" in sys.modules:  # Keras' backend; looking for a GPU writes there too
+    if "tensorflow" in sys.modules:  # the backend; looking for a GPU writes to stderr too
         sys.modules["tensorflow"].config.list_physical_devices()
 
-__all__ = ["held_back", "keras"]
+__all__ = ["keras"]

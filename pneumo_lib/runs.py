@@ -1,12 +1,11 @@
-"""The run folder: one training run, under way or finished, under `runs/<name>/`.
+"""The run folder `runs/<name>/`: one training run, under way or finished.
 
-`settings.json`, written first, is the run's identity: all that decides its numbers. After each
-epoch follow the tables `history.csv` and `scores.csv`, and `state.npz` to go on from. The network
-and its predictions come at the end, and `config.json` last: a run is finished when it is there.
+`settings.json`, written first, identifies the run: all that decides its numbers. Each epoch
+rewrites `history.csv`, `scores.csv` and the checkpoint `state.npz`. The network and its predictions
+come at the end, and `config.json` last: its presence marks a finished run.
 """
 
 import hashlib
-import json
 import logging
 import math
 import platform
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pneumo_lib._files import project_path, read_csv
+from pneumo_lib._files import made_from, project_path, read_csv
 from pneumo_lib.data.prepare import Prepared, load_prepared
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import OperatingPoint
@@ -27,7 +26,7 @@ from pneumo_lib.models.names import BACKBONES
 
 logger = logging.getLogger(__name__)
 SETTINGS = "settings.json"
-ORDER = tuple(BACKBONES)
+_CONFIG = "config.json"
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
     ("accuracy", "accuracy", 1),
@@ -62,48 +61,43 @@ class OpenRun(NamedTuple):
     cases: pd.DataFrame  # n rows: image_id, split, has_pneumothorax, image_path, tp ... tn, dice
 
 
-def load_run(folder):
-    """What a finished run left behind.
+def load_run(run):
+    """A finished run, read from its folder.
 
     Args:
-        folder: the run folder, or its name below `runs/`; a `Run` is given back.
+        run: the run folder, or its name below `runs/`; a `Run` is returned as it is.
 
     Returns:
-        `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions,
-        device, seconds); `history`, one row per epoch with loss and scores, `val_` for
-        validation; `scores`, one row per milestone epoch and image with its counts. Beside
-        them lie `model.keras`, `operating_point.json` where there are validation cases, and
+        `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions, device,
+        seconds); `history`, a row per epoch with loss and scores, validation with the prefix
+        `val_`; `scores`, a row per milestone epoch and image with its counts. The folder also
+        holds `model.keras`, `operating_point.json` if there are validation cases, and
         `probabilities.npy`, `(n, size, size)` uint8: 255 times the foreground probability of
         every prepared case after the last epoch.
 
     Raises:
         FileNotFoundError: if the folder holds no finished run.
     """
-    if isinstance(folder, Run):
-        return folder
-    folder = project_path(Path("runs") / folder)
+    if isinstance(run, Run):
+        return run
+    folder = project_path(Path("runs") / run)
     if not is_finished(folder):
         raise FileNotFoundError(
             "A run folder must hold a finished training run. "
             f"Received: {folder}. Train it with train() or notebooks/05_train_fcn.ipynb"
         )
     tables = (read_csv(folder / f"{name}.csv") for name in ("history", "scores"))
-    return Run(folder, read_config(folder), *tables)
-
-
-def read_config(folder):
-    """`config.json` of the finished run in `folder`, as a dict."""
-    return json.loads((folder / "config.json").read_text())
+    return Run(folder, made_from(folder, record=_CONFIG), *tables)
 
 
 def default_name(data_name, backbone, decoder, size):
-    """Folder name of a run that was given none: the decoder is named unless it is the report's."""
+    """Name of a run folder from its settings; the report's decoder is left out."""
     parts = [data_name, backbone, *([] if decoder == "deconvolution" else [decoder]), size]
     return "-".join(map(str, parts))
 
 
 def find_runs(data_name=None, size=None, *, data=None):
-    """Finished runs, in the order of `ORDER`, then by name.
+    """Finished runs, in the order of `BACKBONES`, then by name.
 
     Only tables of runs that fit are read. A run that cannot be read is left out with a warning.
 
@@ -120,14 +114,13 @@ def find_runs(data_name=None, size=None, *, data=None):
     """
     wanted = {"data_name": data_name, "size": size}
     if data is not None:
-        wanted = {"data_name": data.meta["source"], "size": data.meta["size"]}
-        wanted |= {"data_checksum": data_checksum(data)}
+        wanted = {"data_name": data.meta["source"], "data_checksum": data_checksum(data)}
     found = []
-    for path in sorted(project_path("runs").glob("*/config.json")):
+    for path in sorted(project_path("runs").glob(f"*/{_CONFIG}")):
         if ".old-" in path.parent.name:
             continue
         try:
-            config = read_config(path.parent)
+            config = made_from(path.parent, record=_CONFIG)
             if all(value in (None, config.get(key)) for key, value in wanted.items()):
                 found.append(load_run(path.parent))
         except (OSError, ValueError) as error:
@@ -137,21 +130,21 @@ def find_runs(data_name=None, size=None, *, data=None):
             f"There is no finished run in {project_path('runs')} for {wanted}. "
             "Train one: papermill notebooks/05_train_fcn.ipynb out.ipynb -p backbone vgg19"
         )
-    return _in_order(found)
+    return _by_backbone(found)
 
 
-def _in_order(found):
-    places = {backbone: place for place, backbone in enumerate(ORDER)}
-    return sorted(found, key=lambda run: places.get(run.config.get("backbone"), len(ORDER)))
+def _by_backbone(found):
+    places = {backbone: place for place, backbone in enumerate(BACKBONES)}
+    return sorted(found, key=lambda run: places.get(run.config.get("backbone"), len(places)))
 
 
 def runs_to_compare(data, names=None):
-    """One finished run of each backbone on exactly these data, in the order of `ORDER`.
+    """One finished run of each backbone on exactly these data, in the order of `BACKBONES`.
 
     Args:
         data: `Prepared`: the images, masks and splits that the runs were trained on.
-        names: of the run folders. None: the runs that took their name from their settings, which
-            leaves experiments out; of several decoders the report's, "deconvolution", comes first.
+        names: of the run folders. None: those with their `default_name()`, which excludes
+            experiments; of several decoders the report's, "deconvolution", is preferred.
 
     Returns:
         List of `Run`.
@@ -161,17 +154,17 @@ def runs_to_compare(data, names=None):
         ValueError: if a named run was trained on other data, or two have the same backbone.
     """
     if names is None:
-        found = [run for run in find_runs(data=data) if _named_by_settings(run.config)]
-        found.sort(key=lambda run: run.config["decoder"] == "deconvolution")
-        found = list({run.config["backbone"]: run for run in found}.values())
-        names = [run.folder.name for run in found]
-        if not found:
+        named = ("data_name", "backbone", "decoder", "size")
+        every = find_runs(data=data)
+        every = [r for r in every if r.config["name"] == default_name(*map(r.config.get, named))]
+        every.sort(key=lambda run: run.config["decoder"] == "deconvolution")
+        if not every:
             raise FileNotFoundError(
                 "Runs to compare must have their name from notebook 05 or be named. "
                 "Received: neither. Set `run_names` to the names of run folders"
             )
-    else:
-        found = [load_run(name) for name in names]
+        return _by_backbone({run.config["backbone"]: run for run in every}.values())
+    found = [load_run(name) for name in names]
     checksum, backbones = data_checksum(data), [run.config["backbone"] for run in found]
     if any(run.config["data_checksum"] != checksum for run in found):
         raise ValueError(
@@ -183,16 +176,11 @@ def runs_to_compare(data, names=None):
             "Runs to compare must have different backbones. "
             f"Received: {', '.join(names)} with {', '.join(backbones)}"
         )
-    return _in_order(found)
-
-
-def _named_by_settings(config):
-    settings = (config.get(key) for key in ("data_name", "backbone", "decoder", "size"))
-    return config["name"] == default_name(*settings)
+    return _by_backbone(found)
 
 
 def caveats(runs):
-    """What a reader must know beside every number of these runs: small print for figures.
+    """Small print for figures: what a reader must know beside every number of these runs.
 
     Args:
         runs: list of `Run` on the same data.
@@ -211,16 +199,11 @@ def caveats(runs):
         f"{leaked} patients on two sides of it" if leaked else "",
         f"training diverged: {', '.join(diverged)}" if diverged else "",
     ]
-    return " · ".join(note for note in notes if note)
+    return " · ".join(filter(None, notes))
 
 
 def log_line(run, epoch):
-    """The line that Keras would have logged after `epoch`, with the metrics of the report.
-
-    Args:
-        run: `Run`.
-        epoch: 1 or later.
-    """
+    """The line of Keras' log after `epoch`, counted from 1, with the metrics of the report."""
     row = run.history.set_index("epoch").loc[epoch]
     cases = run.scores.drop_duplicates("image_id")
     steps = math.ceil((cases["split"] == "train").sum() / run.config["batch_size"])
@@ -260,73 +243,52 @@ def open_run(run):
 
 
 def load_run_data(run, *, data=None):
-    """The images, masks and split that a run was trained and scored on.
+    """The `Prepared` images, masks and split that a run was trained and scored on.
 
     Args:
         run: `Run`.
-        data: `Prepared` that must be those; `None` opens the folder that the run names.
-
-    Returns:
-        `Prepared`.
+        data: `Prepared` that must be those; `None` opens the folder named in the run.
 
     Raises:
         FileNotFoundError: if they are not prepared here.
         ValueError: if they changed after the training.
     """
     rule = "A run belongs to the images, masks and split it was scored on. Received: "
+    config = run.config
+    call = config.get("prepared_by") or {  # none in older runs
+        "data": config["data_name"], "size": config["size"], "split": config.get("split_scheme")
+    }  # fmt: skip
+    again = f"pl.prepare_data({', '.join(f'{name}={value!r}' for name, value in call.items())})"
     try:
-        data = load_prepared(project_path(run.config["data"])) if data is None else data
+        data = load_prepared(project_path(config["data"])) if data is None else data
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{rule}{run.folder.name}, without {project_path(run.config['data'])}. "
-            f"Prepare them again: {_preparation(run)}"
+            f"{rule}{run.folder.name}, without {project_path(config['data'])}. "
+            f"Prepare them again: {again}"
         ) from None
-    if data_checksum(data) != run.config["data_checksum"]:
+    if data_checksum(data) != config["data_checksum"]:
         raise ValueError(
             f"{rule}{data.folder}, which changed after {run.folder.name} was trained. Train the "
-            f"run again, or restore the data set and prepare it again: {_preparation(run)}"
+            f"run again, or restore the data set and prepare it again: {again}"
         )
     return data
 
 
-def _preparation(run):
-    """The call that prepared a run's data; runs made before it was kept name only their data."""
-    config = run.config
-    if not config.get("prepared_by"):
-        return (
-            f"pl.prepare_data() on {config['data_name']!r} with size={config['size']} and the "
-            "split and seed of the training"
-        )
-    arguments = (f"{name}={value!r}" for name, value in config["prepared_by"].items())
-    return f"pl.prepare_data({', '.join(arguments)})"
-
-
 def load_operating_point(run):
-    """Operating point that a run chose on its validation cases; the plain one if it has none.
-
-    Args:
-        run: `Run`, or its folder, or its name below `runs/`.
-    """
-    folder = getattr(run, "folder", None) or project_path(Path("runs") / run)
-    path = folder / "operating_point.json"
-    return OperatingPoint(**json.loads(path.read_text())) if path.is_file() else OperatingPoint()
+    """`OperatingPoint` that a `Run` chose on its validation cases; the default without them."""
+    point = made_from(run.folder, record="operating_point.json")
+    return OperatingPoint(**(point or {}))
 
 
 def load_network(run):
-    """The network of a finished run. One that holds code (a lambda layer, a pickle) is refused.
-
-    Args:
-        run: `Run`.
-
-    Returns:
-        `keras.Model`.
+    """The `keras.Model` of a `Run`.
 
     Raises:
-        ValueError: if it cannot be loaded safely.
+        ValueError: if the file is damaged or holds code (a lambda layer, a pickle).
     """
     import keras  # starts TensorFlow, which nothing else that reads a run needs
 
-    import pneumo_lib.models.fcn  # noqa: F401  (Keras must know the layers that a network may hold)
+    import pneumo_lib.models.fcn  # noqa: F401  (registers the layers that a network may hold)
 
     path = run.folder / "model.keras"
     try:
@@ -341,13 +303,12 @@ def load_network(run):
 
 
 def run_id(run):
-    """Name of a run and the first digits of its network's checksum."""
-    digest = hashlib.sha256((run.folder / "model.keras").read_bytes()).hexdigest()
-    return f"{run.folder.name}@{digest[:12]}"
+    """Name of a `Run` and the first 12 hexadecimal digits of its network's checksum."""
+    return f"{run.folder.name}@{weights_checksum(run.folder)[:12]}"
 
 
 def run_settings(data, config):
-    """All that decides the results of a training, as `settings.json` holds it.
+    """The content of `settings.json`: all that decides the results of a training.
 
     Args:
         data: `Prepared`.
@@ -370,27 +331,23 @@ def run_settings(data, config):
 
 
 def is_finished(folder):
-    """Whether the run in `folder` went to its last epoch: `config.json` is written last."""
-    return (folder / "config.json").is_file()
+    """Whether the run in `folder` reached its last epoch."""
+    return (folder / _CONFIG).is_file()
 
 
 def data_checksum(data):
-    """Checksum of the prepared images and masks, and of the split each of them is in."""
+    """Checksum of `Prepared` images, masks and splits."""
     table = data.cases[["image_id", "split"]].to_csv(index=False)
     return hashlib.sha256(f"{data.meta['checksum']}\n{table}".encode()).hexdigest()[:16]
 
 
 def weights_checksum(folder):
-    """Checksum of what the finished run in `folder` learnt."""
+    """Checksum of the network of the finished run in `folder`."""
     return hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
 
 
 def results_version(settings):
-    """`RESULTS_VERSION` that a run was made with, 1 for runs from before there was such a number.
-
-    Args:
-        settings: dict, of settings.json or config.json.
-    """
+    """`RESULTS_VERSION` in settings of a run; 1 for runs from before it was kept."""
     return settings.get("results_version", 1)
 
 

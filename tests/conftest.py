@@ -140,6 +140,43 @@ def data(home):
     return make_data(home / "data" / "squares")
 
 
+@pytest.fixture(scope="module")
+def bright(tmp_path_factory):
+    """A finished run whose network gives white probability 1 and black 0."""
+    import keras
+
+    from pneumo_lib.runs import load_run
+
+    folder = tmp_path_factory.mktemp("runs") / "bright"
+    folder.mkdir()
+    image = keras.Input((SIZE, SIZE, 3))
+    score = keras.layers.Conv2D(2, 1, name="scores")
+    network = keras.Model(image, keras.layers.Softmax()(score(image)))
+    score.set_weights([np.array([[[[-9, 9], [0, 0], [0, 0]]]], "float32"), np.zeros(2, "float32")])
+    network.save(folder / "model.keras")
+    config = {"size": SIZE, "backbone": "small"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("history", "scores"):
+        (folder / f"{name}.csv").write_text("epoch\n1\n")
+    return load_run(folder)
+
+
+@pytest.fixture
+def xrays(tmp_path):
+    """Two PNG files, one bright in its left half, and a DICOM file that is bright all over."""
+    from test_dicom import dicom_bytes
+
+    folder = tmp_path / "xrays"
+    folder.mkdir()
+    half = np.zeros((40, 60), np.uint8)
+    half[:, :30] = 255
+    cv2.imwrite(str(folder / "half.png"), half)
+    cv2.imwrite(str(folder / "dark.png"), np.zeros((40, 60), np.uint8))
+    white = dicom_bytes(np.full((50, 30), 255, np.uint8), PixelSpacing=[0.5, 0.2])
+    (folder / "white.dcm").write_bytes(white)
+    return folder
+
+
 @pytest.fixture
 def project_style():
     """Figures are drawn in the project's style and closed; nothing of it stays behind."""

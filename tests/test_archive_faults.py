@@ -19,7 +19,6 @@ import numpy as np
 import psutil
 import pytest
 from test_archive import client, contents, rows_of, run  # noqa: F401  (fixtures)
-from test_predict_files import run as bright  # noqa: F401  (a fixture)
 
 from pneumo_lib.cluster.archive import predict_archive
 from pneumo_lib.cluster.dask_client import LostCluster

@@ -9,8 +9,6 @@ from pathlib import Path
 import pydicom
 import pytest
 from test_dicom import RAMP, dicom_bytes
-from test_predict_files import run as bright  # noqa: F401  (a fixture)
-from test_predict_files import xrays  # noqa: F401  (a fixture)
 from typer.main import get_command
 
 from pneumo_lib.apps.cli import app, main
@@ -20,16 +18,16 @@ from pneumo_lib.inference.rescore import Verification
 
 
 @pytest.fixture(scope="module")
-def run(bright):  # noqa: F811
+def run(bright):
     """The folder of a finished run, as a command line names it."""
     return str(bright.folder)
 
 
-def test_predict_names_the_table_and_counts_the_files(run, xrays, tmp_path, capsys):  # noqa: F811
+def test_predict_names_the_table_and_counts_the_files(run, xrays, tmp_path, capsys):
     arguments = ["predict", str(xrays), "--run", run, "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--dicom-seg"]) == 1  # the DICOM file says no study
+    assert main([*arguments, "--dicom-seg"]) == 1  # the DICOM file has no study
     said = capsys.readouterr()
-    assert "Predicted   3 files" in said.out
+    assert "Predicted   3 files\n" in said.out
     assert "predictions.csv" in said.out
     assert "1 files failed:" in said.err
     assert "white.dcm: no DICOM SEG could be made" in said.err
@@ -37,7 +35,7 @@ def test_predict_names_the_table_and_counts_the_files(run, xrays, tmp_path, caps
     assert "0 files; 3 were there" in capsys.readouterr().out
 
 
-def test_predict_lists_the_files_that_failed(run, xrays, tmp_path, capsys):  # noqa: F811
+def test_predict_lists_the_files_that_failed(run, xrays, tmp_path, capsys):
     (xrays / "torn.png").write_bytes(b"text")
     assert main(["predict", str(xrays), "--run", run, "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()
@@ -46,7 +44,7 @@ def test_predict_lists_the_files_that_failed(run, xrays, tmp_path, capsys):  # n
     assert "1 files failed:" in said.err
 
 
-def test_predict_takes_a_threshold_in_place_of_the_operating_point(run, xrays, tmp_path):  # noqa: F811
+def test_predict_takes_a_threshold_in_place_of_the_operating_point(run, xrays, tmp_path):
     options = ["--run", run, "--out", str(tmp_path / "out"), "--threshold", "0.25"]
     assert main(["predict", str(xrays / "half.png"), *options]) == 0
     with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
@@ -55,13 +53,13 @@ def test_predict_takes_a_threshold_in_place_of_the_operating_point(run, xrays, t
 
 
 @pytest.mark.parametrize("threshold", ["0", "1.5", "nan"])
-def test_predict_refuses_a_threshold_that_is_no_probability(run, xrays, threshold, capsys):  # noqa: F811
+def test_predict_refuses_a_threshold_that_is_no_probability(run, xrays, threshold, capsys):
     options = ["--run", run, "--out", "out", "--threshold", threshold]
     assert main(["predict", str(xrays), *options]) == 2
     assert "Invalid value for '--threshold'" in capsys.readouterr().err
 
 
-def test_submit_writes_the_table_and_lists_what_failed(run, xrays, tmp_path, capsys):  # noqa: F811
+def test_submit_writes_the_table_and_lists_what_failed(run, xrays, tmp_path, capsys):
     (xrays / "torn.png").write_bytes(b"text")
     to = tmp_path / "submission.csv"
     assert main(["submit", "--run", run, "--images", str(xrays), "--to", str(to)]) == 1
@@ -100,7 +98,7 @@ def test_doctor_prints_what_it_finds_and_what_to_do(monkeypatch, capsys, state, 
     ]
 
 
-def test_unknown_run_is_one_line_with_the_remedy(xrays, capsys):  # noqa: F811
+def test_unknown_run_is_one_line_with_the_remedy(xrays, capsys):
     assert main(["predict", str(xrays), "--run", "nowhere", "--out", "out"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -5,8 +5,6 @@ import shutil
 import pandas as pd
 import pytest
 from test_archive import client, more, predict, rows_of, run  # noqa: F401  (fixtures among them)
-from test_predict_files import run as bright  # noqa: F401  (a fixture)
-from test_predict_files import xrays  # noqa: F401  (a fixture)
 
 
 @pytest.fixture

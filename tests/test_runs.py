@@ -1,4 +1,4 @@
-"""Run folders without a network in them: found by what they hold, and whose they are."""
+"""Run folders without a network: found by their content, and never mixed up."""
 
 import json
 from types import SimpleNamespace
@@ -8,6 +8,7 @@ import pytest
 from conftest import SIZE
 
 from pneumo_lib import _files, runs
+from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.training import state
 
 
@@ -67,7 +68,7 @@ def test_a_damaged_run_is_left_out_with_a_warning(folder, data, caplog, file):
     assert "damaged cannot be read and is left out" in caplog.text
 
 
-def test_find_runs_says_how_to_train_when_there_is_none(folder):
+def test_find_runs_explains_how_to_train_when_there_is_none(folder):
     with pytest.raises(FileNotFoundError, match="Train one: papermill"):
         runs.find_runs(data_name="nowhere")
 
@@ -76,6 +77,15 @@ def test_unfinished_run_is_not_loaded(folder):
     (folder / "begun").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="must hold a finished training run"):
         runs.load_run("begun")
+
+
+def test_operating_point_is_the_plain_one_unless_the_run_chose_another(folder, data):
+    write_run(folder / "a", data)
+    run = runs.load_run("a")
+    assert runs.load_operating_point(run) == OperatingPoint(0.5, 0.0, 0.5)
+    chosen = OperatingPoint(0.75, 0.01, 0.25)
+    _files.write_json(folder / "a" / "operating_point.json", chosen._asdict())
+    assert runs.load_operating_point(run) == chosen
 
 
 # -- comparing

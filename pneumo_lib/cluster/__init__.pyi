@@ -8,7 +8,6 @@ from .archive import predict_archive as predict_archive
 from .dask_client import LostCluster as LostCluster
 from .dask_client import as_finished as as_finished
 from .dask_client import connected as connected
-from .dask_client import scheduler_lost as scheduler_lost
 from .sweep import STARTED as STARTED
 from .sweep import Sweep as Sweep
 from .sweep import keep_results as keep_results

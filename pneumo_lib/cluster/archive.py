@@ -1,8 +1,8 @@
 """`pneumo predict --scheduler`: archives of any size, in partitions, on many processes.
 
-Each partition of some hundred files is one task and ends as one Parquet file, whose name and
-content are decided by the files, the network and the operating point. So a task may run twice and
-be killed at any moment: what counts is which whole files lie in the folder at the end.
+Each partition of some hundred files is one task that writes one Parquet file. Files, network and
+operating point decide its name and content, so a task may run twice and be killed at any moment:
+only whole files in the folder count.
 """
 
 import json
@@ -11,15 +11,11 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from pneumo_lib._files import refuse_other_work
 from pneumo_lib.cluster.archive_files import full_name, list_files, locate, partitions, save
 from pneumo_lib.cluster.archive_tasks import predict_partition
 from pneumo_lib.cluster.dask_client import as_finished, connected
-from pneumo_lib.inference.prediction_rows import (
-    ARCHIVE_COLUMNS,
-    IDENTITY,
-    create_results_folder,
-    readme,
-)
+from pneumo_lib.inference.prediction_rows import ARCHIVE_COLUMNS, IDENTITY, readme
 from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 logger = logging.getLogger(__name__)
@@ -30,34 +26,34 @@ SHA256SUMS         of the parts, once all are there: sha256sum --check SHA256SUM
 
 
 class ArchiveOutcome(NamedTuple):
-    """What `predict_archive()` did; every file listed is in one row, or in `without_row`."""
+    """Counts of `predict_archive()`; every file listed is in one row, or in `without_row`."""
 
     listed: int  # files
     rows: int  # in the folder
     predicted: int  # rows of this call, those with an error included; the others were there
     failed: int  # rows with an error, of this call or an earlier one
-    failures: list  # the first of them, (file, error)
-    without_row: list  # files whose task took its processes down
+    failures: list  # the first of these, (file, error)
+    without_row: list  # files of tasks whose processes died each time
 
 
 def predict_archive(
     source, run, out, *, operating_point=None, scheduler="local", workers=None, partition_files=256
 ):
-    """Predict all X-rays of an archive; a second call goes on, and adds what is new or changed.
+    """Predict all X-rays of an archive; a second call goes on, and adds new and changed files.
 
     Args:
-        source: a folder, or `@` and a list of files, one a line; both as path or as URL that
-            fsspec knows (`s3://`, `gs://`, ...).
+        source: a folder, or `@` and a list of files, one a line; both as path or as a URL that
+            fsspec reads (`s3://`, `gs://`, ...).
         run: `Run`, or what `load_run()` takes.
         out: folder, path or URL, that all workers see: new, empty, or of an earlier call with
-            the same `source`, network and operating point. It then holds exactly the files that
-            `source` holds now.
+            the same `source`, network and operating point. Its rows are those of the files in
+            `source` now.
         operating_point: `OperatingPoint`; `None` is the run's own.
         scheduler, workers: as for `dask_client.connected()`.
         partition_files: files in a partition, about.
 
     Returns:
-        `ArchiveOutcome`. In the folder: what its `README.txt` lists.
+        `ArchiveOutcome`. `README.txt` in the folder lists the results.
 
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
@@ -65,7 +61,7 @@ def predict_archive(
         RuntimeError: if the scheduler is lost (`dask_client.LostCluster`), or the rows are
             not those of the files listed.
     """
-    run = run if hasattr(run, "folder") else load_run(run)
+    run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
     store, folder = locate(out)
     mark, source = ("@", source[1:]) if str(source).startswith("@") else ("", source)
@@ -77,34 +73,34 @@ def predict_archive(
         "operating_point": list(point),
     }
     _create(store, folder, settings, run)
-    planned = partitions(
-        list_files(settings["source"], without=(store, folder)),
-        size=partition_files,
-        identity=json.dumps([settings["run"], settings["operating_point"]]),
-    )
+    files = list_files(settings["source"], without=(store, folder))
+    identity = json.dumps([settings["run"], settings["operating_point"]])
+    planned = partitions(files, size=partition_files, identity=identity)
+    options = {"out": full_name(store, folder), "settings": settings}
     with (
         connected(scheduler, workers=workers) as client,
         tqdm(total=0, desc="predicting", unit="file", smoothing=0) as bar,
     ):
-        planned = _counted(planned, bar)
-        options = {"out": full_name(store, folder), "settings": settings}
-        finished = as_finished(client, predict_partition, planned, **options)
+        finished = as_finished(client, predict_partition, _counted(planned, bar), **options)
         done, outcome = _collect(finished, bar)
     _reconcile(store, folder, done, outcome)
     return outcome
 
 
 def _create(store, folder, settings, run):
-    """Folder with the network in it, see `create_results_folder()`."""
+    """Begins the folder, see `_files.begin_folder()`, with the network in it."""
 
     def write(name, data):
         save(data, store, f"{folder}/{name}")
 
     entries = store.ls(folder, detail=False) if store.exists(folder) else []
     names = [entry.rpartition("/")[2] for entry in entries if entry.rstrip("/") != folder]
-    identity = store.cat_file(f"{folder}/{IDENTITY}") if IDENTITY in names else None
-    text = readme("parts/*.parquet have one row a file", ARCHIVE_COLUMNS, _FOLDERS)
-    create_results_folder(folder, settings, text, names=names, identity=identity, write=write)
+    former = json.loads(store.cat_file(f"{folder}/{IDENTITY}")) if IDENTITY in names else None
+    refuse_other_work(folder, settings, former, names, what="A prediction")
+    if former is None:
+        write(IDENTITY, f"{json.dumps(settings, indent=2)}\n".encode())
+    text = readme("parts/*.parquet have one row per file", ARCHIVE_COLUMNS, _FOLDERS)
+    write("README.txt", text.encode())
     write("network/config.json", json.dumps(run.config).encode())
     if not store.exists(f"{folder}/network/model.keras"):
         write("network/model.keras", (run.folder / "model.keras").read_bytes())
@@ -118,7 +114,7 @@ def _counted(planned, bar):
 
 
 def _collect(finished, bar):
-    """`({name: (size, checksum)}, ArchiveOutcome)` of all partitions as they end."""
+    """`({name: (size, checksum)}, ArchiveOutcome)` of all partitions."""
     done, failures, without_row = {}, [], []
     listed = rows = predicted = failed = 0
     for item, summary, error in finished:
@@ -138,22 +134,21 @@ def _collect(finished, bar):
 
 
 def _reconcile(store, folder, done, outcome):
-    """Hold what lies in the folder against what was listed; write the checksums.
+    """Compares the folder with the files listed; writes the checksums.
 
-    A partition that is not planned any more (a file was added to it, or removed) goes: its files
-    are in another one, or in none.
+    A partition that is not planned any more (a file was added to it, or removed) is deleted: its
+    files are in another one, or in none.
     """
-    parts = store.find(f"{folder}/parts", detail=True)
-    parts = {name: entry["size"] for name, entry in parts.items()}
+    found = store.find(f"{folder}/parts", detail=True)
     planned = {f"{folder}/parts/{name}": size for name, (size, _) in done.items()}
-    lost = [path for path, size in planned.items() if parts.get(path) != size]
+    lost = [path for path, size in planned.items() if found.get(path, {}).get("size") != size]
     if lost or outcome.rows + len(outcome.without_row) != outcome.listed:
         raise RuntimeError(
             "Every file listed must be in one row. Received: "
             f"{outcome.listed} files, {outcome.rows} rows, {len(lost)} parts that are gone or "
             f"changed in {folder}. Give the same command again: it makes what is missing"
         )
-    for path in parts.keys() - planned.keys():
+    for path in found.keys() - planned.keys():
         store.rm_file(path)
     sums = "".join(f"{sha256}  parts/{name}\n" for name, (_, sha256) in sorted(done.items()))
     save(sums.encode(), store, f"{folder}/SHA256SUMS")

@@ -1,13 +1,12 @@
-"""The files of an archive, in folders, lists and object stores: named, read, written by fsspec.
+"""Files of an archive in folders, lists and object stores, by fsspec.
 
-What lies on this machine's file systems keeps its plain path; the rest has a URL such as
+A file of this machine's file systems is named by its path, any other by a URL such as
 `s3://bucket/name.dcm`.
 """
 
 import hashlib
 import os
 import zlib
-from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -21,9 +20,9 @@ _STAMPS = ("ETag", "etag", "mtime", "LastModified")  # one of which changes when
 
 
 class Partition(NamedTuple):
-    """Files that are predicted together; the name is decided by them and by what predicts them."""
+    """Files that are predicted together."""
 
-    name: str
+    name: str  # of the Parquet file, a checksum of the files and of what predicts them
     files: tuple
 
 
@@ -48,25 +47,22 @@ def load(name):
 
 
 def save(data, store, path):
-    """Write a file at once, and its folder: whole or not at all, whoever else writes it."""
+    """Writes a file, and its folder, atomically."""
     if _is_local(store):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as aside:
             aside.write_bytes(data)
     else:
-        store.pipe_file(path, data)  # a put of an object store is never half done
+        store.pipe_file(path, data)  # atomic in an object store
 
 
 def list_files(source, *, without=()):
-    """Yield `(name, stamp)` of every X-ray file of an archive.
-
-    One folder's listing is held at a time. In a folder, what counts is what counts for
-    `find_images()`.
+    """Yield `(name, stamp)` of every X-ray file of an archive, folder by folder.
 
     Args:
-        source: a folder as path or URL, or `@` and the path or URL of a list: UTF-8, one file a
-            line.
-        without: `(file system, path)` of a folder that is not looked into.
+        source: a folder as path or URL, where the same files count as for `find_images()`; or `@`
+            and the path or URL of a list: UTF-8, one file a line.
+        without: `(file system, path)` of a folder that is left out.
 
     Yields:
         Name, and text that changes when the file is replaced ("" for a list).
@@ -90,15 +86,15 @@ def _from_list(url):
 
     def lines():
         with store.open(path, "r", encoding="utf-8", errors="surrogateescape") as file:
-            yield from (line for line in map(str.strip, file) if line)
+            yield from filter(None, map(str.strip, file))
 
     # 8 bytes a file instead of its name, for lists of millions
     digests = (hashlib.blake2b(_encoded(line), digest_size=8).digest() for line in lines())
     digests = np.frombuffer(b"".join(digests), np.uint64)
-    if len(np.unique(digests)) < len(digests):
+    if (count := len(np.unique(digests))) < len(digests):
         raise ValueError(
             f"A list must name each file once. Received: {url}, with {len(digests)} lines and "
-            f"{len(np.unique(digests))} names. `sort -u` removes the others"
+            f"{count} names. `sort -u` removes the others"
         )
     for line in lines():
         yield line if "://" in line else os.path.abspath(line), ""
@@ -112,45 +108,36 @@ def _from_folder(url, without):
             f"Received: {url}, which is no folder"
         )
     folders = [root.rstrip("/")]
-    while folders:
+    while folders:  # `walk()` of fsspec leaves out in silence what it cannot list
         folder = folders.pop()
         if (store, folder) == without:
             continue
-        entries = sorted(store.ls(folder, detail=True), key=itemgetter("name"))
-        named = [(PurePosixPath(entry["name"]).name, entry) for entry in entries]
-        named = [(name, entry) for name, entry in named if entry["name"].rstrip("/") != folder]
-        folders += [e["name"].rstrip("/") for _, e in reversed(named) if _is_folder(e)]
-        for entry in _xrays(store, named):
+        entries = {entry["name"].rstrip("/"): entry for entry in store.ls(folder, detail=True)}
+        entries = sorted((name, entry) for name, entry in entries.items() if name != folder)
+        # a link may lead in circles
+        inner = [n for n, e in entries if e["type"] == "directory" and not e.get("islink")]
+        folders += reversed(inner)
+        for name, entry in _xrays(store, entries):
             changes = [entry[key] for key in _STAMPS if entry.get(key)][:1]
-            yield full_name(store, entry["name"]), f"{entry['size']} {changes}"
+            yield full_name(store, name), f"{entry['size']} {changes}"
 
 
-def _is_folder(entry):
-    return entry["type"] == "directory" and not entry.get("islink")  # a link may lead in circles
-
-
-def _xrays(store, named):
+def _xrays(store, entries):
     """Entries that are X-rays by their name, or DICOM by their first bytes."""
-    files = [
-        (name, entry)
-        for name, entry in named
-        if entry["type"] == "file" and name[0] != "." and name != "DICOMDIR"
-    ]
-    unknown = [e["name"] for name, e in files if not name.lower().endswith(SUFFIXES)]
+    files = [(PurePosixPath(path).name, path, e) for path, e in entries if e["type"] == "file"]
+    files = [file for file in files if file[0][0] != "." and file[0] != "DICOMDIR"]
+    unknown = [path for name, path, _ in files if not name.lower().endswith(SUFFIXES)]
     heads = store.cat_ranges(unknown, 0, [132] * len(unknown)) if unknown else []
-    # a head that could not be read came as an error
-    others = {
-        path
-        for path, head in zip(unknown, heads, strict=True)
-        if not (isinstance(head, bytes) and is_dicom(head))
-    }
-    return [entry for _, entry in files if entry["name"] not in others]
+    # a head that could not be read is an exception
+    read = zip(unknown, heads, strict=True)
+    others = {path for path, head in read if not (isinstance(head, bytes) and is_dicom(head))}
+    return [(path, entry) for _, path, entry in files if path not in others]
 
 
 def partitions(files, *, size, identity):
     """Yield `Partition`s of about `size` files, half of it to twice of it.
 
-    Where one ends is decided by the names around, not by their number from the start: a file
+    The names near its end decide where a partition ends, not their number from the start: a file
     more or less changes its own partition and at most the next few.
 
     Args:

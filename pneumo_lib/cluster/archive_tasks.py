@@ -1,4 +1,4 @@
-"""One task of an archive prediction, on a worker: files in, one whole Parquet file out."""
+"""One task of an archive prediction, on a worker: a partition's files into one Parquet file."""
 
 import hashlib
 import json
@@ -23,17 +23,17 @@ from pneumo_lib.runs import Run
 
 SCHEMA = pa.schema(list(ARCHIVE_COLUMNS.items()))
 _BATCH = 32
-_READERS = 16  # threads that read and decode ahead; most of them wait for the store
+_READERS = 16  # threads that read and decode ahead; most wait for the store
 _CHECKSUM = b"pneumo.sha256"
 
 
 def predict_partition(partition, *, out, settings):
-    """Make the file of a partition unless it is there, whole; the same one whenever it is made.
+    """Write the file of a partition unless it is there, whole; equal inputs give equal files.
 
     Args:
         partition: `Partition`.
         out: folder of the archive's results, path or URL, with the network in it.
-        settings: dict with `run` and `operating_point`, as `prediction.json` holds it.
+        settings: dict with `run` and `operating_point`, as in `prediction.json`.
 
     Returns:
         `(size, sha256, rows, failed, is_new)`: bytes and checksum of the file, number of its rows,
@@ -47,8 +47,7 @@ def predict_partition(partition, *, out, settings):
     path = f"{folder}/parts/{partition.name}"
     data = store.cat_file(path) if store.exists(path) else b""
     table = read_whole(data, partition.files)
-    is_new = table is None
-    if is_new:
+    if is_new := table is None:
         table = _predict(partition.files, out, settings)
         data = _as_parquet(table)
         save(data, store, path)
@@ -57,7 +56,7 @@ def predict_partition(partition, *, out, settings):
 
 
 def read_whole(data, files):
-    """Table of a partition's file; `None` if it is torn, changed, or has files that were not read.
+    """Table of a partition's file; `None` if it is damaged, or a file could not be read then.
 
     Args:
         data: bytes of the Parquet file.

@@ -14,22 +14,13 @@ from distributed.scheduler import KilledWorker
 from pneumo_lib._logs import log_levels
 
 logger = logging.getLogger(__name__)
-_DEATHS = 10  # of workers under one task, after which the task is held to be the cause
+_DEATHS = 10  # of workers under one task, after which the task is taken for the cause
 _PATIENCE = 10  # seconds for a scheduler to answer
 _RETRIES = 2  # of a task that raised: a store may answer the second time
 
 
 class LostCluster(RuntimeError):
     """The scheduler is out of reach, or went away."""
-
-
-def scheduler_lost(client):
-    """`LostCluster` for a client whose scheduler went away in mid-work."""
-    return LostCluster(
-        "The Dask scheduler must live until the end. Received: lost connection to "
-        f"{client.scheduler.addr if client.scheduler else 'it'}. Start it and its workers again "
-        "and give the same command: what was finished is kept"
-    )
 
 
 @contextlib.contextmanager
@@ -40,8 +31,8 @@ def connected(scheduler="local", *, workers=None, memory=None):
         scheduler: "local": processes on this machine; the address of a running scheduler, such as
             `tcp://10.0.0.1:8786`; or a `distributed.Client`, as dask-jobqueue gives one.
         workers: local processes, which share the cores; `None` is one for two cores.
-        memory: that a local process may take, such as "4GB". One that takes more is ended, and
-            its task is tried once more by another. `None`: no limit.
+        memory: limit of a local process, such as "4GB". One that exceeds it is ended, and its task
+            is tried once more by another. `None`: no limit.
 
     Yields:
         `distributed.Client`.
@@ -58,14 +49,19 @@ def connected(scheduler="local", *, workers=None, memory=None):
             f"scheduler={scheduler!r}. Elsewhere workers have a limit by dask worker --memory-limit"
         )
     with contextlib.ExitStack() as stack:
-        # a lost connection is told once, in our words
+        # a lost connection is reported once, by `LostCluster`
         stack.enter_context(log_levels(distributed=logging.CRITICAL))
-        if isinstance(scheduler, Client):
-            client = scheduler
-        elif scheduler == "local":
+        client = scheduler
+        if scheduler == "local":
             client = stack.enter_context(Client(stack.enter_context(_local(workers, memory))))
-        else:
-            client = stack.enter_context(_reach(scheduler))
+        elif not isinstance(scheduler, Client):
+            try:
+                client = stack.enter_context(Client(scheduler, timeout=_PATIENCE))
+            except (OSError, ValueError) as error:
+                raise LostCluster(
+                    "`scheduler` must be 'local' or the address of a running Dask scheduler. "
+                    f"Received: {scheduler} ({type(error).__name__}). Start one: dask scheduler"
+                ) from None
         logger.info("Dashboard   %s", client.dashboard_link)
         if not client.nthreads():
             logger.info("No worker has joined yet; the work starts with the first.")
@@ -76,7 +72,7 @@ def _local(workers, memory):
     """A cluster of processes with one task at a time; TensorFlow in each gets its share of cores.
 
     Dask would pause a process that comes near its limit until it has freed memory, which
-    TensorFlow never does: it may only end it.
+    TensorFlow never does: only ending the process is left to Dask.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or max(1, cores // 2)
@@ -96,22 +92,12 @@ def _local(workers, memory):
         )
 
 
-def _reach(address):
-    try:
-        return Client(address, timeout=_PATIENCE)
-    except (OSError, ValueError) as error:
-        raise LostCluster(
-            "`scheduler` must be 'local' or the address of a running Dask scheduler. "
-            f"Received: {address} ({type(error).__name__}). Start one: dask scheduler"
-        ) from None
-
-
 def as_finished(
     client, do, items, *, window=2000, retries=_RETRIES, resources=None, raising=True, **options
 ):
     """Yield `(item, result, error)` of each item, in the order in which they end.
 
-    Each is one task; at most `window` of them are known to Dask, so that neither graph nor
+    Each is one task; at most `window` of them are sent to Dask ahead, so that neither graph nor
     memory grow with their number. A task whose worker dies is done again elsewhere, so `do` may
     run twice, even at once: it must leave the same behind.
 
@@ -122,17 +108,17 @@ def as_finished(
         window: tasks at most.
         retries: how often a task that raised is tried again.
         resources: what a task takes of what workers have, such as `{"GPU": 1}`.
-        raising: whether what a task raised ends the work; else it is its `error`.
+        raising: whether an exception in a task ends the work; else it is its `error`.
         options: as `do` takes them.
 
     Yields:
-        `error` is `None`, text where the task took several workers down with it, or an exception.
+        `error` is `None` or an exception, `RuntimeError` where the workers of a task died.
 
     Raises:
         LostCluster: if the scheduler went away.
         Exception: what a task raised each time that it was tried.
     """
-    items, known, coming = iter(items), {}, as_completed()
+    items, pending, coming = iter(items), {}, as_completed()
     name = (do.__module__, do.__name__)
 
     def submit_next():
@@ -140,22 +126,26 @@ def as_finished(
             key = f"{do.__name__}-{uuid.uuid4().hex}"
             how = {"key": key, "retries": retries, "resources": resources}
             future = client.submit(_call, *name, item, options, **how)
-            known[future] = item
+            pending[future] = item
             coming.add(future)
             return True
         return False
 
-    while len(known) < window and submit_next():
+    while len(pending) < window and submit_next():
         pass
     try:
         for future in coming:
-            item = known.pop(future)
+            item = pending.pop(future)
             try:  # not its status: should the worker have died since, it is computed again
                 found = (item, future.result(), None)
             except KilledWorker as error:
-                found = (item, None, _why_died(client, error.last_worker.address))
+                found = (item, None, _worker_deaths(client, error.last_worker.address))
             except CancelledError:
-                raise scheduler_lost(client) from None
+                raise LostCluster(
+                    "The Dask scheduler must live until the end. Received: lost connection to "
+                    f"{client.scheduler.addr if client.scheduler else 'it'}. Start it and its "
+                    "workers again and give the same command: what was finished is kept"
+                ) from None
             except Exception as error:
                 if raising:
                     raise
@@ -163,26 +153,23 @@ def as_finished(
             submit_next()
             yield found
     except KeyboardInterrupt:
-        _stop(client, known)
+        # Dask lets tasks that have begun go on: their workers are started anew
+        keys = {future.key for future in pending}
+        busy = [worker for worker, tasks in client.processing().items() if keys & set(tasks)]
+        client.cancel(list(pending))
+        client.restart_workers(busy, raise_for_error=False)
         raise
     finally:
-        client.cancel(list(known))  # on a cluster that lives on
+        client.cancel(list(pending))  # on a cluster that lives on
 
 
-def _stop(client, known):
-    """Starts anew the workers that are at these tasks: Dask lets one that has begun go on."""
-    keys = {future.key for future in known}
-    busy = [worker for worker, tasks in client.processing().items() if keys & set(tasks)]
-    client.cancel(list(known))
-    client.restart_workers(busy, raise_for_error=False)
-
-
-def _why_died(client, worker):
+def _worker_deaths(client, worker):
+    """Error of a task that took several workers down, `worker` last."""
     why = "the processes that worked on it died, each time"
     for _, event in client.get_events("worker-restart-memory"):
         if event["worker"] == worker:
             why += f"; the last took {event['rss'] / 1e9:.1f} GB, more memory than it may"
-    return why
+    return RuntimeError(why)
 
 
 def _call(module, name, item, options):

@@ -1,7 +1,7 @@
 """Sweeps: a grid of training runs, spread by Dask over processes or machines.
 
-What is done is read off the run folders alone, so a sweep that was stopped, by whatever, goes on
-with the same call, on the same or on another cluster.
+Which runs are finished is read off the run folders alone, so a sweep that was stopped, by
+whatever, goes on with the same call, on the same or on another cluster.
 """
 
 import itertools
@@ -25,10 +25,7 @@ from pneumo_lib._files import file_lock, project_path, write_csv
 from pneumo_lib.cluster.dask_client import as_finished, connected
 from pneumo_lib.evaluation.score_table import score_table
 from pneumo_lib.plots.experiments import REPEATS, SCORES, sweep_chart
-from pneumo_lib.plots.style import (
-    export,
-    use_style,
-)
+from pneumo_lib.plots.style import export, use_style
 from pneumo_lib.study.experiments import (
     is_finished,
     plan_run,
@@ -43,16 +40,16 @@ STARTED = "pneumo-run-started"  # topic of Dask's events
 
 
 class Sweep(NamedTuple):
-    """What `run_sweep()` leaves behind."""
+    """Results of `run_sweep()`."""
 
-    table: pd.DataFrame  # a row for each run, part and score, see `sweep.sweep_table()`
-    summary: pd.DataFrame  # the same over seeds and folds, see `sweep.summarise()`
+    table: pd.DataFrame  # a row for each run, split and score, see `sweep_table()`
+    summary: pd.DataFrame  # the same over seeds and folds, see `summarise()`
     failed: dict  # name of a run -> (why, in one line; `Path` of a text file with the traceback)
-    folder: Path  # of table.csv, summary.csv, the figure and what failed
+    folder: Path  # of table.csv, summary.csv, the figure, and a file for each failure
 
 
 def read_sweep(params, *, overrides=None):
-    """Axes and runs of a YAML file; all runs are checked.
+    """`(axes, planned)` of a YAML file: names of the axes, and a list of `PlannedRun`, all checked.
 
     The file has two parts, both of settings of data and training, see `plan_run()`: `base` holds
     those that all runs share, `grid` a list of values for each that is varied. The runs are all
@@ -64,13 +61,10 @@ def read_sweep(params, *, overrides=None):
         overrides: dict of settings, stronger than the file; of an axis, the one value or the
             list that replaces it.
 
-    Returns:
-        `(axes, planned)`: names of the axes, and a list of `PlannedRun`.
-
     Raises:
-        FileNotFoundError: if there is no such file, or `data` is no folder.
-        ValueError: if it has other parts, an axis is no list of values, two runs would have one
-            name, or as `plan_run()`.
+        FileNotFoundError: if there is no such file, or as `plan_run()`.
+        ValueError: for other parts, an axis without a list, two runs of one name, or as
+            `plan_run()`.
     """
     overrides = dict(overrides or {})
     stem, base, grid = read_two_parts(params, "grid")
@@ -89,12 +83,12 @@ def read_sweep(params, *, overrides=None):
         checked = {name: run.settings[name] for name in grid}
         words = [chosen[n] if isinstance(v, str) else f"{n}{v}" for n, v in checked.items()]
         planned.append(run._replace(name=run_name(stem, *words)))
-    names = Counter(run.name for run in planned)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ValueError(
-            "Each run of a sweep needs a name of its own. "
-            f"Received: {twice[0]}, more than once. List each value only once"
-        )
+    for name, count in Counter(run.name for run in planned).items():
+        if count > 1:
+            raise ValueError(
+                "Each run of a sweep needs a name of its own. "
+                f"Received: {name}, more than once. List each value only once"
+            )
     return list(grid), planned
 
 
@@ -108,7 +102,7 @@ def run_sweep(
     resources=None,
     retries=1,
 ):
-    """Train all runs of a sweep that are not finished, and gather their scores.
+    """`Sweep` of a file, after training all of its runs that are not finished.
 
     Each run is one task: `train()` in a worker process. A run that fails does not stop the others;
     one whose worker is lost goes on elsewhere after its last epoch, where a lock keeps it waiting
@@ -123,21 +117,11 @@ def run_sweep(
             Local workers have just that.
         retries: how often a run that failed is tried again.
 
-    Returns:
-        `Sweep`.
-
     Raises:
         FileNotFoundError, ValueError: as `read_sweep()`, `prepare_data()` and `connected()`.
         LostCluster: if the scheduler is not reached or dies; the same call goes on.
 
-    Example: in JupyterLab, with the progress as a widget (in a script, all of it belongs
-    under `if __name__ == "__main__":`, as worker processes import the script)::
-
-        import pneumo_lib as pl
-
-        sweep = pl.run_sweep("params/sweep.yaml", workers=2)
-        sweep.failed  # {} if all went well
-        pl.sweep_chart(sweep.table, part="validation")
+    A script must call this under `if __name__ == "__main__":`, as worker processes import it.
     """
     axes, planned = read_sweep(params, overrides=overrides)
     folder = project_path("runs") / f"sweep-{Path(params).stem}"
@@ -152,6 +136,7 @@ def run_sweep(
                 dask.config.set({"distributed.worker.resources": resources or {}}),
                 connected(scheduler, workers=workers, memory=memory) as client,
             ):
+                _warn_of_missing(client, resources or {})
                 options = {"resources": resources or None, "retries": retries}
                 failed = _train_all(client, unmade, folder, **options)
         done = [(runs.load_run(r.name), r.settings) for r in planned if r.name not in failed]
@@ -162,50 +147,10 @@ def run_sweep(
     return Sweep(table, summary, failed, folder)
 
 
-def _train_all(client, planned, folder, *, resources, retries):
-    """Trains runs on a cluster; those that failed, as in `Sweep`."""
-    failed, under_way = {}, set()
-    with tqdm(total=len(planned), desc=folder.name, unit="run") as bar:
-
-        def show(event=None):
-            under_way.update(event[1:] if event else ())
-            bar.set_postfix_str(", ".join(sorted(under_way)))
-
-        client.subscribe_topic(STARTED, show)
-        for run, seconds, error in as_finished(
-            client,
-            train_on_worker,
-            planned,
-            retries=retries,
-            resources=resources,
-            raising=False,
-            folder=str(folder),
-            home=str(project_path()),
-            version=runs.RESULTS_VERSION,
-        ):
-            if error is None and not runs.is_finished(project_path("runs") / run.name):
-                error = "its worker finished it elsewhere: all must share the folder PNEUMO_HOME"
-            log = folder / f"{run.name}.failed.txt"
-            log.unlink(missing_ok=True)
-            if error is None:
-                logger.info("%s: %.0f s", run.name, seconds)
-            else:
-                text = isinstance(error, str)
-                log.write_text(error if text else "".join(traceback.format_exception(error)))
-                why = error if text else f"{type(error).__name__}: {error}"
-                failed[run.name] = why, log
-                logger.warning("%s failed: %s", run.name, why)
-            under_way.discard(run.name)
-            bar.update()
-            show()
-        client.unsubscribe_topic(STARTED)
-    return failed
-
-
 def _warn_of_missing(client, resources):
     """Dask waits in silence for a worker that has what a task needs."""
     there = [w["resources"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
-    for name, amount in (resources or {}).items():
+    for name, amount in resources.items():
         if not any(offered.get(name, 0) >= amount for offered in there):
             logger.warning(
                 "No worker has %s=%g yet; the runs wait for one: dask worker --resources '%s=%g'",
@@ -213,21 +158,45 @@ def _warn_of_missing(client, resources):
             )
 
 
-# -- in a worker process
+def _train_all(client, planned, folder, *, resources, retries):
+    """Trains runs on a cluster; those that failed, as in `Sweep`."""
+    failed, under_way = {}, set()
+    shared = {"folder": str(folder), "home": str(project_path()), "version": runs.RESULTS_VERSION}
+    options = {"resources": resources, "retries": retries, "raising": False, **shared}
+    with tqdm(total=len(planned), desc=folder.name, unit="run") as bar:
+
+        def show(event=None):
+            under_way.update(event[1:] if event else ())
+            bar.set_postfix_str(", ".join(sorted(under_way)))
+
+        client.subscribe_topic(STARTED, show)
+        for run, seconds, error in as_finished(client, train_on_worker, planned, **options):
+            if error is None and not runs.is_finished(project_path("runs") / run.name):
+                error = FileNotFoundError(
+                    "its worker finished it elsewhere: all must share the folder PNEUMO_HOME"
+                )
+            log = folder / f"{run.name}.failed.txt"
+            log.unlink(missing_ok=True)
+            if error is None:
+                logger.info("%s: %.0f s", run.name, seconds)
+            else:
+                log.write_text("".join(traceback.format_exception(error)))
+                failed[run.name] = f"{type(error).__name__}: {error}", log
+                logger.warning("%s failed: %s", run.name, failed[run.name][0])
+            under_way.discard(run.name)
+            bar.update()
+            show()
+        client.unsubscribe_topic(STARTED)
+    return failed
 
 
 def train_on_worker(planned, *, folder, home, version):
-    """Seconds that one run of a sweep took in this worker process.
+    """Seconds that a `PlannedRun` took in this worker process.
 
-    Args:
-        planned: `PlannedRun`.
-        folder: of the sweep, which the client made.
-        home: the client's `PNEUMO_HOME`.
-        version: the client's `RESULTS_VERSION`.
+    The client passes the `folder` of the sweep, its `PNEUMO_HOME` and its `RESULTS_VERSION`.
 
     Raises:
         RuntimeError: if this worker has other files or another pneumo_lib than the client.
-        FileNotFoundError, ValueError: as `prepare_data()` and `train()`.
     """
     worker, started = get_worker(), time.monotonic()
     if not Path(folder).is_dir() or version != runs.RESULTS_VERSION:
@@ -241,52 +210,52 @@ def train_on_worker(planned, *, folder, home, version):
     return time.monotonic() - started
 
 
+# -- results
+
+
 def sweep_table(found, *, axes):
-    """A row for each run, part and score.
+    """A row for each run, split and score.
 
     Args:
         found: list of `(Run, dict of its parameters)`.
         axes: names of the parameters that tell the runs apart.
 
     Returns:
-        DataFrame with the columns `run`, those of `axes`, `part` ("validation", "test"),
+        DataFrame with the columns `run`, those of `axes`, `split` ("validation", "test"),
         `images`, `positives`, `score` (of `SCORES`), `value` after the last epoch with its
         bootstrap interval over images, `lower` and `upper` (see `score_table()`), and
-        `all_background`, what a prediction of nothing scores on the same images.
+        `all_background`, the score of an empty prediction on the same images.
     """
     rows = []
     for run, parameters in found:
+        place = {"run": run.folder.name}
+        for axis in axes:  # text where pandas could not group by the value
+            value = parameters[axis]
+            place[axis] = value if isinstance(value, (str, bool, int, float)) else str(value)
         last = run.scores[run.scores["epoch"] == run.scores["epoch"].max()]
         scores = score_table(last[last["split"] != "train"]).set_index(["model", "split"])
-        place = {"run": run.folder.name} | {axis: _plain(parameters[axis]) for axis in axes}
-        for part in ("validation", "test"):
-            if ("network", part) not in scores.index:
-                continue
-            network, nothing = (scores.loc[(m, part)] for m in ("network", "all background"))
-            sizes = {"part": part} | network[["images", "positives"]].astype(int).to_dict()
-            for score in SCORES:
-                interval = [network[name] for name in (score, f"{score}_lower", f"{score}_upper")]
-                values = dict(zip(("value", "lower", "upper"), interval, strict=True))
-                reference = {"all_background": nothing[score]}
-                rows.append(place | sizes | {"score": score} | values | reference)
+        network, nothing = scores.loc["network"], scores.loc["all background"]
+        splits = [split for split in ("validation", "test") if split in network.index]
+        for split, score in itertools.product(splits, SCORES):
+            sizes = network.loc[split, ["images", "positives"]].astype(int).to_dict()
+            names = [score, f"{score}_lower", f"{score}_upper"]
+            values = dict(zip(("value", "lower", "upper"), network.loc[split, names], strict=True))
+            values["all_background"] = nothing.loc[split, score]
+            rows.append(place | {"split": split} | sizes | {"score": score} | values)
     return pd.DataFrame(rows)
 
 
 def summarise(table, *, axes):
-    """The table over seeds and folds: how far a setting's score moves when training is repeated.
-
-    Args:
-        table: of `sweep_table()`.
-        axes: as there.
+    """`sweep_table()` over seeds and folds: how far a score moves when training is repeated.
 
     Returns:
-        DataFrame with the other axes, `part`, `score`, `runs`, and of their values `mean`, `sd`
+        DataFrame with the other axes, `split`, `score`, `runs`, and of their values `mean`, `sd`
         (NaN for one run), `lowest`, `highest`; `all_background` is a mean, too: another seed or
         fold may have other images.
     """
     if table.empty:
         return table
-    by = [*(axis for axis in axes if axis not in REPEATS), "part", "score"]
+    by = [*(axis for axis in axes if axis not in REPEATS), "split", "score"]
     values = {"runs": "size", "mean": "mean", "sd": "std", "lowest": "min", "highest": "max"}
     values = {name: ("value", how) for name, how in values.items()}
     groups = table.groupby(by, sort=False)
@@ -294,25 +263,13 @@ def summarise(table, *, axes):
 
 
 def keep_results(table, summary, found, folder):
-    """Writes table.csv, summary.csv and the figure, `scores` as PNG, SVG and PDF.
-
-    Args:
-        table, summary: of the functions above.
-        found: list of `Run`.
-        folder: `Path`.
-    """
+    """Writes table.csv, summary.csv and the figure of a list of `Run` to a folder."""
     write_csv(folder / "table.csv", table)
     write_csv(folder / "summary.csv", summary)
     one_each = {run.config["backbone"]: run for run in found}
-    note = runs.caveats(list(one_each.values()))
-    note = re.sub(r"fold \d+/(\d+)", r"\1 folds", note)
+    note = re.sub(r"fold \d+/(\d+)", r"\1 folds", runs.caveats(list(one_each.values())))
     with plt.rc_context():
         use_style()
         figure = sweep_chart(table, note=note)
         export(figure, "scores", folder=folder)
         plt.close(figure)
-
-
-def _plain(value):
-    """A value that a table can be grouped by."""
-    return value if isinstance(value, (str, bool, int, float)) else str(value)

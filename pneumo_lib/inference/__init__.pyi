@@ -24,7 +24,6 @@ from .prediction_rows import ARCHIVE_COLUMNS as ARCHIVE_COLUMNS
 from .prediction_rows import FILE_COLUMNS as FILE_COLUMNS
 from .prediction_rows import IDENTITY as IDENTITY
 from .prediction_rows import NOTE as NOTE
-from .prediction_rows import create_results_folder as create_results_folder
 from .prediction_rows import describe as describe
 from .prediction_rows import readme as readme
 from .prediction_rows import side_of as side_of

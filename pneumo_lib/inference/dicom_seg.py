@@ -1,4 +1,4 @@
-"""Predicted masks as DICOM SEG objects, which viewers lay over the X-rays they refer to."""
+"""Predicted masks as DICOM SEG objects, which viewers overlay on the X-rays they refer to."""
 
 import hashlib
 import warnings
@@ -15,12 +15,13 @@ from pydicom.uid import generate_uid
 
 from pneumo_lib._files import atomic_write
 from pneumo_lib.data.images import is_dicom
+from pneumo_lib.inference.prediction_rows import NOTE
 
-DESCRIPTION = "Research and teaching, not a medical device"
+DESCRIPTION = NOTE.capitalize()
 PNEUMOTHORAX = Code("36118008", "SCT", "Pneumothorax")
 _SERIES_NUMBER = 9901  # beyond those of the X-rays
-# What the standard requires of every object that belongs to a patient's study; nothing else is
-# read, so nothing else can be copied.
+# Required by the standard in every object of a patient's study. Nothing else is read of the
+# patient, so nothing else can be copied.
 _PATIENT_AND_STUDY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
     *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
@@ -32,19 +33,19 @@ _IMAGE = (
 
 
 def segment_studies(out, rows, run):
-    """Write a DICOM SEG object for each X-ray with a predicted mask, one series for each study.
+    """Writes a DICOM SEG object for each X-ray with a predicted mask, one series per study.
 
-    Not one object for a study: its X-rays share no frame of reference, and without one highdicom
-    takes a single frame. Called again, it gives equal masks the same object.
+    Not one object per study: its X-rays share no frame of reference, and without one highdicom
+    takes a single frame. Equal masks get the same object in every call.
 
     Args:
-        out: folder of `predict_files()`, which holds the masks.
-        rows: those of its `Outcome`; files that are not DICOM are passed over.
-        run: name of the network and its checksum, see `runs.run_id()`.
+        out: folder of `predict_files()` with the masks.
+        rows: of its `Outcome`; files other than DICOM are skipped.
+        run: name and checksum of the network, see `runs.run_id()`.
 
     Returns:
-        `(paths, failed)`: `<out>/segmentations/<output>.dcm`, and the rows of files that could
-        get none, with the reason as their error.
+        `(paths, failed)`: `<out>/segmentations/<output>.dcm`, and the rows of X-rays for which
+        none could be made, with the reason as their error.
 
     Raises:
         ValueError: without highdicom.
@@ -55,7 +56,7 @@ def segment_studies(out, rows, run):
         )
     (out / "segmentations").mkdir(exist_ok=True)
     numbers, paths, failed = Counter(), [], []
-    # What pydicom says of a value that breaks the standard quotes it.
+    # pydicom's messages on values that break the standard quote them.
     with pydicom.config.disable_value_validation(), warnings.catch_warnings(action="ignore"):
         for row in rows:
             header = None if row["error"] else _header(Path(row["file"]))
@@ -77,6 +78,8 @@ def _header(path):
             return None
     tags = [*_PATIENT_AND_STUDY, *_IMAGE, "StudyInstanceUID"]
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+    # As UTF-8: highdicom takes one character set, X-rays from Japan and Korea may have several.
+    header.decode()
     for name in _PATIENT_AND_STUDY:  # an anonymiser may have dropped what must be there, if empty
         if name not in header:
             setattr(header, name, None)
@@ -124,7 +127,8 @@ def _segmentation(header, mask, run, **identity):
         content_label="PNEUMOTHORAX",
         content_description=DESCRIPTION,
         series_description=f"Pneumothorax. {DESCRIPTION}",
-        omit_empty_frames=False,  # that nothing was found on an image is a result
+        omit_empty_frames=False,  # an empty mask is a result
+        specific_character_set="ISO_IR 192",
         **identity,
     )
     if "PatientOrientation" not in made:

@@ -21,15 +21,15 @@ from pneumo_lib.runs import load_network, load_operating_point, load_run, run_id
 SUFFIXES = {"onnx": ".onnx", "savedmodel": "", "litert": ".tflite"}
 _KERAS_NAMES = {"onnx": "onnx", "savedmodel": "tf_saved_model", "litert": "litert"}
 _PHANTOMS = 4
-_AGREEMENT = 1e-4  # of probabilities: other kernels add in another order
+_AGREEMENT = 1e-4  # of probabilities: other kernels sum in another order
 
 
 def export_network(run, to, *, format="onnx"):
-    """Write the network of a run, preprocessing included, and check it against Keras.
+    """Writes the network of a run with its preprocessing, and checks it against Keras.
 
-    What is written takes grey images `(batch, size, size)` float32, 0 to 255, and gives the
-    probability of pneumothorax of each pixel, `(batch, size, size)` float32; any batch length.
-    It is run on phantoms before it gets its name; `<to>.txt` beside it says how to use it.
+    The exported network takes grey images `(batch, size, size)` float32, 0 to 255, of any batch
+    length, and returns the probability of pneumothorax of each pixel, `(batch, size, size)`
+    float32. It is run on phantoms before it gets its name; `<to>.txt` describes its use.
 
     Args:
         run: `Run`, or what `load_run()` takes.
@@ -37,7 +37,7 @@ def export_network(run, to, *, format="onnx"):
         format: "onnx" (needs the extra "export"), "savedmodel" (a folder) or "litert".
 
     Returns:
-        `(path, difference)`: the largest difference of a probability from Keras' own.
+        `(path, difference)`: the largest difference of a probability from that of Keras.
 
     Raises:
         FileNotFoundError: if there is no finished run.
@@ -47,13 +47,16 @@ def export_network(run, to, *, format="onnx"):
     run = load_run(run)
     to = _check(Path(to).expanduser(), format)
     size, backbone = run.config["size"], run.config["backbone"]
-    whole = _with_preprocessing(load_network(run), size, backbone)
+    grey = keras.Input((size, size), name="grey_levels")
+    prepare = partial(preprocess, backbone=backbone)
+    inputs = keras.layers.Lambda(prepare, output_shape=(size, size, 3), name="preprocess")(grey)
+    whole = keras.Model(grey, load_network(run)(inputs)[..., 1])
     images = [resize_image(draw_phantom(i, seed=1)[0], (size, size)) for i in range(_PHANTOMS)]
     images = np.stack(images).astype(np.float32)
     expected = whole(images, training=False).numpy()
     to.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(to.with_name(f"{to.name}.txt")) as card, atomic_write(to) as unfinished:
-        with warnings.catch_warnings(action="ignore"):  # the converters' own, about their future
+        with warnings.catch_warnings(action="ignore"):  # of the converters, about their future
             whole.export(str(unfinished), format=_KERAS_NAMES[format], verbose=False)
             found = _READERS[format](unfinished, images)
         difference = float(np.abs(found - expected).max())
@@ -69,25 +72,16 @@ def export_network(run, to, *, format="onnx"):
 def _check(to, format):
     if format not in SUFFIXES:
         raise ValueError(f"`format` must be one of {', '.join(SUFFIXES)}. Received: {format!r}")
-    if format == "onnx":
-        for package in ("tf2onnx", "onnxruntime"):
-            if find_spec(package) is None:
-                raise ValueError(
-                    "ONNX needs the packages tf2onnx and onnxruntime: pip install "
-                    f"'pneumo[export]'. Received: no {package}"
-                )
+    needed = ("tf2onnx", "onnxruntime") if format == "onnx" else ()
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ValueError(
+            "ONNX needs the packages tf2onnx and onnxruntime: pip install "
+            f"'pneumo[export]'. Received: no {missing[0]}"
+        )
     to = to if to.name.endswith(SUFFIXES[format]) else to.with_name(to.name + SUFFIXES[format])
     if to.exists():
         raise ValueError(f"An export replaces nothing: give another --to. Received: {to}")
     return to
-
-
-def _with_preprocessing(network, size, backbone):
-    """`(batch, size, size)` grey levels -> `(batch, size, size)` probabilities."""
-    images = keras.Input((size, size), name="grey_levels")
-    prepare = partial(preprocess, backbone=backbone)
-    inputs = keras.layers.Lambda(prepare, output_shape=(size, size, 3), name="preprocess")(images)
-    return keras.Model(images, network(inputs)[..., 1])
 
 
 def _run_onnx(path, images):
@@ -98,12 +92,12 @@ def _run_onnx(path, images):
 
 
 def _run_savedmodel(path, images):
-    loaded = tf.saved_model.load(str(path))
+    loaded = tf.saved_model.load(str(path))  # a name, or it is gone before its function runs
     return loaded.serve(images).numpy()
 
 
 def _run_litert(path, images):
-    with warnings.catch_warnings(action="ignore"):  # that it will move to a package of its own
+    with warnings.catch_warnings(action="ignore"):  # of its move to another package
         interpreter = tf.lite.Interpreter(str(path))
     [given], [found] = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(given["index"], images.shape)

@@ -1,4 +1,4 @@
-"""One picture of an X-ray with its predicted mask, as a file."""
+"""Pictures of X-rays with their predicted masks, as PNG files."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from pneumo_lib._files import atomic_write
 from pneumo_lib.data.images import resize_image, resize_mask
 
-_SIDES = (512, 1024)  # the longer one is brought between these, so that the letters fit
+_SIDES = (512, 1024)  # pixels: range of the longer side, so that the letters fit
 _ORANGE, _VERMILION = (0, 159, 230), (0, 94, 213)  # Okabe and Ito (2008), as BGR
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LINE = 30  # pixels
@@ -18,10 +18,10 @@ def draw_overlay(image, mask, caption):
     Args:
         image: `(height, width)` uint8.
         mask: `(height, width)` uint8 of 0 and 1.
-        caption: list of ASCII texts (OpenCV's letters are no more).
+        caption: list of ASCII texts, the only letters that OpenCV has.
 
     Returns:
-        `(height, width, 3)` uint8, BGR, at most 1024 wide or high without the caption.
+        `(height, width, 3)` uint8, BGR; the longer side 512 to 1024 pixels without the caption.
     """
     longest = max(image.shape)
     scale = min(max(longest, _SIDES[0]), _SIDES[1]) / longest
@@ -37,7 +37,7 @@ def draw_overlay(image, mask, caption):
 
 
 def write_png(path, image):
-    """Write `<path>.png`, aside and then renamed.
+    """Writes `<path>.png` atomically.
 
     Args:
         path: without the suffix, whatever dots it holds.
@@ -48,7 +48,7 @@ def write_png(path, image):
 
 
 def _line(text, width):
-    """White letters on black, as large as the width allows."""
+    """Strip with white letters on black, as large as the width allows."""
     (wide, _), _ = cv2.getTextSize(text, _FONT, 1.0, 1)
     scale = min(0.6, 0.96 * width / wide)
     strip = np.zeros((_LINE, width, 3), np.uint8)

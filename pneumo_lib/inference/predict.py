@@ -22,18 +22,18 @@ from pneumo_lib.models.forward import as_graph, compiled
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
-_WORTH_COMPILING = 1000  # files: XLA takes 0.8 s for a head, and then 1 ms less for an image
+_WORTH_COMPILING = 1000  # files: XLA takes 0.8 s for a head, and then saves 1 ms an image
 
 
 class Prediction(NamedTuple):
-    """Result of `predict()` for one file; without mask where the file could not be read."""
+    """Result of `predict()` for one file; with `error`, all results are `None`."""
 
     path: Path  # or text, see `load` of `read_file()`
     probability: np.ndarray | None = None  # (size, size) float32, of the foreground
     mask: np.ndarray | None = None  # (height, width) of the file, uint8 0 and 1
     score: float | None = None  # image-level, 0 to 1, see `image_level.image_level_score()`
     error: str | None = None  # why there is no prediction
-    xray: XRay | None = None  # what was read; its image with `keep` only
+    xray: XRay | None = None  # as decoded; its image with `keep` only
     sha256: str | None = None  # of the file
     inside: tuple = (0, 1, 0, 1)  # where the X-ray lies in a framed image, see `inside_frame()`
 
@@ -50,26 +50,25 @@ def predict(
 ):
     """Probability and mask of each X-ray, from a finished run.
 
-    Files are decoded in parallel, ahead of the network, exactly as `prepare()` does it, but for a
-    frame of one grey level around all of the X-ray: the network does not see it, and nothing is
-    found on it. Memory does not grow with the number of files: a result is given up as soon as
-    the next one is asked for.
+    Files are decoded in parallel, ahead of the network, as by `prepare()`, except that a frame of
+    one grey level around the X-ray is cut off first and gets probability 0. Memory does not grow
+    with the number of files.
 
     Args:
         files: path or list of paths: PNG, JPEG, DICOM, see `images.read_image()`; folders are
             searched, see `find_images()`.
         run: `Run`, or what `load_run()` takes.
-        operating_point: `OperatingPoint` that cuts the masks; `None` is the run's own. Whether
-            enough pixels are sure is decided at the network's size, as it was chosen; the
-            outline is cut at the file's.
+        operating_point: `OperatingPoint` that cuts the masks; `None` is the run's own. Its top
+            threshold and area are applied at the network's size, where they were chosen, its
+            bottom threshold at the mask's size.
         shape: `(height, width)` of all masks; `None` is that of each file.
         keep: whether results hold the image of the X-ray, at its full size.
-        batch_size: files a step of the network.
+        batch_size: images per step of the network.
         workers: decoding threads; `None` is one per processor, at most 16.
 
     Returns:
-        Iterator of `Prediction`, one a file, in their order (a folder's sorted). A file that
-        cannot be read is logged and has an `error`; the others go on.
+        Iterator of `Prediction`, one per file, in the order of the files (sorted in a folder).
+        A file that cannot be read is logged and has an `error`; the others go on.
 
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
@@ -83,36 +82,15 @@ def predict(
     return predictions(paths, read, foreground, point, batch_size, workers, shape=shape)
 
 
-def load_foreground(run, *, batch_size, xla):
-    """The probability of the foreground that a finished run computes, as a function.
-
-    Args:
-        run: `Run`.
-        batch_size: images that the function takes at most.
-        xla: whether to compile the head, which halves its time after a second.
-
-    Returns:
-        Function of `(n, size, size)` uint8 images, which gives `(n, size, size)` float32.
-
-    Raises:
-        ValueError: as `load_network()`.
-    """
-    foreground = _foreground(load_network(run), run.config, batch_size, xla=xla)
-    if not run.config.get("test_time_flip"):
-        return foreground
-    # the mean over each image and its mirror, as the run was scored
-    return lambda images: (foreground(images) + foreground(images[:, :, ::-1])[:, :, ::-1]) / 2
-
-
 def find_images(files):
     """Paths of X-ray files: those given, and those below the folders given.
 
     Args:
-        files: path or list of paths. In a folder, what ends in one of `SUFFIXES` counts, and
-            what is DICOM by its content under another name; hidden files do not.
+        files: path or list of paths. In a folder, files with one of `SUFFIXES` count, and DICOM
+            files by their content; hidden ones do not.
 
     Returns:
-        List of `Path`; what lies in one folder is sorted.
+        List of `Path`, sorted within each folder.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -138,29 +116,43 @@ def _is_image(path):
         return is_dicom(file.read(132))
 
 
-def _foreground(network, config, batch_size, *, xla):
-    """A function `(n, size, size)` uint8 -> foreground probability, n at most `batch_size`.
+def load_foreground(run, *, batch_size, xla):
+    """Function `(n, size, size)` uint8 -> `(n, size, size)` float32 foreground probability.
 
-    With `xla`, the head is compiled, which halves its time; the backbone would only lose.
+    Args:
+        run: `Run`.
+        batch_size: largest n.
+        xla: whether to compile the head, which halves its time; the backbone would only lose.
+
+    Raises:
+        ValueError: as `load_network()`.
     """
+    network, config = load_network(run), run.config
     shape, backbone = (config["size"], config["size"]), config["backbone"]
-    if not xla or backbone == "small" or "mean_of" in config:
+    if xla and backbone != "small" and "mean_of" not in config:
+        encoder, head = fcn.split_fcn(network)
+        encode = compiled(encoder, shape, "uint8", backbone)
+        decode = as_graph(lambda features: head(features, training=False)[..., 1], jit_compile=True)
+
+        def foreground(images):
+            batch = np.zeros((batch_size, *shape), np.uint8)  # XLA would compile each length anew
+            batch[: len(images)] = images
+            return decode(encode(batch)).numpy()[: len(images)].copy()
+
+    else:
         whole = compiled(network, shape, "uint8", backbone)
-        return lambda images: whole(images).numpy()[..., 1].copy()
-    encoder, head = fcn.split_fcn(network)
-    encode = compiled(encoder, shape, "uint8", backbone)
-    decode = as_graph(lambda features: head(features, training=False)[..., 1], jit_compile=True)
 
-    def foreground(images):
-        batch = np.zeros((batch_size, *shape), np.uint8)  # XLA would compile each length anew
-        batch[: len(images)] = images
-        return decode(encode(batch)).numpy()[: len(images)].copy()
+        def foreground(images):
+            return whole(images).numpy()[..., 1].copy()
 
-    return foreground
+    if not config.get("test_time_flip"):
+        return foreground
+    # the mean over each image and its mirror image, as the run was scored
+    return lambda images: (foreground(images) + foreground(images[:, :, ::-1])[:, :, ::-1]) / 2
 
 
 def predictions(paths, read, foreground, point, batch_size, workers, *, shape=None):
-    """`predict()` with its parts given: `read` as `read_file()`, `foreground` as loaded."""
+    """`predict()` with its parts given: `read_file()` as `read`, `load_foreground()`'s result."""
     finish = partial(_finish, point=point, shape=shape)
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads:
         decoded = ahead(threads, read, paths, count=2 * batch_size)
@@ -173,7 +165,7 @@ def predictions(paths, read, foreground, point, batch_size, workers, *, shape=No
 
 
 def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
-    """`(Prediction, still without one, image for the network)`; no image where there is none.
+    """`(Prediction, image)`: without results yet, and the network's input or `None` on error.
 
     Args:
         path: of the file, as `load` takes it.
@@ -188,7 +180,7 @@ def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
         file = file._replace(sha256=hashlib.sha256(data).hexdigest())
         xray = decode_xray(data, path, at_least=None if exact else size)
         inside = inside_frame(xray.image)
-        image = resize_image(_part(xray.image, inside), (size, size))
+        image = resize_image(_crop(xray.image, inside), (size, size))
         return file._replace(xray=xray if keep else xray._replace(image=None), inside=inside), image
     except Exception as error:  # whatever a decoder raises: the other files go on
         reason = str(error).split("\n")[0] or repr(error)
@@ -196,49 +188,37 @@ def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
         return file._replace(error=reason), None
 
 
+def _crop(image, inside):
+    """View of the part of `image` that `inside_frame()` gives."""
+    (height, width), (top, bottom, left, right) = image.shape, inside
+    rows = slice(round(top * height), round(bottom * height))
+    return image[rows, round(left * width) : round(right * width)]
+
+
 def _finish(file, probability, *, point, shape):
+    """`file` with the results of the network, put back into the frame."""
     if probability is None:
         return file
-    return file._replace(
-        probability=_framed(probability, file.inside),
-        mask=_mask(probability, shape or file.xray.shape, file.inside, point=point),
-        score=float(image_level_score(probability[None])[0]),
-    )
-
-
-def _part(image, inside):
-    """View of the part of an image that `inside_frame()` gives."""
-    (height, width), (top, bottom, left, right) = image.shape, inside
-    return image[
-        round(top * height) : round(bottom * height), round(left * width) : round(right * width)
-    ]
-
-
-def _framed(probability, inside):
-    """Probability of the whole image from that of the X-ray within its frame."""
     whole = np.zeros_like(probability)
-    part = _part(whole, inside)
-    part[:] = resize_image(probability, part.shape)
-    return whole
-
-
-def _mask(probability, shape, inside, *, point):
-    mask = np.zeros(shape, np.uint8)
-    if apply_operating_point(probability[None], point).any():  # of few X-rays
-        part = _part(mask, inside)
-        enlarged = resize_image(probability, part.shape)
-        part[:] = cv2.compare(enlarged, point.bottom_threshold, cv2.CMP_GE) & 1
-    return mask
+    xray = _crop(whole, file.inside)
+    xray[:] = resize_image(probability, xray.shape)
+    mask = np.zeros(shape or file.xray.shape, np.uint8)
+    if apply_operating_point(probability[None], point).any():  # few X-rays are upsampled
+        xray = _crop(mask, file.inside)
+        upsampled = resize_image(probability, xray.shape)
+        xray[:] = cv2.compare(upsampled, point.bottom_threshold, cv2.CMP_GE) & 1
+    score = float(image_level_score(probability[None])[0])
+    return file._replace(probability=whole, mask=mask, score=score)
 
 
 def ahead(threads, do, items, *, count):
-    """Yield `do(item)` in order, `count` of them under way.
+    """Yields `do(item)` in order, at most `count` calls ahead of the consumer.
 
     Args:
         threads: `Executor`.
         do: function of one item.
-        items: iterable; read only so far ahead.
-        count: results that may wait.
+        items: iterable, read only so far ahead.
+        count: calls that run or wait at once.
     """
     items = iter(items)
     coming = deque(threads.submit(do, item) for item in islice(items, count))

@@ -1,4 +1,4 @@
-"""`pneumo predict`: X-ray files in, a folder of maps, masks, overlays and one table out."""
+"""`pneumo predict`: a folder of probabilities, masks, overlays and one table from X-ray files."""
 
 import csv
 import hashlib
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib._files import atomic_write, file_lock
+from pneumo_lib._files import atomic_write, begin_folder, file_lock
 from pneumo_lib.inference.dicom_seg import segment_studies
 from pneumo_lib.inference.overlay import draw_overlay, write_png
 from pneumo_lib.inference.predict import ahead, find_images, predict
@@ -22,7 +22,6 @@ from pneumo_lib.inference.prediction_rows import (
     FILE_COLUMNS,
     IDENTITY,
     NOTE,
-    create_results_folder,
     describe,
     readme,
     text_of,
@@ -30,7 +29,7 @@ from pneumo_lib.inference.prediction_rows import (
 from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 KINDS = ("probabilities", "masks", "overlays")
-_BATCH = 8  # X-rays wait at full size, three batches of them
+_BATCH = 8  # small: three batches of X-rays wait at full size
 _FOLDERS = """probabilities/     65535 times the probability of each pixel, at the network's size
 masks/             255 is pneumothorax, at the size of the X-ray
 overlays/          X-ray and mask in one picture
@@ -38,21 +37,21 @@ overlays/          X-ray and mask in one picture
 
 
 class Outcome(NamedTuple):
-    """What `predict_files()` did."""
+    """Result of `predict_files()`."""
 
-    rows: list  # of dicts with the keys `FILE_COLUMNS`, one a file of this call, in its order
-    failed: list  # those of them with an error
+    rows: list  # of dicts with the keys `FILE_COLUMNS`, one per file of this call, in its order
+    failed: list  # rows with an error, of the prediction or of its DICOM SEG object
     predicted: int  # files; the others were there before, or failed
     segmentations: list  # paths of DICOM SEG objects
 
 
 def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
-    """Predict files into a folder; a second call predicts only what is new or has changed.
+    """Predicts files into a folder; a second call predicts only new and changed files.
 
     Args:
         files: as for `predict.predict()`.
         run: `Run`, or what `load_run()` takes.
-        out: folder, new, empty, or of an earlier call with the same network and operating point.
+        out: folder: new, empty, or of an earlier call with the same network and operating point.
         operating_point: `OperatingPoint`; `None` is the run's own.
         dicom_seg: whether to write DICOM SEG objects too, see `segment_studies()`.
 
@@ -63,7 +62,7 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
         FileNotFoundError: if there is no file, or no finished run.
         ValueError: if `out` holds something else.
     """
-    run = run if hasattr(run, "folder") else load_run(run)
+    run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
     out = Path(out).resolve()
     # absolute, or a relative path would be another file in a call from another folder
@@ -71,7 +70,11 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
     paths = list(dict.fromkeys(path for path in found if out not in path.resolve().parents))
     settings = {"made_by": "pneumo predict", "run": run_id(run), "operating_point": list(point)}
     with file_lock(out):
-        _create(out, settings)
+        begin_folder(out, settings, record=IDENTITY, what="A prediction")
+        text = readme("predictions.csv has one row per file", FILE_COLUMNS, _FOLDERS)
+        (out / "README.txt").write_text(text, encoding="utf-8")
+        for kind in KINDS:
+            (out / kind).mkdir(exist_ok=True)
         rows = {row["file"]: row for row in read_table(out) if _is_whole(out, row)}
         _write_table(out, rows)
         todo = _new_or_changed(paths, rows)
@@ -81,15 +84,16 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
         _write_table(out, rows)
         given = [rows[text_of(path)] for path in paths]
         failed = [row for row in given if row["error"]]
-        predicted = sum(not row["error"] for row in made.values())
-        segmentations, without = (
-            segment_studies(out, given, settings["run"]) if dicom_seg else ([], [])
-        )
-    return Outcome(given, failed + without, predicted, segmentations)
+        segmentations = []
+        if dicom_seg:
+            segmentations, without = segment_studies(out, given, settings["run"])
+            failed += without
+    predicted = sum(not row["error"] for row in made.values())
+    return Outcome(given, failed, predicted, segmentations)
 
 
 def read_table(out):
-    """Rows of `predictions.csv` as dicts of text, without one that a kill cut short."""
+    """Rows of `predictions.csv` as dicts of text, except one that a kill cut short."""
     path = out / "predictions.csv"
     if not path.is_file():
         return []
@@ -97,34 +101,18 @@ def read_table(out):
         return [row for row in csv.DictReader(file) if row["note"] == NOTE]
 
 
-def _create(out, settings):
-    """Folder with its subfolders, see `create_results_folder()`."""
-
-    def write(name, data):
-        with atomic_write(out / name) as aside:
-            aside.write_bytes(data)
-
-    out.mkdir(parents=True, exist_ok=True)
-    names = [path.name for path in out.iterdir()]
-    identity = (out / IDENTITY).read_bytes() if IDENTITY in names else None
-    text = readme("predictions.csv has one row a file", FILE_COLUMNS, _FOLDERS)
-    create_results_folder(out, settings, text, names=names, identity=identity, write=write)
-    for kind in KINDS:
-        (out / kind).mkdir(exist_ok=True)
-
-
 def _is_whole(out, row):
-    """Whether the pictures of a row are there; each was renamed into place when it was whole."""
+    """Whether all pictures of a row are there; each was written atomically."""
     return not row["error"] and all((out / k / f"{row['output']}.png").is_file() for k in KINDS)
 
 
 def _new_or_changed(paths, rows):
-    """Those of the paths without a row, or with one of other content."""
+    """Paths without a row, or with one of another checksum."""
 
     def is_new(path):
         try:
             return rows[text_of(path)]["sha256"] != hashlib.sha256(path.read_bytes()).hexdigest()
-        except (KeyError, OSError):  # a file that is gone gets a row with the error
+        except (KeyError, OSError):  # a missing file gets a row with the error
             return True
 
     with ThreadPoolExecutor() as threads:
@@ -132,7 +120,7 @@ def _new_or_changed(paths, rows):
 
 
 def _write_all(predictions, total, out, settings):
-    """Dict of rows by file; each is written as it comes, after its pictures."""
+    """Dict of rows by file; each is appended to the table after its pictures."""
     rows = {}
     with (
         ThreadPoolExecutor(2) as threads,
@@ -149,7 +137,7 @@ def _write_all(predictions, total, out, settings):
 
 
 def _write_pictures(prediction, *, out, settings):
-    """Row of one prediction, whose pictures are written."""
+    """Writes the pictures of one prediction and returns its row."""
     row = describe(prediction, settings)
     if prediction.error is None:
         row["output"] = _output_name(row, prediction.path)
@@ -164,7 +152,7 @@ def _write_pictures(prediction, *, out, settings):
 
 
 def _output_name(row, path):
-    """Different for files of one name in two folders, and the same in the next call."""
+    """File name without suffix: unique per path and content, the same in the next call."""
     digest = hashlib.sha256(f"{row['file']}\0{row['sha256']}".encode()).hexdigest()[:8]
     stem = re.sub(r"^\W|[^A-Za-z0-9._-]", "_", path.stem)  # no formula, option or hidden file
     return f"{stem[:100]}-{digest}"
@@ -190,7 +178,7 @@ def _write_table(out, rows):
 
 
 def _cells(row):
-    """Cells of a row; text that a spreadsheet would run as a formula gets an apostrophe."""
+    """Cells of a row; an apostrophe keeps spreadsheets from running text as a formula."""
     return [
         f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
         for cell in (row[name] for name in FILE_COLUMNS)

@@ -1,9 +1,10 @@
-"""Rows of predictions and the folders that hold them, alike for single files and for archives."""
+"""Rows of predictions, the same for single files and for archives."""
 
-import json
 import textwrap
 
 import numpy as np
+
+from pneumo_lib.evaluation.operating_point import OperatingPoint
 
 NOTE = "research and teaching, not a medical device"
 IDENTITY = "prediction.json"
@@ -35,19 +36,19 @@ ARCHIVE_COLUMNS = {name: arrow for name, arrow, _ in _COLUMNS if name != "output
 
 
 def describe(prediction, settings):
-    """Row of one prediction: dict of numbers and text by column, `None` where there is nothing.
+    """Row of one prediction: dict of numbers and text by column, `None` where empty.
 
     Args:
         prediction: `predict.Prediction`.
         settings: dict with `run`, see `run_id()`, and `operating_point`, three numbers.
     """
-    row = {name: None for name, *_ in _COLUMNS} | {"run": settings["run"], "note": NOTE}
+    row = dict.fromkeys(name for name, *_ in _COLUMNS) | {"run": settings["run"], "note": NOTE}
     row |= {"file": text_of(prediction.path), "sha256": prediction.sha256}
     if prediction.error is not None:
         return row | {"error": text_of(prediction.error)}
     mask, xray = prediction.mask, prediction.xray
     area = np.count_nonzero(mask)
-    top, min_area, bottom = settings["operating_point"]
+    row |= OperatingPoint(*settings["operating_point"])._asdict()
     return row | {
         "probability": round(prediction.score, 4),
         "area_px": area,
@@ -56,14 +57,16 @@ def describe(prediction, settings):
         "side_source": xray.side_source,
         "height": mask.shape[0],
         "width": mask.shape[1],
-        "top_threshold": top,
-        "min_area": min_area,
-        "bottom_threshold": bottom,
     }
 
 
 def side_of(mask, patients_left):
-    """Side of the patient that a mask lies on: "left", "right", "both", "unknown" or ""."""
+    """Side of the patient that a mask is on: "left", "right", "both", "unknown" or "" without.
+
+    Args:
+        mask: `(height, width)` of 0 and 1.
+        patients_left: edge of the image, or another value of `XRay.patients_left`.
+    """
     if not mask.any():
         return ""
     if patients_left not in ("left", "right", "top", "bottom"):
@@ -77,17 +80,17 @@ def side_of(mask, patients_left):
 
 
 def text_of(path):
-    """A path as text that any reader of UTF-8 takes."""
+    """A path as valid UTF-8: bytes that are none are escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def readme(table, columns, folders):
-    """Text of a `README.txt`: what the columns of a table hold, and what lies beside it.
+    """Text of a `README.txt` on a folder of predictions.
 
     Args:
-        table: where the rows are.
+        table: heading of the columns.
         columns: names of the table's columns.
-        folders: text about the rest.
+        folders: text on the other files and folders.
     """
     lines = [
         textwrap.fill(text, 96, initial_indent=f"  {name:18}", subsequent_indent=20 * " ")
@@ -95,37 +98,3 @@ def readme(table, columns, folders):
         if name in columns
     ]
     return "\n".join([f"Predictions of pneumo: {NOTE}.", "", f"{table}:", *lines, "", folders])
-
-
-def create_results_folder(folder, settings, readme, *, names, identity, write):
-    """Begin a folder of predictions, or go on in one of the same settings.
-
-    `IDENTITY` is written before anything else: a process that is killed after it leaves
-    a folder that the next call knows as its own.
-
-    Args:
-        folder: path or URL, for the error.
-        settings: dict that decides the predictions.
-        readme: text of `README.txt`.
-        names: of what lies in the folder. Hidden files do not count: those of locks and of
-            interrupted writes are hidden.
-        identity: content of its `IDENTITY`; `None` without one.
-        write: function `write(name, data)` that writes a file of the folder atomically.
-
-    Raises:
-        ValueError: if the folder holds other files, or predictions of other settings.
-    """
-    held = None
-    if identity is not None:
-        found = json.loads(identity)
-        if differs := [name for name in settings if found.get(name) != settings[name]]:
-            held = f"predictions of other settings ({', '.join(differs)})"
-    elif any(not name.startswith(".") for name in names):
-        held = "other files"
-    if held:
-        raise ValueError(
-            "Predictions need a folder of their own: give another --out. "
-            f"Received: {folder}, which holds {held}"
-        )
-    write(IDENTITY, f"{json.dumps(settings, indent=2)}\n".encode())
-    write("README.txt", readme.encode())

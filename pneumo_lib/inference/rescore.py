@@ -1,45 +1,63 @@
-"""Whether a run's scores are those of the network that lies beside them."""
+"""Scores of a finished run, computed again: to verify them, or at its operating point."""
 
 from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from pneumo_lib import runs
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.models.forward import predict_batches
-from pneumo_lib.runs import load_network, load_run, load_run_data
+from pneumo_lib.runs import load_network, load_operating_point, load_run, load_run_data, open_run
 
-# The whole network is compiled another way than the parts that training scored: a pixel whose
-# probability is one half to the sixth digit may fall on the other side.
+# Share of pixels that may cross one half: the whole network is compiled in another way than the
+# parts that training scored, so probabilities differ in the sixth digit.
 _PIXELS = 1e-5
-# With a backbone in bfloat16 features move by a percent, and such pixels are more.
-_PIXELS_BFLOAT16 = 1e-3
+_PIXELS_BFLOAT16 = 1e-3  # features of a backbone in bfloat16 differ by a percent
+
+
+def scores_at_operating_point(run):
+    """Counts of every case at the run's own operating point, like the rows of its scores.
+
+    Args:
+        run: `Run`, or what `load_run()` takes.
+
+    Returns:
+        DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `runs.open_run()`.
+    """
+    opened = open_run(run)
+    point = load_operating_point(opened.run)
+    numbers = tqdm(range(len(opened.cases)), desc="scoring", unit="image", delay=1, leave=False)
+    each = (slice(number, number + 1) for number in numbers)  # flat memory
+    predictions = ((row, apply_operating_point(opened.probabilities[row], point)) for row in each)
+    return count_cases(opened.data, predictions)
 
 
 class Verification(NamedTuple):
-    """What `verify_run()` found."""
+    """Result of `verify_run()`."""
 
     matches: bool
     images: int
     images_that_differ: int
     pixels_that_differ: float  # share of all pixels
-    siim_dice: tuple  # as recorded, and as computed now
+    siim_dice: tuple  # (recorded, computed now)
     worst: list  # image ids, the largest difference first, at most 3
 
 
 def verify_run(run, *, data=None):
-    """Compute the last scores of a run again, from its saved network and its prepared data.
+    """Compares the last scores of a run with those of its saved network on its prepared data.
 
     Args:
         run: `Run`, or what `load_run()` takes.
-        data: `Prepared`; `None` opens the folder that the run names.
+        data: `Prepared`; `None` opens the folder named in the run.
 
     Returns:
-        `Verification`; it matches where no more pixels fell on the other side of one half than
-        rounding explains: 1 in 100,000, or 1 in 1,000 for features in bfloat16.
+        `Verification`. It matches if no more pixels crossed one half than rounding explains:
+        1 in 100,000, or 1 in 1,000 for features in bfloat16.
 
     Raises:
         FileNotFoundError: if there is no finished run, or its data are not prepared here.
@@ -67,22 +85,3 @@ def verify_run(run, *, data=None):
         siim_dice=(metrics.siim_dice(recorded), metrics.siim_dice(counts)),
         worst=[data.cases["image_id"].iloc[i] for i in order if wrong[i]],
     )
-
-
-def scores_at_operating_point(run):
-    """Counts of every case at the run's own operating point, like the rows of its scores.
-
-    Args:
-        run: `Run`.
-
-    Returns:
-        DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `runs.open_run()`.
-    """
-    opened, point = runs.open_run(run), runs.load_operating_point(run)
-    numbers = tqdm(range(len(opened.cases)), desc="scoring", unit="image", delay=1, leave=False)
-    each = (slice(number, number + 1) for number in numbers)  # flat memory
-    predictions = ((row, apply_operating_point(opened.probabilities[row], point)) for row in each)
-    return count_cases(opened.data, predictions)

@@ -1,4 +1,4 @@
-"""The SIIM-ACR submission: one table of run lengths, as the competition's server reads it."""
+"""The SIIM-ACR submission: a table of run lengths in the format of the competition."""
 
 import csv
 from pathlib import Path
@@ -14,42 +14,47 @@ from pneumo_lib.data.siim import read_cases
 from pneumo_lib.inference.predict import find_images, predict
 
 HEADER = ("ImageId", "EncodedPixels")
-SHAPE = (1024, 1024)  # that of the competition's images, whatever copy of them is at hand
+SHAPE = (1024, 1024)  # of the competition's images; copies may be smaller
 PARTS = ("test", "train", "all")
 ROWS = ("image", "region")
 
 
 def write_submission(images, run, to, *, part="test", rows="image", operating_point=None):
-    """Predict the images of a competition folder and write their masks as run lengths.
+    """Predicts the images of a competition folder and writes their masks as run lengths.
 
     Args:
         images: a data set, see `siim.read_cases()`, the competition's whole download, or any
             folder of X-rays whose file names without the suffix are the image ids.
         run: `Run`, or what `load_run()` takes.
         to: the CSV file.
-        part: official part of a data set to predict: "test", "train" or "all". A folder without
-            tables has no parts and is predicted whole.
-        rows: "image": one row an image; "region": one row for each connected region, as the
+        part: official part of a data set: "test", "train" or "all". A folder without tables has
+            no parts and is predicted whole.
+        rows: "image": one row per image; "region": one row per connected region, as the
             competition asked for. The score is the same.
         operating_point: `OperatingPoint`; `None` is the run's own.
 
     Returns:
         `(written, failed)`: number of images, and `(path, reason)` of those that could not be
-        read; these have `-1` in the table, for the server wants every image.
+        read; the table has `-1` for them, because the server requires every image.
 
     Raises:
         FileNotFoundError: if there is no image, or no finished run.
-        ValueError: if `part` or `rows` is unknown, two files are one image, or `to` holds
-            something else.
+        ValueError: if `part` or `rows` is unknown, two files have one image id, or `to` is
+            another file than a submission.
     """
     if part not in PARTS or rows not in ROWS:
         raise ValueError(
             f"`part` must be one of {PARTS} and `rows` one of {ROWS}. "
             f"Received: part={part!r}, rows={rows!r}"
         )
-    to, ids = Path(to), _image_ids(Path(images), part)
-    _refuse_other_files(to)
-    failed = []
+    to, ids, failed = Path(to), _image_ids(Path(images), part), []
+    if to.exists():
+        with to.open(encoding="utf-8", errors="replace") as file:
+            if file.readline().strip() != ",".join(HEADER):
+                raise ValueError(
+                    "A submission replaces none but an earlier one: give another --to. "
+                    f"Received: {to}, which is something else"
+                )
     to.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(to) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -58,9 +63,7 @@ def write_submission(images, run, to, *, part="test", rows="image", operating_po
         for result in tqdm(results, "predicting", total=len(ids), unit="image"):
             if result.error is not None:
                 failed.append((result.path, result.error))
-                texts = ["-1"]
-            else:
-                texts = encode_mask(result.mask, rows=rows)
+            texts = ["-1"] if result.error else encode_mask(result.mask, rows=rows)
             table.writerows((ids[result.path], text) for text in texts)
     return len(ids), failed
 
@@ -70,7 +73,7 @@ def encode_mask(mask, *, rows="image"):
 
     Args:
         mask: `(height, width)` uint8 of 0 and 1.
-        rows: "image": one text; "region": one for each region whose pixels touch, corners count.
+        rows: "image": one text; "region": one per region of pixels that touch, at corners too.
     """
     if rows == "image" or not mask.any():
         return [rle_encode(mask)]
@@ -97,9 +100,9 @@ def _image_ids(images, part):
 
 
 def _listed_images(images, part):
-    """Dict of image id by path, as the tables of a data set list them; `None` without tables.
+    """Dict of image id by path from the tables of a data set; `None` without tables.
 
-    The competition's own test images are in no table with a truth, but in its sample submission.
+    The competition's test images are only in its sample submission, which has no truth.
     """
     tables = [*images.rglob("*.csv"), *images.rglob("*.csv.gz")]
     samples = [path for path in tables if "sample_submission" in path.name]
@@ -116,15 +119,5 @@ def _listed_images(images, part):
 
 
 def _image_id(path):
-    """Name of a file without its suffix; the last number of a UID is none."""
+    """Name of a file without its suffix; the last number of a UID is no suffix."""
     return path.stem if path.suffix.lower() in SUFFIXES else path.name
-
-
-def _refuse_other_files(to):
-    if to.exists():
-        with to.open(encoding="utf-8", errors="replace") as file:
-            if file.readline().strip() != ",".join(HEADER):
-                raise ValueError(
-                    "A submission replaces none but an earlier one: give another --to. "
-                    f"Received: {to}, which is something else"
-                )

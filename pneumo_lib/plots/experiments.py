@@ -1,4 +1,6 @@
-"""Plots of notebook 08: what each change does, and how the operating point decides."""
+"""Plots of experiments and sweeps: the effect of each change, and of the operating point."""
+
+from itertools import cycle
 
 import numpy as np
 
@@ -25,6 +27,9 @@ from pneumo_lib.plots.style import (
 )
 
 _GREY = "0.55"
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
+REPEATS = ("seed", "fold")  # axes that repeat a setting rather than change it
+SCORES = ("siim_dice", "dice_positive", "iou")
 
 
 def forest(differences, *, xlabel, title=None, note=None, ax=None):
@@ -38,30 +43,36 @@ def forest(differences, *, xlabel, title=None, note=None, ax=None):
     """
     ax = new_axes(ax, note)
     ax.axvline(0, color="black", linewidth=1)
-    places = np.arange(len(differences))[::-1]
+    places = _rows(ax, list(differences["factor"]))
     for place, row in zip(places, differences.itertuples(), strict=True):
         colour = BLUE if row.lower > 0 else VERMILION if row.upper < 0 else _GREY
         ax.plot([row.lower, row.upper], [place, place], color=colour, solid_capstyle="butt")
         ax.plot(row.difference, place, "o", color=colour)
         text = f"{row.difference:+.2f} [{row.lower:+.2f}, {row.upper:+.2f}]"
         ax.text(1.02, place, text, va="center", transform=ax.get_yaxis_transform(), fontsize=14)
-    same_as_above = differences["factor"].eq(differences["factor"].shift())
-    for place in places[~same_as_above.to_numpy()][1:]:
-        ax.axhline(place + 0.5, color="0.85", linewidth=1, zorder=0)
-    names = [f"{row.factor}: {row.level}" for row in differences.itertuples()]
-    ax.set_yticks(places, names)
-    ax.set(xlabel=xlabel, title=title, ylim=(-0.6, len(differences) - 0.4))
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
+    ax.set_yticks(places, [f"{row.factor}: {row.level}" for row in differences.itertuples()])
+    ax.set(xlabel=xlabel, title=title)
     return ax
 
 
-def operating_point_chart(y_true, y_pred, point, *, title=None, note=None):
-    """`Figure` of a triplet on the images it was chosen on: the gate, and the two thresholds.
+def _rows(ax, groups):
+    """Heights of the rows of a chart, from the top, with a line between two `groups` of rows."""
+    places = np.arange(len(groups))[::-1]
+    for place, group, above in zip(places[1:], groups[1:], groups[:-1], strict=True):
+        if group != above:
+            ax.axhline(place + 0.5, color="0.85", linewidth=1, zorder=0)
+    ax.set_ylim(-0.6, len(groups) - 0.4)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    return places
 
-    Left: each image at the share of its pixels that reach `top_threshold`; what lies left of the
-    line gets an empty mask. Up: the Dice of the mask it has or would have. Right: SIIM-ACR Dice
-    with one threshold for everything, and behind the gate with only `bottom_threshold` varied.
+
+def operating_point_chart(y_true, y_pred, point, *, title=None, note=None):
+    """`Figure` of an operating point on the images it was chosen on: gate and thresholds.
+
+    Left: for each image, the share of pixels that reach `top_threshold`, and the Dice of its mask
+    if drawn; left of the line masks are empty. Right: SIIM-ACR Dice with one threshold for all,
+    and behind the gate with only `bottom_threshold` varied.
 
     Args:
         y_true, y_pred: as for `choose_operating_point()`.
@@ -110,53 +121,42 @@ def _draw_thresholds(ax, scores, point):
     ax.plot(0.5, plain[at_half], "o", color=_GREY)
     chosen = np.searchsorted(THRESHOLDS, point.bottom_threshold)
     ax.plot(point.bottom_threshold, gated[chosen], "*", color=BLUE, markersize=22)
-    ax.set(
-        xlim=(0, 1),
-        xlabel="Threshold of the mask",
-        ylabel="SIIM-ACR Dice",
-        title="The outline",
-    )
+    ax.set(xlim=(0, 1), xlabel="Threshold of the mask", ylabel="SIIM-ACR Dice", title="The outline")
     ax.legend(loc="lower right")
 
 
-REPEATS = ("seed", "fold")  # axes that repeat a setting rather than change it
-SCORES = ("siim_dice", "dice_positive", "iou")
-
-
 def sweep_chart(
-    table, *, part="test", scores=("dice_positive", "siim_dice"), title=None, note=None
+    table, *, split="test", scores=("dice_positive", "siim_dice"), title=None, note=None
 ):
     """`Figure` with a panel for each score and a row for each setting.
 
     A dot is one seed or fold with its bootstrap interval over images, the black mark the mean of
-    them, the dashed line what a prediction of nothing scores.
+    them, the dashed line the score of an empty prediction.
 
     Args:
         table: of `sweep_table()`.
-        part: "validation", to choose by, or "test", to report; the title, unless one is given.
+        split: "validation", to choose by, or "test", to report; the title, unless one is given.
         scores: names of `score_table.HEADINGS` that are in the table.
     """
-    axes = list(table.columns[1 : table.columns.get_loc("part")])
+    axes = list(table.columns[1 : table.columns.get_loc("split")])
     varied = [axis for axis in axes if axis not in REPEATS and table[axis].nunique() > 1]
-    table = table[table["part"] == part]
+    table = table[table["split"] == split]
     settings = list(dict.fromkeys(map(tuple, table[varied].to_numpy())))
-    places = np.arange(len(settings))[::-1]
     firsts = [setting[:1] for setting in settings]
-    title = title or part.upper()
+    colours = dict(zip(dict.fromkeys(firsts), cycle(_COLOURS), strict=False))
+    if varied[:1] == ["backbone"]:
+        colours = {first: BACKBONES[first[0]][1] for first in firsts}
+    title = title or split.upper()
     figure, panels = new_figure(1, len(scores), title=title, note=note, sharey=True)
     for ax, score in zip(panels[0], scores, strict=True):
         shown = table[table["score"] == score]
+        places = _rows(ax, firsts if len(varied) > 1 else [()] * len(settings))
         for place, setting in zip(places, settings, strict=True):
             same = shown[(shown[varied] == list(setting)).all(axis=1)]
-            _draw_setting(ax, place, same, _colour(setting, varied, firsts))
+            _draw_setting(ax, place, same, colours[setting[:1]])
         nothing = shown["all_background"].mean()
         ax.axvline(nothing, color="gray", linestyle="--", zorder=0, label="all background")
-        for place, first, above in zip(places[1:], firsts[1:], firsts[:-1], strict=True):
-            if first != above and len(varied) > 1:
-                ax.axhline(place + 0.5, color="0.85", linewidth=1, zorder=0)
-        ax.set(title=HEADINGS[score], xlim=(-0.03, 1.03), ylim=(-0.6, len(settings) - 0.4))
-        ax.tick_params(axis="y", length=0)
-        ax.spines["left"].set_visible(False)
+        ax.set(title=HEADINGS[score], xlim=(-0.03, 1.03))
     names = [" · ".join(map(_label, varied, setting)) for setting in settings]
     panels[0, 0].set_yticks(places, [name or "all runs" for name in names])
     legend_below(figure, panels[0, 0])
@@ -172,14 +172,6 @@ def _draw_setting(ax, place, rows, colour):
     ax.errorbar(rows["value"], place + offsets, xerr=np.array(bounds), **style)
     mean, label = rows["value"].mean(), "mean of the runs" if place == 0 else None
     ax.plot([mean, mean], [place - 0.35, place + 0.35], color="black", linewidth=4, label=label)
-
-
-def _colour(setting, varied, firsts):
-    """A colour for each value of the first axis, that of the backbone where it is one."""
-    if varied[:1] == ["backbone"]:
-        return BACKBONES[setting[0]][1]
-    colours = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
-    return colours[list(dict.fromkeys(firsts)).index(setting[:1]) % len(colours)]
 
 
 def _label(axis, value):

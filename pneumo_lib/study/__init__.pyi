@@ -21,6 +21,7 @@ from .report import plan as plan
 from .report import run_report as run_report
 from .slides import Section as Section
 from .slides import Slide as Slide
+from .slides import fill_slide as fill_slide
 from .slides import plan_slides as plan_slides
 from .slides import read_sections as read_sections
 from .slides import write_slides as write_slides

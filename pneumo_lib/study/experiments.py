@@ -33,11 +33,7 @@ class PlannedRun(NamedTuple):
 
 
 def plan_run(name, settings):
-    """`PlannedRun` of a dict of settings; `train()` and `prepare_data()` have the others' defaults.
-
-    Args:
-        name: of the run folder.
-        settings: fields of `TrainingConfig` and arguments of `prepare_data()`.
+    """`PlannedRun` of a dict of fields of `TrainingConfig` and arguments of `prepare_data()`.
 
     Raises:
         ValueError: for an unknown setting, or a value that it cannot have.
@@ -51,12 +47,7 @@ def plan_run(name, settings):
 
 
 def read_two_parts(params, second):
-    """`(stem of the file, its part "base", its part `second`)` of a YAML file of many runs.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it has other parts.
-    """
+    """`(stem of the file, its part "base", its part `second`)` of a YAML file of many runs."""
     path = source_path(params)
     content = read_params(path)
     if set(content) != {"base", second}:
@@ -72,7 +63,7 @@ def run_name(*words):
 
 
 def read_experiments(params, *, overrides=None):
-    """Experiments of a YAML file, the base run first; all are checked.
+    """List of `PlannedRun` of a YAML file, the base run first; all are checked.
 
     The file has two parts. `base` holds settings of data (arguments of `prepare_data()`) and
     training (fields of `TrainingConfig`); `experiments` names factors, each with levels, each
@@ -83,33 +74,23 @@ def read_experiments(params, *, overrides=None):
         params: path of the file, such as `params/better.yaml`.
         overrides: dict of settings, stronger than `base` and weaker than a level.
 
-    Returns:
-        List of `PlannedRun`.
-
     Raises:
-        FileNotFoundError: if there is no such file, or as `plan_run()`.
-        ValueError: if the file has other parts, or as `plan_run()`.
+        FileNotFoundError, ValueError: for no such file, other parts, or as `plan_run()`.
     """
     stem, base, factors = read_two_parts(params, "experiments")
-    levels = [("base", "", {})]
-    for factor, changes in factors.items():
-        levels += [(factor, str(level), change) for level, change in changes.items()]
-    return [
-        plan_run(run_name(stem, factor, level), base | (overrides or {}) | changes)._replace(
-            factor=factor, level=level, changes=changes
-        )
-        for factor, level, changes in levels
-    ]
+    planned = []
+    for factor, levels in [("base", {"": {}}), *factors.items()]:
+        for level, changes in levels.items():
+            run = plan_run(run_name(stem, factor, str(level)), base | (overrides or {}) | changes)
+            planned.append(run._replace(factor=factor, level=str(level), changes=changes))
+    return planned
 
 
 def run_experiments(params, *, overrides=None):
-    """Train all experiments of a file, one after the other; finished ones are only opened.
+    """List of `Run` of the experiments in a file; those that are not finished are trained.
 
     Args:
         params, overrides: see `read_experiments()`.
-
-    Returns:
-        List of `Run`, in the order of the file.
 
     Raises:
         FileNotFoundError, ValueError: as `read_experiments()` and `prepare_data()`, before
@@ -131,7 +112,7 @@ def prepare_each(planned):
 
 def train_run(planned, data):
     """Finished `Run` of a `PlannedRun`, see `train()`."""
-    from pneumo_lib._startup import keras  # Keras is needed, and started, only to train
+    from pneumo_lib._startup import keras  # starts TensorFlow, which only training needs
 
     from pneumo_lib.training.train import train
 

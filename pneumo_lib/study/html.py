@@ -28,18 +28,18 @@ def write_report(folder, records, settings, *, runs, notebooks=()):
     """Writes the report's first page and a page for each notebook; returns the first one's `Path`.
 
     Args:
-        folder: of the report; the executed notebooks lie in it.
-        records: list of dicts with `name`, `seconds`, `peak_gb` and `parameters`.
+        folder: of the report, with the executed notebooks in it.
+        records: list of dicts with `name`, `seconds` and `peak_gb`.
         settings: dict of parameters, with `data`.
         runs: list of `Run` that the report trained.
         notebooks: paths of all notebooks; a link to one that was not executed downloads it.
     """
-    executed = {}  # of a notebook that ran several times ("05_train_fcn-vgg19"), the first
-    for record in records:
-        executed.setdefault(record["name"].partition("-")[0], record["name"])
-    figures = {name: _figures(stem, settings["data"]) for stem, name in executed.items()}
-    if not settings.get("export", True):  # those that lie there are of another run
-        figures = {}
+    names = [record["name"] for record in records]
+    # of a notebook that ran several times ("05_train_fcn-vgg19"), the first
+    executed = {name.partition("-")[0]: name for name in reversed(names)}
+    figures = {}
+    if settings.get("export", True):  # else those in the folder are of another run
+        figures = {name: _figures(stem, settings) for stem, name in sorted(executed.items())}
     with TemporaryDirectory() as temporary, patch_docutils(), docutils_namespace():
         source, built, cache = (Path(temporary, name) for name in ("source", "built", "cache"))
         source.mkdir()
@@ -48,12 +48,12 @@ def write_report(folder, records, settings, *, runs, notebooks=()):
         for path in (path for shown in figures.values() for path in shown):
             (source / path.name).write_bytes(shrunk_picture(path))
         links = {f"{stem}.ipynb": f"{name}.ipynb" for stem, name in executed.items()}
-        for path in notebooks:
-            if path.name not in links:
-                shutil.copy(path, temporary)
-                links[path.name] = f"path:../{path.name}"
-        for path in (folder / f"{record['name']}.ipynb" for record in records):
-            (source / path.name).write_text(_with_links(path, links), encoding="utf-8")
+        for path in (path for path in notebooks if path.name not in links):
+            shutil.copy(path, temporary)
+            links[path.name] = f"path:../{path.name}"
+        for name in names:
+            text = _with_links(folder / f"{name}.ipynb", links)
+            (source / f"{name}.ipynb").write_text(text, encoding="utf-8")
         Sphinx(source, source_path("site"), built, cache, "html", status=None).build()
         shutil.rmtree(folder / "_images", ignore_errors=True)  # of an earlier report
         shutil.copytree(built, folder, dirs_exist_ok=True)
@@ -93,7 +93,7 @@ def _first_page(records, settings, runs, figures):
 
 
 def _synthetic(data, configs):
-    """Whether the X-rays are drawn: `True`, `False`, or `None` where nothing is known."""
+    """Whether the X-rays are drawn: `True`, `False`, or `None` where it is unknown."""
     if configs:
         return configs[0]["synthetic"]
     return True if data == "phantoms" or (Path(data) / "phantoms.json").is_file() else None
@@ -103,13 +103,10 @@ def _results_tables(runs):
     """Scores after the last epoch: dict from caption to HTML, the all-background row first."""
     if not runs:
         return {}
-    parts = [
-        run.scores[run.scores["epoch"] == run.scores["epoch"].max()].assign(
-            network=run.config["backbone"], weights=run.config["weights"]
-        )
-        for run in runs
-    ]
-    table = format_table(score_table(pd.concat(parts), by=["network", "weights"])).fillna("–")
+    last = [run.scores[run.scores["epoch"] == run.scores["epoch"].max()] for run in runs]
+    names = [{"network": run.config["backbone"], "weights": run.config["weights"]} for run in runs]
+    scores = pd.concat([t.assign(**row) for t, row in zip(last, names, strict=True)])
+    table = format_table(score_table(scores, by=["network", "weights"])).fillna("–")
     found = {}
     for (split, images, positives), rows in table.groupby(["split", "images", "positives"]):
         rows = rows.drop(columns=["split", "images", "positives"])
@@ -120,9 +117,10 @@ def _results_tables(runs):
     return found
 
 
-def _figures(stem, data):
+def _figures(stem, settings):
     """Dict from a notebook's exported figures to their captions, in the order of the notebook."""
-    paths = sorted(figures_folder(data).glob(f"{stem}_*.png"), key=lambda p: p.stat().st_mtime_ns)
+    paths = figures_folder(settings["data"]).glob(f"{stem}_*.png")
+    paths = sorted(paths, key=lambda path: path.stat().st_mtime_ns)
     return {p: p.stem.removeprefix(f"{stem}_").replace("_", " ").capitalize() for p in paths}
 
 

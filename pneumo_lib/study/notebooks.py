@@ -1,7 +1,7 @@
-"""One notebook, executed by papermill in a kernel of its own, and what that took.
+"""Execution of one notebook by papermill, in a kernel of its own.
 
-TensorFlow keeps GPU memory until its process ends, so no two trainings share a kernel. What the
-extra "notebooks" brings is imported where it is needed: the library works without it.
+TensorFlow keeps GPU memory until its process ends, so no two trainings share a kernel. Packages of
+the extra "notebooks" are imported where they are needed: the library works without them.
 """
 
 import ast
@@ -25,17 +25,11 @@ class Step(NamedTuple):
 
 
 class NotebookError(RuntimeError):
-    """A notebook stopped before its end.
-
-    The text names notebook, cell and traceback; `args[1]` is the reason in one line.
-    """
-
-    def __str__(self):
-        return self.args[0]
+    """A notebook stopped before its end; the text names notebook, cell and traceback."""
 
 
 def execute(step, output, *, desc=None):
-    """Runs a notebook in a kernel of its own, with a progress bar if `desc` names it.
+    """Runs a notebook with this Python, with a progress bar if `desc` names it.
 
     Args:
         step: `Step`.
@@ -45,51 +39,55 @@ def execute(step, output, *, desc=None):
         NotebookError: if a cell fails, or the kernel ends.
     """
     import papermill
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError, strip_color
+
+    class ThisPython(AsyncKernelManager):
+        # a kernel that a user installed as "python3" may belong to another environment
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+    def literal(path):  # papermill formats paths
+        return str(path).replace("{", "{{").replace("}", "}}")
 
     kept = f"It is kept up to there: {output}"
     try:
         nb = papermill.execute_notebook(
-            step.notebook,
-            output,
+            literal(step.notebook),
+            literal(output),
             step.parameters,
             kernel_name="python3",
+            kernel_manager_class=ThisPython,
             cwd=step.notebook.parent,
             extra_arguments=["--log-level=50"],  # kernels log about themselves; errors come back
             # `disable=None`: a bar in a terminal, nothing in a log file
             progress_bar={"desc": desc, "leave": False, "disable": None if desc else True},
         )
     except PapermillExecutionError as error:
-        why = f"{error.ename}: {error.evalue}"
-        trace = strip_color("\n".join(error.traceback)) or why
+        trace = strip_color("\n".join(error.traceback)) or f"{error.ename}: {error.evalue}"
         raise NotebookError(
             f"{step.name} failed at cell In [{error.exec_count}]:\n\n{error.source}\n\n{trace}\n\n"
-            f"{kept}",
-            why,
+            f"{kept}"
         ) from None
     except DeadKernelError:
-        why = "it was killed, as the system does when memory is short"
         raise NotebookError(
-            f"{step.name} lost its kernel: {why}. "
+            f"{step.name} lost its kernel: it was killed, as the system does when memory is short. "
             "Close other programs, or take a smaller `size`, and run the report again: what was "
-            f"finished is kept. {kept}",
-            f"lost its kernel: {why}",
+            f"finished is kept. {kept}"
         ) from None
     skipped = [c for c in nb.cells if c.cell_type == "code" and c.source and not c.execution_count]
     if skipped:  # after `sys.exit(0)` papermill skips the rest and reports success
-        why = "ended itself before this cell:"
-        raise NotebookError(
-            f"{step.name} {why}\n\n{skipped[0].source}", f"{why} {skipped[0].source}"
-        )
+        raise NotebookError(f"{step.name} ended itself before this cell:\n\n{skipped[0].source}")
 
 
 @contextmanager
 def measured(*, every=0.25):
     """Dict that holds `seconds` and `peak_gb` at the end of the block.
 
-    Peak of the resident memory of this process and all it started (kernel, workers), sampled
-    `every` so many seconds; memory they share is counted once for each.
+    Peak of the resident memory of this process and all that it started (kernel, workers), sampled
+    each `every` seconds; shared memory is counted once for each process.
     """
     import psutil
 
@@ -100,7 +98,7 @@ def measured(*, every=0.25):
         while not done.wait(every):
             total = 0
             for process in (here, *here.children(recursive=True)):
-                with suppress(psutil.Error):  # it may have ended meanwhile
+                with suppress(psutil.Error):  # the process may have ended meanwhile
                     total += process.memory_info().rss
             used["peak_gb"] = round(max(used["peak_gb"], total / 1e9), 2)
 
@@ -136,10 +134,9 @@ def notebook_parameters(notebook):
 
 
 def report_folder(data):
-    """`runs/report` for the phantoms drawn by default; every folder of data gets one of its own."""
-    return project_path(
-        "runs/report" if data == "phantoms" else f"runs/report-{Path(str(data)).name}"
-    )
+    """`runs/report` for the phantoms drawn by default, else `runs/report-<name of the folder>`."""
+    name = "report" if data == "phantoms" else f"report-{Path(str(data)).name}"
+    return project_path("runs") / name
 
 
 def figures_folder(data):

@@ -4,7 +4,7 @@ Each setting is checked where it is used: those of a training by `TrainingConfig
 data by `prepare.check_data_settings()`.
 """
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -16,7 +16,6 @@ from pneumo_lib.runs import load_run
 from pneumo_lib.training.config import TrainingConfig, as_value
 
 DATA = ("data", "size", "split", "fold", "seed", "phantom_count")  # they choose the cases
-_TRAINING = tuple(one.name for one in fields(TrainingConfig))
 
 
 def read_params(path):
@@ -26,14 +25,17 @@ def read_params(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No parameter file {path}. The project's own are in params/")
-    params = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        params = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML in UTF-8. Received: {error}") from None
     if not isinstance(params, dict):
         raise ValueError(f"{path} must hold lines of `name: value`. Received: {params!r}")
     return params
 
 
 def check_parameters(settings, defaults):
-    """`settings` as notebooks take them; refuses what papermill lets pass, or could not be run.
+    """`settings` as notebooks take them: checked, with numbers and lists where they came as text.
 
     Papermill only warns of a misspelt parameter and runs with the default instead.
 
@@ -41,21 +43,18 @@ def check_parameters(settings, defaults):
         settings: dict of parameters.
         defaults: dict of all known parameters and their defaults.
 
-    Returns:
-        The same dict, with numbers and lists where they came as text.
-
     Raises:
-        ValueError: for an unknown parameter, and for a value that cannot be.
+        ValueError: for an unknown parameter, and for a value that it cannot have.
     """
     for name in settings:
         if name not in defaults and name not in ("data", "export"):
             hint = did_you_mean(name, defaults) or f". Known: {', '.join(defaults)}"
             raise ValueError(f"No notebook has a parameter `{name}`{hint}")
-    training = {name: settings[name] for name in _TRAINING if name in settings}
-    data = {name: settings[name] for name in DATA if name in settings}
-    checked = {n: v for n, v in asdict(TrainingConfig(**training)).items() if n in training}
+    config = asdict(TrainingConfig())
+    config = asdict(TrainingConfig(**{n: v for n, v in settings.items() if n in config}))
+    checked = {name: config[name] for name in settings if name in config}
     checked = {n: list(v) if isinstance(v, tuple) else v for n, v in checked.items()}
-    checked |= check_data_settings(**data)
+    checked |= check_data_settings(**{n: v for n, v in settings.items() if n in DATA})
     if "size" in checked:
         check_size(checked["size"], settings.get("backbone"))
     others = {n: _like(n, v, defaults.get(n)) for n, v in settings.items() if n not in checked}
@@ -63,12 +62,9 @@ def check_parameters(settings, defaults):
 
 
 def _like(name, value, default):
-    """`value` of the type of its default; any text or None where that is None."""
-    if type(default) in (bool, int, float):
-        value = as_value(value)
-    if type(default) is float and type(value) is int:
-        return float(value)
-    if default is None or type(value) is type(default):
+    """`value` of the type of its default; any value where that is None."""
+    value = as_value(value) if isinstance(default, bool) else value
+    if default is None or isinstance(value, type(default)):
         return value
     kind = type(default).__name__
     raise ValueError(

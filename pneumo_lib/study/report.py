@@ -1,8 +1,8 @@
-"""The whole study: runs the numbered notebooks in order and gathers what they made on one page.
+"""The report: the numbered notebooks executed in order, and pages that gather their results.
 
-Every notebook runs in a kernel of its own, the training notebook once per backbone. One whose
-inputs did not change since it last finished is not run again; to run it all the same, after a
-change of the library that leaves numbers as they are, delete its `.key.json`.
+The training notebook is executed once for each backbone. A notebook whose inputs did not change
+since it last finished is not executed again; to execute it all the same, after a change of the
+library that leaves numbers as they are, delete its `.key.json`.
 """
 
 import hashlib
@@ -37,10 +37,8 @@ from pneumo_lib.study.parameters import absolute_paths, check_parameters, read_p
 logger = logging.getLogger(__name__)
 
 TRAINING = "05_train_fcn"
-LAST = "06_results"  # with it the report is told
+LAST = "06_results"  # the notebooks after it ask further questions
 BACKBONES = tuple(name for name in names.BACKBONES if name != "vgg16")  # those of the report
-# parameters that the report sets itself: the network of a training, the runs to compare
-_SET_HERE = {"backbone": "`backbones`", "run_names": "`backbones` and the settings of the training"}
 
 
 def run_report(
@@ -50,21 +48,19 @@ def run_report(
 
     Args:
         data: `"phantoms"` or the folder of a data set; `None` takes `data` of `params`.
-        params: YAML file of parameters, such as `params/siim.yaml`; `None`: the defaults that
-            the notebooks themselves hold.
+        params: YAML file of parameters, such as `params/siim.yaml`.
         overrides: dict of single parameters, stronger than `params`. `backbones`, a list, names
             the networks to train; every other name must be a parameter of some notebook.
-        folder: where the executed notebooks and pages go. Default: `runs/report` for phantoms,
-            else `runs/report-<name of the data folder>`.
+        folder: of the executed notebooks and pages; `None`: see `report_folder()`.
         notebooks: folder of the numbered notebooks.
-        beyond: whether to run also the notebooks after `LAST`, which ask further questions.
+        beyond: whether to run also the notebooks after `LAST`.
 
     Returns:
         `Path` of `index.html`; `report.json` beside it holds times, peak memory and the caveats
         that every slide about this report carries.
 
     Raises:
-        ValueError: if a parameter is unknown or of another type than its default.
+        ValueError: for an unknown parameter, or a value that it cannot have.
         FileNotFoundError: if there is no notebook, or `data` or `params` do not exist.
         NotebookError: if a cell of a notebook fails.
     """
@@ -78,13 +74,12 @@ def run_report(
     folder = project_path(folder or report_folder(settings["data"]))
     with file_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        inputs = _fingerprint(settings)
-        trained, records = [], []
+        inputs, trained, records = _inputs(settings), [], []
         for number, step in enumerate(steps, start=1):
             key = _key(step, inputs, trained)
             record = _run(step, key, folder, progress=f"{number}/{len(steps)}")
             records.append(record)
-            if step.notebook.stem == TRAINING:  # what comes after depends on what it learnt
+            if step.notebook.stem == TRAINING:  # the notebooks after it depend on its weights
                 trained.append([key, record["learnt"]])
         runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
         summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
@@ -93,7 +88,7 @@ def run_report(
 
 
 def plan(notebooks, settings):
-    """The steps of a report: each notebook with those of `settings` that it declares."""
+    """List of `Step` of a report: each notebook with those of `settings` that it declares."""
     declared = {path: notebook_parameters(path) for path in notebooks}
     settings = {"export": True} | settings
     backbones = settings.pop("backbones", list(BACKBONES))
@@ -102,11 +97,10 @@ def plan(notebooks, settings):
             "`backbones` must be a list of names, such as [vgg16, small]. "
             f"Received: backbones={backbones!r}"
         )
-    if wrong := _SET_HERE.keys() & settings.keys():
-        name = wrong.pop()
+    for name in {"backbone", "run_names"} & settings.keys():
         raise ValueError(
             f"`{name}` is set by the report. Received: {name}={settings[name]!r}. "
-            f"Give {_SET_HERE[name]} instead"
+            "Give `backbones`, the networks to train, instead"
         )
     if settings.get("run_name") and len(backbones) > 1:  # the second would replace the first
         raise ValueError(
@@ -116,42 +110,37 @@ def plan(notebooks, settings):
     known = {"backbone": None} | {k: v for d in declared.values() for k, v in d.items()}
     for backbone in backbones:
         checked = check_parameters(settings | {"backbone": backbone}, known)
-    settings = {name: checked[name] for name in settings}
     steps, run_names = [], []
     for path, defaults in declared.items():
-        own = {name: value for name, value in settings.items() if name in defaults}
-        if path.stem == TRAINING:
-            for backbone in backbones:
-                network = own | {"backbone": backbone}
-                if "run_name" in defaults:  # the name is given, so that it is known here
-                    network["run_name"] = _run_name(defaults | network)
-                    run_names.append(network["run_name"])
-                steps.append(Step(f"{path.stem}-{backbone}", path, network))
-        else:
+        own = {name: checked[name] for name in settings if name in defaults}
+        if path.stem != TRAINING:
             own |= {"run_names": run_names} if "run_names" in defaults else {}
             steps.append(Step(path.stem, path, own))
+            continue
+        for backbone in backbones:
+            network = own | {"backbone": backbone}
+            if "run_name" in defaults:  # the name is given, so that it is known here
+                network["run_name"] = _run_name(defaults | network)
+                run_names.append(network["run_name"])
+            steps.append(Step(f"{path.stem}-{backbone}", path, network))
     return steps
 
 
 def _run_name(parameters):
     """Name of the run folder that the training notebook makes with all its `parameters`."""
-    names = ("backbone", "decoder", "size")
-    chosen = default_name(Path(parameters["data"]).name, *(parameters[name] for name in names))
-    return parameters["run_name"] or chosen
+    chosen = (parameters[name] for name in ("backbone", "decoder", "size"))
+    return parameters["run_name"] or default_name(Path(parameters["data"]).name, *chosen)
 
 
 # -- what has to be run again ------------------------------------------------------------------
 
 
-def _fingerprint(settings):
-    """Of the packages (versions) and of every data file (name, size, time of change), as text."""
-    lines = [f"results {RESULTS_VERSION}", *map(" ".join, package_versions().items())]
+def _inputs(settings):
+    """What all steps depend on: versions of the packages; name, size and time of data files."""
     roots = [Path(settings["data"]), Path(settings.get("weights") or "")]
     files = [f for root in roots if root.is_absolute() for f in (root, *root.rglob("*"))]
-    for path in sorted(f for f in files if f.is_file()):
-        status = path.stat()
-        lines.append(f"{path} {status.st_size} {status.st_mtime_ns}")
-    return "\n".join(lines)
+    stats = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()}
+    return [RESULTS_VERSION, package_versions(), stats]
 
 
 def _key(step, inputs, trained):
@@ -159,7 +148,7 @@ def _key(step, inputs, trained):
     cells = [(c.cell_type, c.source) for c in nbformat.read(step.notebook, as_version=4).cells]
     parameters = notebook_parameters(step.notebook) | step.parameters
     named = [source_path(v) for v in parameters.values() if str(v).endswith((".yaml", ".yml"))]
-    contents = [path.read_text() for path in named if path.is_file()]
+    contents = [path.read_text(encoding="utf-8") for path in named if path.is_file()]
     if parameters.get("initial"):
         contents.append(weights_checksum(load_run(parameters["initial"]).folder))
     decisive = [cells, step.parameters, contents, inputs, trained]
@@ -167,7 +156,7 @@ def _key(step, inputs, trained):
 
 
 def _learnt(step):
-    """Checksum of what the run of a training step learnt; None if there is no such run."""
+    """Checksum of the weights that a training step learnt; None if there is no such run."""
     name = step.parameters.get("run_name")
     folder = project_path("runs") / str(name)
     return weights_checksum(folder) if name and is_finished(folder) else None
@@ -177,7 +166,7 @@ def _learnt(step):
 
 
 def _run(step, key, folder, *, progress):
-    """Runs a step unless it is there already, with the run it trained; its record."""
+    """Record of a step, which is executed unless its notebook and the run it trained are there."""
     executed, record_path = folder / f"{step.name}.ipynb", folder / f"{step.name}.key.json"
     if executed.is_file() and record_path.is_file():
         record = json.loads(record_path.read_text())

@@ -1,4 +1,4 @@
-"""Sweeps: what a file means, and real trainings in worker processes that fail, stall and die."""
+"""Sweeps: their files, and real trainings in worker processes that fail, wait and die."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.text import Text
 
 from pneumo_lib import runs
 from pneumo_lib.study.experiments import plan_run, run_experiments
@@ -19,7 +20,6 @@ from pneumo_lib.study.experiments import plan_run, run_experiments
 sweep = pytest.importorskip("pneumo_lib.cluster.sweep", reason="the extra `cluster` is missing")
 
 from pneumo_lib.cluster import dask_client as clusters  # noqa: E402
-from pneumo_lib.cluster import sweep as sweep_results  # noqa: E402
 from pneumo_lib.plots import experiments  # noqa: E402
 
 BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}
@@ -90,12 +90,12 @@ asyncio.run(serve())
 
 
 def start_server(server):
-    """A process of Dask's, which says its address."""
+    """A process of Dask's, which prints its address."""
     command = [sys.executable, "-c", SERVER.format(server)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-# What a file means
+# Files of sweeps
 
 
 def test_a_sweep_is_the_product_of_its_lists(project):
@@ -177,26 +177,26 @@ def test_a_result_that_did_not_come_here_is_a_failure(project, cluster, monkeypa
     assert done.table.empty
 
 
-def test_the_table_holds_the_last_scores_of_each_run_and_part():
+def test_the_table_holds_the_last_scores_of_each_run_and_split():
     found = [
         (SimpleNamespace(folder=SimpleNamespace(name=f"try-{seed}"), scores=SCORES), {"seed": seed})
         for seed in (0, 1)
     ]
-    table = sweep_results.sweep_table(found, axes=["seed"])
-    assert Counter(table["part"]) == {"validation": 6, "test": 6}
-    values = table.set_index(["run", "part", "score"])["value"]["try-1"]
+    table = sweep.sweep_table(found, axes=["seed"])
+    assert Counter(table["split"]) == {"validation": 6, "test": 6}
+    values = table.set_index(["run", "split", "score"])["value"]["try-1"]
     # one positive of 4 pixels, half of it found, and one empty mask that is right or is not
     assert values["validation", "dice_positive"] == pytest.approx(2 * 2 / (2 * 2 + 2))
     assert values["validation", "siim_dice"] == pytest.approx((2 / 3 + 1) / 2)
     assert values["validation", "iou"] == pytest.approx(2 / 4)
     assert values["test", "siim_dice"] == 0
-    nothing = table.set_index(["run", "part", "score"])["all_background"]["try-0"]
+    nothing = table.set_index(["run", "split", "score"])["all_background"]["try-0"]
     assert nothing["test", "siim_dice"] == 0.5
-    summary = sweep_results.summarise(table, axes=["seed"]).set_index(["part", "score"])
+    summary = sweep.summarise(table, axes=["seed"]).set_index(["split", "score"])
     assert summary.loc[("test", "iou"), ["runs", "mean", "sd"]].tolist() == [2, 0, 0]
 
 
-# Workers that do not
+# Workers that die
 
 
 def test_a_run_whose_worker_is_lost_goes_on_elsewhere(project, cluster):
@@ -245,7 +245,7 @@ def test_the_death_of_the_scheduler_is_one_error_and_ends_the_training(project):
     assert not runs.is_finished(project / "runs" / "try-seed0")
 
 
-# Workers that are not alike
+# Workers that differ
 
 
 @pytest.mark.parametrize("changes", [{"version": 0}, {"folder": "/nowhere"}])
@@ -257,9 +257,16 @@ def test_a_worker_refuses_what_it_would_do_in_vain(project, cluster, changes):
         future.result()
 
 
-def test_a_sweep_that_waits_for_a_resource_says_so(cluster, caplog):
-    sweep._warn_of_missing(cluster, {"GPU": 1})
-    assert "No worker has GPU=1 yet" in caplog.text
+def test_a_sweep_that_waits_for_a_resource_logs_so(project, cluster, caplog):
+    write(project, {"seed": [0]})
+
+    def interrupt():
+        wait_for(lambda: "No worker has GPU=1 yet" in caplog.text)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_sweep("try.yaml", scheduler=cluster, resources={"GPU": 1})
 
 
 # The figure
@@ -269,7 +276,7 @@ def rows_of(**columns):
     """Two settings of two seeds, at 0.2 and 0.4, and at 0.6 and 0.8."""
     values = {"value": [0.2, 0.4, 0.6, 0.8], "lower": 0.1, "upper": 0.9, "all_background": 0.5}
     settings = {"backbone": ["small", "small", "vgg16", "vgg16"], "seed": [0, 1, 0, 1]}
-    place = {"run": list("abcd"), **settings, "part": "test", "score": "iou"}
+    place = {"run": list("abcd"), **settings, "split": "test", "score": "iou"}
     return pd.DataFrame(place | values | columns)
 
 
@@ -281,21 +288,17 @@ def test_the_figure_has_a_row_for_each_setting_with_its_repeats_and_their_mean(p
     assert {(0.2, 0.4), (0.6, 0.8)} <= marks  # the dots
     means = [x for x in marks if x[0] == x[1]]
     assert sorted(x[0] for x in means) == pytest.approx([0.3, 0.5, 0.7])  # 0.5: all background
-
-
-def test_the_figure_of_a_cross_validation_has_one_row(project_style):
-    table = rows_of(backbone="small", seed=[1, 2, 3, 4]).rename(columns={"seed": "fold"})
-    ax = experiments.sweep_chart(table, scores=["iou"]).axes[0]
+    folds = rows_of(backbone="small", seed=[1, 2, 3, 4]).rename(columns={"seed": "fold"})
+    ax = experiments.sweep_chart(folds, scores=["iou"]).axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["all runs"]
 
 
 def test_the_files_of_a_sweep_can_be_read_again_and_name_the_folds(project, monkeypatch):
-    notes = []
-    monkeypatch.setattr(experiments, "sweep_chart", lambda table, note: notes.append(note))
-    monkeypatch.setattr(sweep_results, "export", lambda figure, name, folder: None)
-    monkeypatch.setattr(sweep_results.plt, "close", lambda figure: None)
+    drawn = []
+    monkeypatch.setattr(sweep, "export", lambda figure, name, folder: drawn.append(figure))
     config = {"backbone": "vgg16", "weights": "random features", "synthetic": True}
     config |= {"split_scheme": "patient, fold 2/5", "leaked_patients": 0}
-    sweep_results.keep_results(rows_of(), rows_of(), [SimpleNamespace(config=config)] * 2, project)
-    assert notes == ["synthetic radiographs · random features: vgg16 · split: patient, 5 folds"]
+    sweep.keep_results(rows_of(), rows_of(), [SimpleNamespace(config=config)] * 2, project)
+    note = "synthetic radiographs · random features: vgg16 · split: patient, 5 folds"
+    assert note in [text.get_text() for text in drawn[0].findobj(Text)]
     pd.testing.assert_frame_equal(pd.read_csv(project / "table.csv"), rows_of())

@@ -1,8 +1,5 @@
 """The operating point: masks counted by hand, the choice against trying every triplet."""
 
-import json
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -12,7 +9,6 @@ from pneumo_lib.evaluation.operating_point import (
     apply_operating_point,
     choose_operating_point,
 )
-from pneumo_lib.runs import load_operating_point
 
 
 def siim_dice(y_true, y_pred, point):
@@ -99,20 +95,6 @@ def test_healthy_images_alone_give_empty_masks():
     _, y_pred = blurred_cases()
     healthy = np.zeros(y_pred.shape, np.uint8)
     assert not apply_operating_point(y_pred, choose_operating_point(healthy, y_pred)).any()
-
-
-def test_a_run_without_an_operating_point_has_the_plain_one(tmp_path):
-    assert load_operating_point(tmp_path) == OperatingPoint(0.5, 0.0, 0.5)
-
-
-def test_an_operating_point_is_loaded_from_run_folder_or_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
-    folder = tmp_path / "runs" / "best"
-    folder.mkdir(parents=True)
-    point = OperatingPoint(0.75, 0.01, 0.25)
-    (folder / "operating_point.json").write_text(json.dumps(point._asdict()))
-    for run in ("best", folder, SimpleNamespace(folder=folder)):
-        assert load_operating_point(run) == point
 
 
 def test_choosing_needs_images_of_equal_shape_and_applying_a_batch():

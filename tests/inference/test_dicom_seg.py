@@ -9,7 +9,6 @@ import pydicom
 import pytest
 from pydicom import uid
 from test_dicom import dicom_bytes
-from test_predict_files import run  # noqa: F401  (a fixture)
 
 from pneumo_lib.inference import dicom_seg
 from pneumo_lib.inference.dicom_seg import DESCRIPTION
@@ -50,12 +49,12 @@ def study(tmp_path):
     return folder
 
 
-def segmentations(folder, run, out):  # noqa: F811
-    return predict_files(folder, run, out, dicom_seg=True).segmentations
+def segmentations(folder, bright, out):
+    return predict_files(folder, bright, out, dicom_seg=True).segmentations
 
 
-def test_masks_lie_on_the_xrays_they_were_made_from(study, run, tmp_path):  # noqa: F811
-    paths = segmentations(study, run, tmp_path / "out")
+def test_masks_lie_on_the_xrays_they_were_made_from(study, bright, tmp_path):
+    paths = segmentations(study, bright, tmp_path / "out")
     upper, lower = (bright_where(rows) // 255 for rows in (slice(0, 20), slice(20, 40)))
     for path, mask, source in zip(paths, (upper, lower), ("1.2.3.4.1", "1.2.3.4.2"), strict=True):
         read = highdicom.seg.segread(path)
@@ -64,8 +63,8 @@ def test_masks_lie_on_the_xrays_they_were_made_from(study, run, tmp_path):  # no
         np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, mask)
 
 
-def test_object_says_what_it_is_and_who_made_it(study, run, tmp_path):  # noqa: F811
-    path, _ = segmentations(study, run, tmp_path / "out")
+def test_object_says_what_it_is_and_who_made_it(study, bright, tmp_path):
+    path, _ = segmentations(study, bright, tmp_path / "out")
     file = pydicom.dcmread(path)
     assert file.SOPClassUID == uid.SegmentationStorage
     assert (file.StudyInstanceUID, file.PatientID) == ("1.2.3", "ID7")
@@ -80,8 +79,8 @@ def test_object_says_what_it_is_and_who_made_it(study, run, tmp_path):  # noqa: 
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
 
 
-def test_nothing_of_the_patient_is_in_it_but_what_is_required(study, run, tmp_path):  # noqa: F811
-    _, path = paths = segmentations(study, run, tmp_path / "out")
+def test_nothing_of_the_patient_is_in_it_but_what_is_required(study, bright, tmp_path):
+    _, path = paths = segmentations(study, bright, tmp_path / "out")
     file = pydicom.dcmread(path)
     assert not [name for name in NOT_REQUIRED if name in file]
     content = path.read_bytes()
@@ -91,10 +90,10 @@ def test_nothing_of_the_patient_is_in_it_but_what_is_required(study, run, tmp_pa
     assert not any(b"SECRET" in p.read_bytes() for p in others)
 
 
-def test_validator_finds_no_error(study, run, siim_dicom, tmp_path):  # noqa: F811
+def test_validator_finds_no_error(study, bright, siim_dicom, tmp_path):
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy is not installed: Debian package dicom3tools")
-    paths = segmentations([study, next(siim_dicom.rglob("*.dcm"))], run, tmp_path / "out")
+    paths = segmentations([study, next(siim_dicom.rglob("*.dcm"))], bright, tmp_path / "out")
     assert len(paths) == 3
     for path in paths:
         done = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
@@ -102,40 +101,57 @@ def test_validator_finds_no_error(study, run, siim_dicom, tmp_path):  # noqa: F8
         assert "Error" not in done.stderr
 
 
-def test_objects_of_a_study_are_one_series(study, run, tmp_path):  # noqa: F811
+def test_objects_of_a_study_are_one_series(study, bright, tmp_path):
     write(study, "ccc", np.zeros((30, 30), np.uint8), StudyInstanceUID="1.2.9")
-    files = [pydicom.dcmread(path) for path in segmentations(study, run, tmp_path / "out")]
+    files = [pydicom.dcmread(path) for path in segmentations(study, bright, tmp_path / "out")]
     assert files[0].SeriesInstanceUID == files[1].SeriesInstanceUID != files[2].SeriesInstanceUID
     assert [file.InstanceNumber for file in files] == [1, 2, 1]
     assert len({file.SOPInstanceUID for file in files}) == 3
     assert not files[2].pixel_array.any()  # that nothing was found is a result
 
 
-def test_second_call_gives_the_same_objects(study, run, tmp_path):  # noqa: F811
-    uids = [
-        [pydicom.dcmread(path).SOPInstanceUID for path in segmentations(study, run, tmp_path / "a")]
+def test_second_call_gives_the_same_objects(study, bright, tmp_path):
+    first, second = (
+        [
+            pydicom.dcmread(path).SOPInstanceUID
+            for path in segmentations(study, bright, tmp_path / "a")
+        ]
         for _ in range(2)
-    ]
-    assert uids[0] == uids[1]
+    )
+    assert first == second
     assert len(list((tmp_path / "a" / "segmentations").iterdir())) == 2
 
 
-def test_dropped_fields_that_must_be_there_are_left_empty(run, tmp_path):  # noqa: F811
+def test_dropped_fields_that_must_be_there_are_left_empty(bright, tmp_path):
     write(tmp_path / "study", "a", bright_where(0), **dict.fromkeys(PATIENT))
-    [path] = segmentations(tmp_path / "study", run, tmp_path / "out")
+    [path] = segmentations(tmp_path / "study", bright, tmp_path / "out")
     file = pydicom.dcmread(path)
     assert [file[name].value or "" for name in PATIENT] == [""] * len(PATIENT)
 
 
-def test_missing_highdicom_is_named_with_the_remedy(study, run, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize(
+    ("charsets", "name"),  # of DICOM PS3.5, annexes H.3.1 and I.2
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+    ],
+)
+def test_names_in_several_character_sets_are_kept(bright, tmp_path, charsets, name):
+    fields = {"SpecificCharacterSet": charsets, "PatientName": name}
+    write(tmp_path / "study", "a", bright_where(0), **fields)
+    [path] = segmentations(tmp_path / "study", bright, tmp_path / "out")
+    assert pydicom.dcmread(path).PatientName == name
+
+
+def test_missing_highdicom_is_named_with_the_remedy(study, bright, tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_seg, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package highdicom: pip install"):
-        segmentations(study, run, tmp_path / "out")
+        segmentations(study, bright, tmp_path / "out")
 
 
 def test_file_without_what_a_reference_needs_fails_and_the_others_go_on(
     study,
-    run,  # noqa: F811
+    bright,
     tmp_path,
     recwarn,
     caplog,
@@ -144,7 +160,7 @@ def test_file_without_what_a_reference_needs_fails_and_the_others_go_on(
     write(study, "dddd", bright_where(0), StudyInstanceUID=None)
     with pydicom.config.disable_value_validation():
         write(study, "eeeee", bright_where(0), StudyDate="SECRET", StudyInstanceUID="1.2.8")
-    outcome = predict_files(study, run, tmp_path / "out", dicom_seg=True)
+    outcome = predict_files(study, bright, tmp_path / "out", dicom_seg=True)
     assert len(outcome.segmentations) in (2, 3)
     failed = {row["file"].rpartition("/")[2]: row["error"] for row in outcome.failed}
     assert failed.keys() >= {"ccc.dcm", "dddd.dcm"}
@@ -153,6 +169,6 @@ def test_file_without_what_a_reference_needs_fails_and_the_others_go_on(
     assert "SECRET" not in said
 
 
-def test_pictures_that_are_no_dicom_get_none(run, tmp_path):  # noqa: F811
+def test_pictures_that_are_no_dicom_get_none(bright, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8), np.uint8))
-    assert segmentations(tmp_path / "a.png", run, tmp_path / "out") == []
+    assert segmentations(tmp_path / "a.png", bright, tmp_path / "out") == []

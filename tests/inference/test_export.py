@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from test_predict_files import run  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
 from pneumo_lib.inference import export
@@ -12,10 +11,10 @@ from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose
 
 
 @pytest.mark.parametrize("format", ["onnx", "savedmodel", "litert"])
-def test_written_network_finds_what_is_bright(run, tmp_path, format):  # noqa: F811
+def test_written_network_finds_what_is_bright(bright, tmp_path, format):
     if format == "onnx":
         pytest.importorskip("onnxruntime", reason="of the extra `export`")
-    path, difference = export_network(run, tmp_path / "network", format=format)
+    path, difference = export_network(bright, tmp_path / "network", format=format)
     assert path.name == {"onnx": "network.onnx", "savedmodel": "network"}.get(
         format, "network.tflite"
     )
@@ -42,26 +41,26 @@ def test_fourier_layers_are_exported_too(tmp_path):
     assert export_network(fourier, tmp_path / "network")[1] < 1e-4
 
 
-def test_network_that_disagrees_is_refused_and_leaves_nothing(run, tmp_path, monkeypatch):  # noqa: F811
+def test_network_that_disagrees_is_refused_and_leaves_nothing(bright, tmp_path, monkeypatch):
     read = export._READERS["savedmodel"]
     monkeypatch.setitem(export._READERS, "savedmodel", lambda *given: read(*given) + 0.001)
     with pytest.raises(ValueError, match=r"must agree with Keras.*1\.0e-03 as savedmodel"):
-        export_network(run, tmp_path / "network", format="savedmodel")
+        export_network(bright, tmp_path / "network", format="savedmodel")
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_replaced(run, tmp_path):  # noqa: F811
+def test_nothing_is_replaced(bright, tmp_path):
     (tmp_path / "a.tflite").touch()
     with pytest.raises(ValueError, match="replaces nothing"):
-        export_network(run, tmp_path / "a", format="litert")
+        export_network(bright, tmp_path / "a", format="litert")
 
 
-def test_unknown_format_is_refused(run, tmp_path):  # noqa: F811
+def test_unknown_format_is_refused(bright, tmp_path):
     with pytest.raises(ValueError, match="`format` must be one of onnx, savedmodel, litert"):
-        export_network(run, tmp_path / "a", format="pickle")
+        export_network(bright, tmp_path / "a", format="pickle")
 
 
-def test_missing_packages_of_onnx_are_named_with_the_remedy(run, tmp_path, monkeypatch):  # noqa: F811
+def test_missing_packages_of_onnx_are_named_with_the_remedy(bright, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'pneumo\[export\]'. Received: no tf2onnx"):
-        export_network(run, tmp_path / "a")
+        export_network(bright, tmp_path / "a")

@@ -1,4 +1,4 @@
-"""Prediction: what a run says of a file is what it said of the prepared image."""
+"""Prediction: a file gets the probabilities of its prepared image."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import cv2
-import keras
 import numpy as np
 import pytest
 from conftest import CASES, SIZE
@@ -24,8 +23,6 @@ from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference import predict as inference
 from pneumo_lib.inference.predict import Prediction, find_images, predict
 from pneumo_lib.training.train import train
-
-WHOLE = (0, 1, 0, 1)  # an X-ray without a frame
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +102,30 @@ def test_dicom_files_get_masks_of_their_own_size(run, siim_dicom):
     assert {prediction.mask.shape for prediction in predictions} == {(1024, 1024)}
 
 
-def test_run_is_given_by_name_too(run, files):
-    [by_name], [by_run] = (list(predict(files[0], name)) for name in ("tiny", run))
-    np.testing.assert_array_equal(by_name.probability, by_run.probability)
+def mask_of(probability, shape, point):
+    """Mask of one X-ray of `shape` whose network gives `probability`."""
+    probability = np.array(probability, np.float32)
+
+    def read(path):
+        return Prediction(path, xray=XRay(None, shape)), probability
+
+    [prediction] = inference.predictions(["x"], read, lambda images: images, point, 1, 1)
+    assert prediction.mask.dtype == np.uint8
+    return prediction.mask
 
 
-def test_mask_is_1_where_the_enlarged_probability_reaches_the_threshold():
-    probability = np.array([[0.2, 0.6], [0.2, 0.6]], np.float32)
+def test_mask_is_1_where_the_upsampled_probability_reaches_the_threshold():
     # OpenCV's linear mode puts samples at pixel centres: 0.2, 0.3, 0.5, 0.6 in each row
     for threshold, row in ((0.4, [0, 0, 1, 1]), (0.1, [1, 1, 1, 1]), (0.7, [0, 0, 0, 0])):
-        point = OperatingPoint(threshold, 0.0, threshold)
-        mask = inference._mask(probability, (3, 4), WHOLE, point=point)
-        assert mask.dtype == np.uint8
+        mask = mask_of([[0.2, 0.6], [0.2, 0.6]], (3, 4), OperatingPoint(threshold, 0, threshold))
         np.testing.assert_array_equal(mask, [row] * 3)
+
+
+def test_mask_stays_empty_where_too_few_pixels_of_the_network_are_sure():
+    probability = np.zeros((4, 4))
+    probability[0, 0] = 0.9  # one pixel of sixteen
+    assert mask_of(probability, (4, 4), OperatingPoint(0.8, 1 / 16, 0.5)).sum() == 1
+    assert mask_of(probability, (4, 4), OperatingPoint(0.8, 2 / 16, 0.5)).sum() == 0
 
 
 def test_operating_point_decides_the_mask(run, files):
@@ -140,15 +148,6 @@ def test_operating_point_of_the_run_is_the_default(run, files):
         path.unlink()
 
 
-def test_mask_stays_empty_where_too_few_pixels_of_the_network_are_sure():
-    probability = np.zeros((4, 4), np.float32)
-    probability[0, 0] = 0.9  # one pixel of sixteen
-    for share, area in ((1 / 16, 4), (2 / 16, 0)):
-        mask = inference._mask(probability, (4, 4), WHOLE, point=OperatingPoint(0.8, share, 0.5))
-        assert mask.sum() * 4 == area
-        assert mask.shape == (4, 4)
-
-
 def test_masks_of_a_given_shape_are_drawn_at_it(run, files):
     [prediction] = predict(files[0], run, shape=(50, 70))
     assert prediction.mask.shape == (50, 70)
@@ -165,14 +164,6 @@ def test_kept_results_hold_the_xray_and_all_hold_the_checksum_of_the_file(run, f
 def test_image_level_score_is_that_of_the_probability_map(run, files):
     [prediction] = predict(files[0], run)
     assert prediction.score == pl.evaluation.image_level_score(prediction.probability[None])[0]
-
-
-def test_network_with_code_inside_is_refused(run, tmp_path):
-    inputs = keras.Input((32, 32, 3))
-    outputs = keras.layers.Lambda(lambda x: x[..., :2])(inputs)
-    keras.Model(inputs, outputs).save(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match=r"hold no code of its own.*model\.keras"):
-        runs.load_network(run._replace(folder=tmp_path))
 
 
 def test_network_that_is_a_pickle_is_refused_unopened(run, tmp_path):
@@ -254,11 +245,6 @@ def test_nothing_to_predict_is_refused(tmp_path, run):
         predict(tmp_path, run)
     with pytest.raises(FileNotFoundError, match="Received: nothing"):
         find_images([])
-
-
-def test_unfinished_run_is_refused_before_anything_is_read(files):
-    with pytest.raises(FileNotFoundError, match="must hold a finished training run"):
-        predict(files, "nowhere")
 
 
 def test_public_name_predicts_in_a_fresh_process(run, files, tmp_path):

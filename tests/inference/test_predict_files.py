@@ -1,18 +1,15 @@
-"""`pneumo predict`: a folder that holds what it says, is never mixed up and gives nothing away."""
+"""Predicted folders: complete, resumable, never mixed up, without personal data."""
 
 import csv
-import json
 import os
 import shutil
 
 import cv2
-import keras
 import numpy as np
 import pydicom
 import pytest
 from test_dicom import RAMP, dicom_bytes
 
-import pneumo_lib as pl
 from pneumo_lib import runs
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference.overlay import draw_overlay
@@ -22,44 +19,13 @@ from pneumo_lib.inference.prediction_rows import FILE_COLUMNS, NOTE, side_of
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A network that finds what is bright: probability 1 for white, 0 for black."""
-    folder = tmp_path_factory.mktemp("runs") / "bright"
-    folder.mkdir()
-    image = keras.Input((SIZE, SIZE, 3))
-    score = keras.layers.Conv2D(2, 1, name="scores")
-    network = keras.Model(image, keras.layers.Softmax()(score(image)))
-    score.set_weights([np.array([[[[-9, 9], [0, 0], [0, 0]]]], "float32"), np.zeros(2, "float32")])
-    network.save(folder / "model.keras")
-    config = {"size": SIZE, "backbone": "small"}
-    (folder / "config.json").write_text(json.dumps(config))
-    for name in ("history", "scores"):
-        (folder / f"{name}.csv").write_text("epoch\n1\n")
-    return pl.load_run(folder)
-
-
-@pytest.fixture
-def xrays(tmp_path):
-    """Two PNG files, one bright in its left half, and a DICOM file that is bright all over."""
-    folder = tmp_path / "xrays"
-    folder.mkdir()
-    half = np.zeros((40, 60), np.uint8)
-    half[:, :30] = 255
-    cv2.imwrite(str(folder / "half.png"), half)
-    cv2.imwrite(str(folder / "dark.png"), np.zeros((40, 60), np.uint8))
-    white = dicom_bytes(np.full((50, 30), 255, np.uint8), PixelSpacing=[0.5, 0.2])
-    (folder / "white.dcm").write_bytes(white)
-    return folder
-
-
 def read(path):
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-def test_each_file_gets_a_map_a_mask_an_overlay_and_a_row(run, xrays, tmp_path):
+def test_each_file_gets_a_map_a_mask_an_overlay_and_a_row(bright, xrays, tmp_path):
     out = tmp_path / "out"
-    outcome = predict_files(xrays, run, out)
+    outcome = predict_files(xrays, bright, out)
     assert (outcome.predicted, outcome.failed) == (3, [])
     with (out / "predictions.csv").open(newline="") as file:
         dark, half, white = csv.DictReader(file)
@@ -72,7 +38,7 @@ def test_each_file_gets_a_map_a_mask_an_overlay_and_a_row(run, xrays, tmp_path):
     assert [row["side"] for row in (dark, half, white)] == ["", "right", "both"]
     assert [float(row["probability"]) for row in (dark, half, white)] == [0, 1, 1]
     assert {row["note"] for row in (dark, half, white)} == {NOTE}
-    assert {row["run"] for row in (dark, half, white)} == {runs.run_id(run)}
+    assert {row["run"] for row in (dark, half, white)} == {runs.run_id(bright)}
     assert [half[name] for name in ("top_threshold", "min_area", "bottom_threshold")] == [
         "0.5", "0.0", "0.5"
     ]  # fmt: skip
@@ -86,74 +52,74 @@ def test_each_file_gets_a_map_a_mask_an_overlay_and_a_row(run, xrays, tmp_path):
     assert NOTE in (out / "README.txt").read_text()
 
 
-def test_second_call_predicts_nothing_and_keeps_the_table(run, xrays, tmp_path, monkeypatch):
+def test_second_call_predicts_nothing_and_keeps_the_table(bright, xrays, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    predict_files(xrays, run, out)
+    predict_files(xrays, bright, out)
     before = {path: path.stat().st_mtime_ns for kind in KINDS for path in (out / kind).iterdir()}
     table = (out / "predictions.csv").read_text()
-    assert predict_files(xrays, run, out).predicted == 0
+    assert predict_files(xrays, bright, out).predicted == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert (out / "predictions.csv").read_text() == table
 
 
-def test_new_and_changed_files_and_lost_pictures_are_predicted(run, xrays, tmp_path):
+def test_new_and_changed_files_and_lost_pictures_are_predicted(bright, xrays, tmp_path):
     out = tmp_path / "out"
-    rows = predict_files(xrays, run, out).rows
+    rows = predict_files(xrays, bright, out).rows
     cv2.imwrite(str(xrays / "dark.png"), np.full((40, 60), 255, np.uint8))
     shutil.copy(xrays / "half.png", xrays / "more.png")
     (out / "masks" / f"{rows[2]['output']}.png").unlink()
-    assert predict_files(xrays, run, out).predicted == 3
+    assert predict_files(xrays, bright, out).predicted == 3
     assert [row["area_px"] for row in read_table(out)] == ["2400", "1200", "1200", "1500"]
 
 
-def test_table_keeps_files_of_earlier_calls(run, xrays, tmp_path):
+def test_table_keeps_files_of_earlier_calls(bright, xrays, tmp_path):
     out = tmp_path / "out"
     for name in ("white.dcm", "dark.png"):
-        predict_files(xrays / name, run, out)
+        predict_files(xrays / name, bright, out)
     assert {row["file"] for row in read_table(out)} == {
         str(xrays / "white.dcm"),
         str(xrays / "dark.png"),
     }
 
 
-def test_row_that_a_kill_cut_short_is_predicted_again(run, xrays, tmp_path):
+def test_row_that_a_kill_cut_short_is_predicted_again(bright, xrays, tmp_path):
     out = tmp_path / "out"
-    predict_files(xrays, run, out)
+    predict_files(xrays, bright, out)
     table = out / "predictions.csv"
     table.write_bytes(table.read_bytes()[:-20])
-    assert predict_files(xrays, run, out).predicted == 1
+    assert predict_files(xrays, bright, out).predicted == 1
     assert len(read_table(out)) == 3
 
 
-def test_files_of_one_name_do_not_overwrite_each_other(run, xrays, tmp_path):
+def test_files_of_one_name_do_not_overwrite_each_other(bright, xrays, tmp_path):
     for number, folder in enumerate("ab"):
         (xrays / folder).mkdir()
         image = np.full((20, 20), 255 * number, np.uint8)
         cv2.imwrite(str(xrays / folder / "same.png"), image)
         cv2.imwrite(str(xrays / folder / "same.jpg"), image)
-    rows = predict_files([xrays / "a", xrays / "b"], run, tmp_path / "out").rows
+    rows = predict_files([xrays / "a", xrays / "b"], bright, tmp_path / "out").rows
     assert len({row["output"] for row in rows}) == 4
     assert [row["area_px"] for row in rows] == [0, 0, 400, 400]
     masks = [read(tmp_path / "out" / "masks" / f"{row['output']}.png").any() for row in rows]
     assert masks == [False, False, True, True]
 
 
-def test_file_given_twice_is_predicted_once(run, xrays, tmp_path):
+def test_file_given_twice_is_predicted_once(bright, xrays, tmp_path):
     given = [xrays / "half.png", xrays, xrays / "half.png"]
-    assert predict_files(given, run, tmp_path / "out").predicted == 3
+    assert predict_files(given, bright, tmp_path / "out").predicted == 3
 
 
-def test_pictures_in_the_folder_itself_are_no_input(run, xrays):
+def test_pictures_in_the_folder_itself_are_no_input(bright, xrays):
     out = xrays / "out"
-    assert [predict_files(xrays, run, out).predicted for _ in range(2)] == [3, 0]
+    assert [predict_files(xrays, bright, out).predicted for _ in range(2)] == [3, 0]
 
 
-def test_failed_files_are_listed_and_tried_again_and_the_others_go_on(run, xrays, tmp_path):
+def test_failed_files_are_listed_and_tried_again_and_the_others_go_on(bright, xrays, tmp_path):
     (xrays / "broken.png").write_bytes(b"text")
     (xrays / "frames.dcm").write_bytes(dicom_bytes(RAMP.astype("u2"), NumberOfFrames=3))
     out = tmp_path / "out"
     for predicted in (3, 0):
-        outcome = predict_files(xrays, run, out)
+        outcome = predict_files(xrays, bright, out)
         assert outcome.predicted == predicted
         reasons = {row["file"]: row["error"] for row in outcome.failed}
         assert "complete PNG" in reasons[str(xrays / "broken.png")]
@@ -161,49 +127,47 @@ def test_failed_files_are_listed_and_tried_again_and_the_others_go_on(run, xrays
     assert len(read_table(out)) == 5
 
 
-def test_folder_with_something_else_is_refused_untouched(run, xrays, tmp_path):
+def test_folder_with_something_else_is_refused_untouched(bright, xrays, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"folder of their own.*which holds other files"):
-        predict_files(xrays, run, tmp_path)
+    with pytest.raises(ValueError, match=r"folder of its own.*which holds other files"):
+        predict_files(xrays, bright, tmp_path)
     assert not (tmp_path / "masks").exists()
 
 
-def test_folder_of_another_operating_point_is_refused(run, xrays, tmp_path):
-    predict_files(xrays, run, tmp_path / "out")
-    with pytest.raises(
-        ValueError, match=r"holds predictions of other settings \(operating_point\)"
-    ):
-        predict_files(xrays, run, tmp_path / "out", operating_point=OperatingPoint(0.9, 0, 0.9))
+def test_folder_of_another_operating_point_is_refused(bright, xrays, tmp_path):
+    predict_files(xrays, bright, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"other settings \(operating_point: .*now \[0\.9"):
+        predict_files(xrays, bright, tmp_path / "out", operating_point=OperatingPoint(0.9, 0, 0.9))
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x"])
-def test_names_are_no_formulas_in_the_table(run, xrays, tmp_path, name):
-    folder = shutil.copytree(run.folder, tmp_path / name)
-    predict_files(xrays / "half.png", run._replace(folder=folder), tmp_path / "out")
+def test_names_are_no_formulas_in_the_table(bright, xrays, tmp_path, name):
+    folder = shutil.copytree(bright.folder, tmp_path / name)
+    predict_files(xrays / "half.png", bright._replace(folder=folder), tmp_path / "out")
     with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
         [row] = csv.DictReader(file)
     assert row["run"].startswith(f"'{name}@")
 
 
-def test_relative_path_is_another_file_in_another_folder(run, xrays, tmp_path, monkeypatch):
+def test_relative_path_is_another_file_in_another_folder(bright, xrays, tmp_path, monkeypatch):
     (xrays / "below").mkdir()
     shutil.copy(xrays / "dark.png", xrays / "below" / "half.png")
     for folder in (xrays, xrays / "below", xrays):
         monkeypatch.chdir(folder)
-        predict_files("half.png", run, tmp_path / "out")
+        predict_files("half.png", bright, tmp_path / "out")
     assert {row["file"]: row["area_px"] for row in read_table(tmp_path / "out")} == {
         str(xrays / "half.png"): "1200",
         str(xrays / "below" / "half.png"): "0",
     }
 
 
-def test_names_that_are_no_text_or_hold_lines_are_survived(run, xrays, tmp_path):
+def test_names_that_are_no_text_or_hold_lines_are_survived(bright, xrays, tmp_path):
     for name in (b"caf\xe9.png", b"two\nlines.png", b'a,"b".png', b"<script>.png"):
         shutil.copy(xrays / "half.png", bytes(xrays) + b"/" + name)
     (xrays / "x.png").write_bytes(b"torn")
     os.rename(xrays / "x.png", bytes(xrays) + b"/torn\xe9.png")
     out = tmp_path / "out"
-    assert [predict_files(xrays, run, out).predicted for _ in range(2)] == [7, 0]
+    assert [predict_files(xrays, bright, out).predicted for _ in range(2)] == [7, 0]
     assert {path.name.isascii() for path in (out / "masks").iterdir()} == {True}
     assert len(read_table(out)) == 8
 
@@ -262,7 +226,7 @@ def test_overlay_has_a_size_to_look_at(shape, drawn):
 
 
 def test_names_numbers_and_dates_of_the_patient_are_nowhere_in_the_output(
-    run, xrays, tmp_path, caplog, capsys
+    bright, xrays, tmp_path, caplog, capsys
 ):
     planted = {
         "PatientName": "SECRET^NAME", "PatientID": "SECRETID", "PatientBirthDate": "19991231",
@@ -272,7 +236,7 @@ def test_names_numbers_and_dates_of_the_patient_are_nowhere_in_the_output(
     (xrays / "good.dcm").write_bytes(dicom_bytes(np.zeros((40, 40), np.uint8), **planted))
     (xrays / "bad.dcm").write_bytes(dicom_bytes(RAMP.astype("u2"), NumberOfFrames=3, **planted))
     out = tmp_path / "out"
-    predict_files(xrays, run, out)
+    predict_files(xrays, bright, out)
     said = "".join(capsys.readouterr()) + caplog.text
     written = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
     assert len(written) > 10

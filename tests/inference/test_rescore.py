@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import CASES
-from test_predict_files import run as bright  # noqa: F401  (a fixture)
 
 import pneumo_lib as pl
 from pneumo_lib.inference.rescore import verify_run
@@ -13,7 +12,7 @@ from pneumo_lib.runs import data_checksum
 
 
 @pytest.fixture
-def run(bright, data):  # noqa: F811
+def run(bright, data):
     """A network that marks what is brighter than 127, with the scores that follow from it."""
     truth, marked = data.masks == 1, data.images > 127
     counts = {

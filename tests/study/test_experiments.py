@@ -54,15 +54,12 @@ def test_experiments_are_the_base_and_one_change_each(project):
     assert all(e.source["size"] == 32 for e in found)
 
 
-def test_overrides_are_stronger_than_the_base_and_weaker_than_a_level(project):
+def test_levels_overrides_base_and_defaults_are_taken_in_this_order(project):
     base, dice, _ = read_experiments("small.yaml", overrides={"size": 96, "loss": "focal"})
     assert (base.source["size"], base.config.loss) == (96, "focal")
     assert (dice.source["size"], dice.config.loss) == (96, "dice")
-
-
-def test_what_a_file_leaves_out_has_the_defaults_of_train_and_prepare_data():
-    planned = plan_run("a", {})
-    assert (planned.config, planned.source) == (TrainingConfig(), {"data": "phantoms"})
+    nothing = plan_run("a", {})
+    assert (nothing.config, nothing.source) == (TrainingConfig(), {"data": "phantoms"})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +111,9 @@ def test_experiments_are_trained_as_train_does_it_and_only_once(project):
     assert [(run.folder / "config.json").stat().st_mtime_ns for run in again] == written
 
 
-def test_a_run_is_finished_until_settings_data_results_or_folder_change(project, monkeypatch):
+def test_a_run_is_finished_until_settings_data_results_initial_or_folder_change(
+    project, monkeypatch
+):
     write(project, {}, name="two")
     [base] = run_experiments("two.yaml")
     [planned] = read_experiments("two.yaml")
@@ -126,20 +125,13 @@ def test_a_run_is_finished_until_settings_data_results_or_folder_change(project,
     with monkeypatch.context() as patch:
         patch.setattr(runs, "RESULTS_VERSION", runs.RESULTS_VERSION + 1)
         assert not is_finished(planned, data)
-    (base.folder / "config.json").rename(base.folder / "kept.json")
-    assert not is_finished(planned, data)
-    (base.folder / "kept.json").rename(base.folder / "config.json")
-
-
-def test_a_run_from_another_is_finished_until_that_one_is_trained_again(project):
-    write(project, {}, name="two")
-    [base] = run_experiments("two.yaml")
     write(project, {}, base=BASE | {"initial": "two-base"}, name="more")
     run_experiments("more.yaml")
-    [planned] = read_experiments("more.yaml")
-    [data] = prepare_each([planned])
-    assert is_finished(planned, data)
-    (base.folder / "model.keras").write_bytes(b"other weights")
+    [other] = read_experiments("more.yaml")
+    assert is_finished(other, data)
+    (base.folder / "model.keras").write_bytes(b"other weights")  # from which the other started
+    assert not is_finished(other, data)
+    (base.folder / "config.json").unlink()
     assert not is_finished(planned, data)
 
 

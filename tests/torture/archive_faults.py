@@ -21,7 +21,7 @@ ENVIRONMENT = os.environ | {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TQDM_DISABLE": "1",
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1000",
-    # A worker that imports TensorFlow says nothing for as long: 10 s, on a busy machine, was death.
+    # A worker that imports TensorFlow sends nothing meanwhile: on a busy machine 10 s were too few.
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
     "PYTHONPATH": str(ROOT),
 }
@@ -98,7 +98,7 @@ def _is_going_on(client, out):
 
 
 def _undisturbed(folder):
-    """Files and a network in `folder`, and what one call makes of them."""
+    """Writes files and a network to `folder`; the results of one undisturbed call."""
     import cv2
 
     import pneumo_lib as pl
@@ -133,7 +133,7 @@ def _predict(folder, out, scheduler):
 
 
 def contents(out):
-    """What lies in a folder of results."""
+    """Parts and checksums in a folder of results."""
     parts = {path.name: path.read_bytes() for path in (out / "parts").iterdir()}
     return {"parts": parts, "sums": (out / "SHA256SUMS").read_text()}
 
@@ -177,7 +177,7 @@ def _process(command, before=()):
 
 @contextmanager
 def network():
-    """What to put before a command to run it in a network of its own; needs root on Linux."""
+    """Words before a command that run it in a network of its own; needs root on Linux."""
     try:
         _ip("netns", "add", SPACE)
         _ip("link", "add", "pneumo0", "type", "veth", "peer", "name", "pneumo1", "netns", SPACE)

@@ -39,7 +39,7 @@ def random_worker_kills(folder, *, count=20, seed=0):
 
 
 def random_client_kills(folder, *, count=8, seed=0):
-    """The call itself, with its scheduler and its workers' parent, killed and given again."""
+    """The call itself, with its scheduler and its workers' parent, killed and repeated."""
     rng, done = random.Random(seed), 0
     undisturbed = _undisturbed(folder, local=True)
     home = _home(folder / "killed")
@@ -78,7 +78,7 @@ def cut_off_worker(folder):
 
 
 def _undisturbed(folder, *, local=False):
-    """Tables of the runs of a sweep that nothing befell.
+    """Tables of the runs of an undisturbed sweep.
 
     On workers of the same kind as those of the faults: with other numbers of threads TensorFlow
     adds in another order, and the ninth digit of a loss differs.
