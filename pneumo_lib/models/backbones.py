@@ -198,6 +198,8 @@ def _set_weights(model, name, *, weights, seed):
         # Of a file that does not fit, Keras warns first and then raises what says more.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             load(model, path)
+        if bad := [v.path for v in model.weights if not np.isfinite(v.numpy()).all()]:
+            raise ValueError(f"{bad[0]} holds NaN or infinity")
     except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise ValueError(f"`weights` must fit {name}. Received: {path} ({error})") from error
     return "imagenet" if weights == "imagenet" else path.name

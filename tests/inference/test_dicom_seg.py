@@ -111,15 +111,11 @@ def test_objects_of_a_study_are_one_series(study, bright, tmp_path):
 
 
 def test_second_call_gives_the_same_objects(study, bright, tmp_path):
-    first, second = (
-        [
-            pydicom.dcmread(path).SOPInstanceUID
-            for path in segmentations(study, bright, tmp_path / "a")
-        ]
-        for _ in range(2)
-    )
-    assert first == second
-    assert len(list((tmp_path / "a" / "segmentations").iterdir())) == 2
+    paths = segmentations(study, bright, tmp_path / "out")
+    first = [pydicom.dcmread(path).SOPInstanceUID for path in paths]
+    assert segmentations(study, bright, tmp_path / "out") == paths
+    assert [pydicom.dcmread(path).SOPInstanceUID for path in paths] == first
+    assert len(list((tmp_path / "out" / "segmentations").iterdir())) == 2
 
 
 def test_dropped_fields_that_must_be_there_are_left_empty(bright, tmp_path):
