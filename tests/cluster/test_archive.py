@@ -309,7 +309,7 @@ def kill_at(number, out):
 
 xrays, run, place = sys.argv[1:]
 run, options = pl.load_run(run), {"scheduler": "tcp://127.0.0.1:9", "partition_files": 2}
-for predict, options in ((pl.predict_files, {}), (pl.predict_archive, options)):
+for predict, options in ((pl.predict_files, {}), (pl.cluster.predict_archive, options)):
     for number in range(1, 9):
         out = f"{place}/{predict.__name__}-{number}"
         if (child := os.fork()) == 0:
