@@ -63,7 +63,7 @@ def test_masks_lie_on_the_xrays_they_were_made_from(study, bright, tmp_path):
         np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, mask)
 
 
-def test_object_says_what_it_is_and_who_made_it(study, bright, tmp_path):
+def test_object_names_its_content_and_its_maker(study, bright, tmp_path):
     path, _ = segmentations(study, bright, tmp_path / "out")
     file = pydicom.dcmread(path)
     assert file.SOPClassUID == uid.SegmentationStorage
