@@ -196,7 +196,7 @@ def caveats(runs):
         "synthetic radiographs" if config["synthetic"] else "",
         f"random features: {', '.join(random)}" if random else "",
         f"split: {config['split_scheme']}",
-        f"{leaked} patients on two sides of it" if leaked else "",
+        f"{leaked} patients in more than one subset" if leaked else "",
         f"training diverged: {', '.join(diverged)}" if diverged else "",
     ]
     return " · ".join(filter(None, notes))

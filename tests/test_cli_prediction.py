@@ -1,4 +1,4 @@
-"""The commands around a trained network: what they write, print and return."""
+"""The commands around a trained network: files, output and exit codes."""
 
 import csv
 import shutil
@@ -78,7 +78,7 @@ def test_export_names_the_file_and_the_agreement(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("matches", "code"), [(True, 0), (False, 1)])
-def test_verify_says_whether_the_scores_match(run, monkeypatch, capsys, matches, code):
+def test_verify_reports_whether_the_scores_match(run, monkeypatch, capsys, matches, code):
     found = Verification(matches, 10, 1, 1e-4, (0.5, 0.25), ["case.7"])
     monkeypatch.setattr("pneumo_lib.inference.rescore.verify_run", lambda run: found)
     assert main(["verify", run]) == code

@@ -22,13 +22,12 @@ def test_relative_path_is_resolved_against_the_checkout_from_any_folder(tmp_path
     assert project_path("pyproject.toml").is_file()
 
 
-def test_absolute_path_is_kept(tmp_path):
-    assert project_path(tmp_path / "x") == tmp_path / "x"
-
-
-def test_pneumo_home_moves_the_root(tmp_path, monkeypatch):
+def test_pneumo_home_moves_the_root_of_relative_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", "/somewhere")
     assert project_path("runs") == tmp_path / "runs"
+    assert project_path("/absolute") == Path("/absolute")
+    assert project_path("~/x") == Path("/somewhere/x")
 
 
 def test_notebooks_and_parameters_stay_when_pneumo_home_moves(tmp_path, monkeypatch):
@@ -37,11 +36,6 @@ def test_notebooks_and_parameters_stay_when_pneumo_home_moves(tmp_path, monkeypa
     (tmp_path / "params").mkdir()
     (tmp_path / "params" / "demo.yaml").touch()
     assert source_path("params/demo.yaml") == tmp_path / "params" / "demo.yaml"
-
-
-def test_home_folder_is_expanded(monkeypatch):
-    monkeypatch.setenv("HOME", "/somewhere")
-    assert project_path("~/x") == Path("/somewhere/x")
 
 
 def test_atomic_write_replaces_the_file_only_at_the_end(tmp_path):

@@ -59,10 +59,11 @@ def segment_studies(out, rows, run):
     # pydicom's messages on values that break the standard quote them.
     with pydicom.config.disable_value_validation(), warnings.catch_warnings(action="ignore"):
         for row in rows:
-            header = None if row["error"] else _header(Path(row["file"]))
-            if header is None:
+            path = Path(row["file"])
+            if row["error"] or not _is_dicom(path):
                 continue
             try:
+                header = _header(path)
                 study = str(header.StudyInstanceUID)
                 numbers[study] += 1
                 paths.append(_write(out, header, row, run, number=numbers[study]))
@@ -72,14 +73,15 @@ def segment_studies(out, rows, run):
     return paths, failed
 
 
-def _header(path):
+def _is_dicom(path):
     with path.open("rb") as file:
-        if not is_dicom(file.read(132)) and path.suffix.lower() != ".dcm":
-            return None
+        return path.suffix.lower() == ".dcm" or is_dicom(file.read(132))
+
+
+def _header(path):
     tags = [*_PATIENT_AND_STUDY, *_IMAGE, "StudyInstanceUID"]
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-    # As UTF-8: highdicom takes one character set, X-rays from Japan and Korea may have several.
-    header.decode()
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
+    header.decode()  # to UTF-8: highdicom takes one character set, and names may need several
     for name in _PATIENT_AND_STUDY:  # an anonymiser may have dropped what must be there, if empty
         if name not in header:
             setattr(header, name, None)

@@ -39,14 +39,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    files,
-    run,
-    *,
-    operating_point=None,
-    shape=None,
-    keep=False,
-    batch_size=32,
-    workers=None,
+    files, run, *, operating_point=None, shape=None, keep=False, batch_size=32, workers=None
 ):
     """Probability and mask of each X-ray, from a finished run.
 

@@ -219,6 +219,8 @@ def _load_file(model, name, weights):
         # For a file that does not fit, Keras warns before it raises the more precise error.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             load(model, path)
+        if bad := [v.path for v in model.weights if not np.isfinite(v.numpy()).all()]:
+            raise ValueError(f"{bad[0]} holds NaN or infinity")
     except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise ValueError(f"`weights` must fit {name}. Received: {path} ({error})") from error
     return path.name

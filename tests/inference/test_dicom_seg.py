@@ -63,7 +63,7 @@ def test_masks_lie_on_the_xrays_they_were_made_from(study, bright, tmp_path):
         np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, mask)
 
 
-def test_object_says_what_it_is_and_who_made_it(study, bright, tmp_path):
+def test_object_names_its_content_and_its_maker(study, bright, tmp_path):
     path, _ = segmentations(study, bright, tmp_path / "out")
     file = pydicom.dcmread(path)
     assert file.SOPClassUID == uid.SegmentationStorage
@@ -111,15 +111,11 @@ def test_objects_of_a_study_are_one_series(study, bright, tmp_path):
 
 
 def test_second_call_gives_the_same_objects(study, bright, tmp_path):
-    first, second = (
-        [
-            pydicom.dcmread(path).SOPInstanceUID
-            for path in segmentations(study, bright, tmp_path / "a")
-        ]
-        for _ in range(2)
-    )
-    assert first == second
-    assert len(list((tmp_path / "a" / "segmentations").iterdir())) == 2
+    paths = segmentations(study, bright, tmp_path / "out")
+    first = [pydicom.dcmread(path).SOPInstanceUID for path in paths]
+    assert segmentations(study, bright, tmp_path / "out") == paths
+    assert [pydicom.dcmread(path).SOPInstanceUID for path in paths] == first
+    assert len(list((tmp_path / "out" / "segmentations").iterdir())) == 2
 
 
 def test_dropped_fields_that_must_be_there_are_left_empty(bright, tmp_path):

@@ -1,4 +1,4 @@
-"""`pneumo verify`: right for a run as it was scored, wrong as soon as one side was changed."""
+"""`pneumo verify`: a run matches as it was scored, and no more after any change."""
 
 import keras
 import numpy as np
@@ -46,7 +46,7 @@ def test_changed_score_is_noticed_and_its_image_named(run, data):
     scores = run.scores.copy()
     row = (scores["epoch"] == 2) & (scores["image_id"] == "case.7")
     scores.loc[row, "tn"] -= 4
-    scores.loc[row, "fp"] += 4  # four pixels are said to be false alarms
+    scores.loc[row, "fp"] += 4  # four pixels recorded as false positives
     found = verify_run(run._replace(scores=scores), data=data)
     assert (found.matches, found.worst, found.images_that_differ) == (False, ["case.7"], 1)
     assert found.pixels_that_differ == pytest.approx(4 / data.masks.size)

@@ -1,4 +1,4 @@
-"""The SIIM-ACR submission: what comes out is what the competition's own decoder reads back."""
+"""The SIIM-ACR submission, read back by the decoder of the competition."""
 
 import csv
 

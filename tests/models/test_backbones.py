@@ -261,6 +261,16 @@ def test_npz_with_other_arrays_or_shapes_is_refused(vgg16_arrays, tmp_path, chan
         build_backbone("vgg16", weights=tmp_path / "odd.npz")
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_weights_that_hold_nan_are_refused(tmp_path, suffix):
+    model = build_backbone("vgg16", size=32, weights=None)
+    bias = model.get_layer("block3_conv2").bias
+    bias.assign(np.full(bias.shape, np.nan))
+    path = write_weights(tmp_path / f"nan{suffix}", model)
+    with pytest.raises(ValueError, match=r"must fit vgg16.*block3_conv2/bias holds NaN"):
+        build_backbone("vgg16", size=32, weights=path)
+
+
 @pytest.mark.parametrize("name", ["torn.npz", "torn.weights.h5", "torn.h5", "weights.txt"])
 def test_a_file_that_holds_no_weights_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x03\x04 but no more")

@@ -462,7 +462,7 @@ def test_caveats_name_what_limits_the_numbers(finished):
     assert runs.caveats([finished]) == (
         "synthetic radiographs · random features: vgg19 · split: random"
     )
-    assert runs.caveats([other]) == "split: random · 2 patients on two sides of it"
+    assert runs.caveats([other]) == "split: random · 2 patients in more than one subset"
 
 
 def test_log_line_reads_like_the_log_of_the_report(finished):
