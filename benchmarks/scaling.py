@@ -29,7 +29,7 @@ import pandas as pd
 from harness import report
 
 COUNTS, ALL, SIZE, BATCH = (500, 2_000, 8_000, 32_000), 12_047, 128, 16
-FEATURE_MAPS = {"vgg19": (4, 4, 512), "resnet50": (4, 4, 2048)}
+GRIDS = {"vgg19": (4, 4, 512), "resnet50": (4, 4, 2048)}
 
 
 def memory(kind):
@@ -92,7 +92,7 @@ def train(folder, count, backbone):
     step, _ = steps.compile_steps(
         head, optimizer, loss="crossentropy", batch_size=BATCH, backbone=None
     )
-    features = filled(folder / "features.npy", (count, *FEATURE_MAPS[backbone]), "float32")
+    features = filled(folder / "features.npy", (count, *GRIDS[backbone]), "float32")
     masks = filled(folder / "masks.npy", (count, SIZE, SIZE), "uint8")
     rows = np.random.default_rng(0).permutation(count)
     steps.run_epoch(step, features, masks, rows[:BATCH], BATCH)  # compilation
@@ -104,7 +104,7 @@ def compute_features(folder, count, backbone):
 
     from pneumo_lib.training.features import cached_features
 
-    side, _, channels = FEATURE_MAPS[backbone]
+    side, _, channels = GRIDS[backbone]
     image = keras.Input((SIZE, SIZE, 3))
     stride = SIZE // side
     encoder = keras.Model(image, keras.layers.Conv2D(channels, stride, strides=stride)(image))
