@@ -17,6 +17,7 @@ from pneumo_lib.data.dicom import XRay
 from pneumo_lib.data.images import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
 from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import apply_operating_point
+from pneumo_lib.inference.prediction_rows import text_of
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import as_graph, compiled
 from pneumo_lib.runs import load_network, load_operating_point, load_run
@@ -177,7 +178,7 @@ def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
         return file._replace(xray=xray if keep else xray._replace(image=None), inside=inside), image
     except Exception as error:  # whatever a decoder raises: the other files go on
         reason = str(error).split("\n")[0] or repr(error)
-        logger.warning("%s: not predicted: %s", path, reason)
+        logger.warning("%s", text_of(f"{path}: not predicted: {reason}"))
         return file._replace(error=reason), None
 
 
