@@ -8,7 +8,6 @@ import numpy as np
 from keras import initializers, layers, ops
 
 from pneumo_lib.models.decoders import convolution, enlarge, layer_seed, normalise, rare_score
-from pneumo_lib.models.layers.dropout import SharedSpatialDropout2D
 
 _MOST_CHANNELS = 128  # of a projected tap
 
@@ -136,7 +135,7 @@ def skip_decoder(taps, context, *, dropout, seed):
 
     def lateral(tap, channels, name):
         if channels == 32:
-            tap = SharedSpatialDropout2D(dropout, seed=next(seeds), name=f"dropout_{name}")(tap)
+            tap = layers.SpatialDropout2D(dropout, seed=next(seeds), name=f"dropout_{name}")(tap)
         return reduce(tap, channels, f"lateral_{name}")
 
     x = None
