@@ -1,4 +1,4 @@
-"""Batches of cases for `fit()`: shuffled by seed and epoch, mirrored, augmented, all of one size."""
+"""Batches of cases for `fit()`: shuffled by seed and epoch, mirrored, augmented."""
 
 import math
 
@@ -29,9 +29,7 @@ class CaseBatches(keras.utils.PyDataset):
             way; None: no augmentation.
     """
 
-    def __init__(
-        self, inputs, masks, order, batch_size, *, mirrored=None, augmentation_seed=None
-    ):
+    def __init__(self, inputs, masks, order, batch_size, *, mirrored=None, augmentation_seed=None):
         batch_bytes = batch_size * (inputs.nbytes // len(inputs) + masks.nbytes // len(masks))
         # TensorFlow reads ahead by itself; for the other backends two threads do.
         workers = 1 if keras.backend.backend() == "tensorflow" else 2
