@@ -78,7 +78,14 @@ def train(data, config=None, *, run=None, distribution=None, callbacks=(), **cha
         state.create_run_folder(name, settings)
         if not runs.is_finished(folder):
             model, part = _build(data, config)
-            network = _compile(part, data, config, distributed=distribution is not None)
+            images = (data.cases["split"] == "train").sum()
+            network = compile_network(
+                part.network,
+                optimizer_of_run(part.network, config, images=images),
+                loss=config.loss,
+                backbone=part.backbone,
+                distributed=distribution is not None,
+            )
             scores = _fit(network, part, data, config, folder, callbacks)
             keep_results(
                 *(model, part, data, settings, folder), scores=scores, distribution=distribution
@@ -129,24 +136,28 @@ def _start_from(model, name):
     model.weights_used = initial.config["weights"]
 
 
-def _compile(part, data, config, *, distributed=False):
-    """`keras.Model` of a part's inputs, compiled for `fit()`.
+def compile_network(network, optimizer, *, loss, backbone=None, distributed=False):
+    """`keras.Model` with the weights of `network`, compiled for `fit()` on `CaseBatches`.
 
     XLA halves the time of a head's step; for whole networks TensorFlow's own convolutions are
     faster than XLA's on a processor.
+
+    Args:
+        network: `keras.Model` of which all trainable weights are to learn.
+        optimizer: `keras.optimizers.Optimizer`, built here.
+        loss: a name of `losses.get_loss()`.
+        backbone: inputs are images, to be preprocessed for it; None: features of a head.
+        distributed: whether several devices train.
     """
-    on_images = part.backbone is not None
-    optimizer = optimizer_of_run(
-        part.network, config, images=(data.cases["split"] == "train").sum()
-    )
-    network = with_preprocessing(part.network, part.backbone) if on_images else part.network
-    xla = {"tensorflow": not (on_images or distributed), "jax": True, "torch": False}
+    heads_only = backbone is None
+    network = network if heads_only else with_preprocessing(network, backbone)
+    xla = {"tensorflow": heads_only and not distributed, "jax": True, "torch": False}
     network.compile(
         optimizer=optimizer,
-        loss=get_loss(config.loss),
+        loss=get_loss(loss),
         weighted_metrics=[SegmentationScores()],
         jit_compile=xla[keras.backend.backend()],
-        steps_per_execution=1 if on_images else _STEPS_PER_EXECUTION,
+        steps_per_execution=_STEPS_PER_EXECUTION if heads_only else 1,
     )
     optimizer.build(network.trainable_variables)
     return network
