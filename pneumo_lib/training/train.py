@@ -151,13 +151,14 @@ def compile_network(network, optimizer, *, loss, backbone=None, distributed=Fals
     """
     heads_only = backbone is None
     network = network if heads_only else with_preprocessing(network, backbone)
-    xla = {"tensorflow": heads_only and not distributed, "jax": True, "torch": False}
+    many_steps = heads_only and not distributed  # TensorFlow: neither works under a strategy
+    xla = {"tensorflow": many_steps, "jax": True, "torch": False}
     network.compile(
         optimizer=optimizer,
         loss=get_loss(loss),
         weighted_metrics=[SegmentationScores()],
         jit_compile=xla[keras.backend.backend()],
-        steps_per_execution=_STEPS_PER_EXECUTION if heads_only else 1,
+        steps_per_execution=_STEPS_PER_EXECUTION if many_steps else 1,
     )
     optimizer.build(network.trainable_variables)
     return network
