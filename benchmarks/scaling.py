@@ -84,19 +84,20 @@ def train(folder, count, backbone):
     import keras
 
     import pneumo_lib as pl
-    from pneumo_lib.training import steps
+    from pneumo_lib.training.loader import CaseBatches
+    from pneumo_lib.training.train import compile_network
 
     _, head = pl.models.split_fcn(pl.build_fcn(backbone, size=SIZE, weights=None))
-    optimizer = keras.optimizers.Adam(1e-3)
-    optimizer.build(head.trainable_variables)
-    step, _ = steps.compile_steps(
-        head, optimizer, loss="crossentropy", batch_size=BATCH, backbone=None
-    )
+    network = compile_network(head, keras.optimizers.Adam(1e-3), loss="crossentropy")
     features = filled(folder / "features.npy", (count, *GRIDS[backbone]), "float32")
     masks = filled(folder / "masks.npy", (count, SIZE, SIZE), "uint8")
     rows = np.random.default_rng(0).permutation(count)
-    steps.run_epoch(step, features, masks, rows[:BATCH], BATCH)  # compilation
-    return watched(lambda: steps.run_epoch(step, features, masks, rows, BATCH))
+
+    def epoch(rows):
+        network.fit(CaseBatches(features, masks, lambda epoch: rows, BATCH), verbose=0)
+
+    epoch(rows[:BATCH])  # compilation
+    return watched(lambda: epoch(rows))
 
 
 def compute_features(folder, count, backbone):

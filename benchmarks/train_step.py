@@ -21,7 +21,8 @@ from harness import check_same, compare, report
 
 from pneumo_lib.models import fcn
 from pneumo_lib.models.backbones import preprocess
-from pneumo_lib.training import steps
+from pneumo_lib.training.loader import CaseBatches
+from pneumo_lib.training.train import compile_network
 
 try:
     import torch
@@ -30,7 +31,6 @@ except ImportError:
 
 BATCH, SIZE, EPOCH = 16, 128, 7710
 STEPS = 32  # of ours in one measured call, as in a real epoch
-SETTINGS = {"loss": "crossentropy", "batch_size": BATCH}
 
 
 def stock_twin(model):
@@ -50,13 +50,14 @@ def stock_twin(model):
     return twin
 
 
-def ours(network, inputs, masks, backbone):
-    """One call of `STEPS` training steps, or one step through the backbone."""
-    optimizer = keras.optimizers.Adam(1e-3)
-    optimizer.build(network.trainable_variables)
-    step, _ = steps.compile_steps(network, optimizer, **SETTINGS, backbone=backbone)
-    inputs, masks = tf.constant(inputs), tf.constant(masks)
-    return lambda: step(inputs, masks).numpy()
+def ours(network, inputs, masks, backbone, *, order=None):
+    """One call of `fit()`: `STEPS` training steps, or those of an epoch in this `order`."""
+    network = compile_network(
+        network, keras.optimizers.Adam(1e-3), loss="crossentropy", backbone=backbone
+    )
+    order = order or (lambda epoch: np.arange(STEPS * BATCH) % len(inputs))
+    batches = CaseBatches(inputs, masks, order, BATCH)
+    return lambda: network.fit(batches, shuffle=False, verbose=0)
 
 
 def stock(twin, images, masks, backbone):
@@ -108,10 +109,10 @@ def measure_network(backbone, *, rounds):
     expected = twin(preprocessed, training=False).numpy()
     check_same("cached features", head(features).numpy(), expected, relative=1e-4)
 
-    many = [np.broadcast_to(a, (STEPS, *a.shape)).copy() for a in (features, masks)]
+    once = lambda epoch: np.arange(BATCH)  # noqa: E731
     ways = {
-        "ours, cached features": ours(head, *many, None),
-        "ours, through the backbone": ours(model, images[None], masks[None], backbone),
+        "ours, cached features": ours(head, features, masks, None),
+        "ours, through the backbone": ours(model, images, masks, backbone, order=once),
         "Keras": stock(twin, images, masks, backbone),
     }
     if torch is not None:
@@ -129,9 +130,6 @@ def measure_epoch(backbone, matrix_rate):
     """Seconds of one real epoch, read from memory-mapped files, and its share of the peak."""
     model = fcn.build_fcn(backbone, size=SIZE, weights=None)
     encoder, head = fcn.split_fcn(model)
-    optimizer = keras.optimizers.Adam(1e-3)
-    optimizer.build(head.trainable_variables)
-    step, _ = steps.compile_steps(head, optimizer, **SETTINGS, backbone=None)
     rng = np.random.default_rng(0)
     with TemporaryDirectory() as folder:
         shape = (EPOCH, *encoder.output_shape[1:])
@@ -141,10 +139,7 @@ def measure_epoch(backbone, matrix_rate):
         for part in np.array_split(features, 16):
             part[...] = rng.random(part.shape, dtype="float32")
         masks = (rng.random((EPOCH, SIZE, SIZE), dtype="float32") < 0.01).astype("uint8")
-
-        def epoch():
-            steps.run_epoch(step, features, masks, rng.permutation(EPOCH), BATCH)
-
+        epoch = ours(head, features, masks, None, order=lambda epoch: rng.permutation(EPOCH))
         seconds = compare({"epoch": epoch}, rounds=3)["median_ms"].iloc[0] / 1e3
     work = 3 * 2 * sum(direct_multiplications(layer) for layer in head.layers)
     return {

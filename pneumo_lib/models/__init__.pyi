@@ -32,16 +32,11 @@ from .fcn import unfreeze as unfreeze
 from .forward import as_graph as as_graph
 from .forward import compiled as compiled
 from .forward import predict_batches as predict_batches
+from .forward import with_preprocessing as with_preprocessing
 from .layers.batch_norm import FusedBatchNormalization as FusedBatchNormalization
 from .layers.conv_transpose import FourierConv2DTranspose as FourierConv2DTranspose
 from .layers.conv_transpose import fourier_conv_transpose as fourier_conv_transpose
 from .layers.dropout import HashedDropout as HashedDropout
-from .layers.dropout import SharedSpatialDropout2D as SharedSpatialDropout2D
-from .layers.replica_share import Share as Share
-from .layers.replica_share import current_share as current_share
-from .layers.replica_share import draw_for_batch as draw_for_batch
-from .layers.replica_share import share_of as share_of
-from .layers.replica_share import sharing as sharing
 from .names import BACKBONES as BACKBONES
 from .names import DECODERS as DECODERS
 from .names import PRETRAINED as PRETRAINED

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from pneumo_lib._startup import keras
+
 import tensorflow as tf
 from tqdm.auto import tqdm
 
@@ -37,6 +39,33 @@ def predict_batches(
                 output = (output + mirrored) / 2
             yield rows, output
             bar.update(len(output))
+
+
+@keras.saving.register_keras_serializable(package="pneumo")
+class Preprocessing(keras.layers.Layer):
+    """Layer of `backbones.preprocess()`: `(batch, size, size)` grey levels to a network's input.
+
+    Args:
+        backbone: see there.
+    """
+
+    def __init__(self, backbone, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.backbone = backbone
+
+    def call(self, images):
+        return preprocess(images, self.backbone)
+
+
+def with_preprocessing(network, backbone):
+    """`network`, and the same weights, as a `keras.Model` of uint8 images `(batch, size, size)`.
+
+    Args:
+        network: `keras.Model` of preprocessed images.
+        backbone: what they are preprocessed for.
+    """
+    images = keras.Input(network.input.shape[1:3], dtype="uint8", name="images")
+    return keras.Model(images, network(Preprocessing(backbone)(images)), name=network.name)
 
 
 def compiled(network, shape, dtype, backbone=None):

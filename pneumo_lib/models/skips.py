@@ -12,7 +12,6 @@ import numpy as np
 from keras import initializers, layers, ops
 
 from pneumo_lib.models.decoders import convolution, layer_seed, normalize, rare_score, upsample
-from pneumo_lib.models.layers.dropout import SharedSpatialDropout2D
 
 _MOST_CHANNELS = 128  # of a projected tap
 
@@ -116,7 +115,7 @@ def skip_decoder(taps, context, *, dropout, seed):
 
     def lateral(tap, channels, name):
         if channels == 32:
-            tap = SharedSpatialDropout2D(dropout, seed=next(seeds), name=f"dropout_{name}")(tap)
+            tap = layers.SpatialDropout2D(dropout, seed=next(seeds), name=f"dropout_{name}")(tap)
         return reduce(tap, channels, f"lateral_{name}")
 
     x = None

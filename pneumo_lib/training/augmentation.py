@@ -1,17 +1,14 @@
-"""Random changes of an X-ray and its mask that keep the diagnosis, made inside a training step."""
+"""Random changes of an X-ray and its mask that keep the diagnosis, made while a batch is read."""
 
 import math
-from functools import partial
 
 from pneumo_lib._startup import keras
 
 import numpy as np
 from keras import ops
 
-from pneumo_lib.models.layers.replica_share import draw_for_batch
 
-
-def augment(images, masks, *, kind, seed):
+def augment(images, masks, *, seed):
     """A batch as another radiographer might have taken it; image and mask change together.
 
     Own code beside Keras' layers (`RandomRotation`, `RandomElasticTransform`, ...): those
@@ -21,18 +18,11 @@ def augment(images, masks, *, kind, seed):
     Args:
         images: `(batch, height, width)`, uint8 or float, grey levels 0 to 255.
         masks: `(batch, height, width)`, values 0 or 1.
-        kind: "none"; "flip": half of the images mirrored left to right; "full": after that
-            `move()` and `relight()`.
         seed: `keras.random.SeedGenerator`; its state decides, and counts the draws.
 
     Returns:
         `(images, masks)` of the same shapes; masks hold 0 and 1 only.
     """
-    if kind == "none":
-        return images, masks
-    images, masks = _mirror_some(images, masks, seed)
-    if kind == "flip":
-        return images, masks
     images, masks = move(images, masks, seed=seed)
     return relight(images, seed=seed), masks
 
@@ -63,7 +53,7 @@ def move(images, masks, *, seed, shift=0.06, scale=0.15, rotation=12.0, elastic=
     # Where each pixel is read: around the centre, a side having length 1.
     y = ((np.arange(height, dtype="float32") + 0.5) / height - 0.5)[None, :, None]
     x = ((np.arange(width, dtype="float32") + 0.5) / width - 0.5)[None, None, :]
-    bend = elastic * _for_batch(keras.random.normal, (n, 4, 4, 2), seed)
+    bend = elastic * keras.random.normal((n, 4, 4, 2), seed=seed)
     bend = ops.image.resize(bend, (height, width), interpolation="bicubic")
     down, across = (shift * s[:, :, None] for s in shifts)
     rows = height * (cos * y - sin * x + down + bend[..., 0] + 0.5) - 0.5
@@ -93,18 +83,8 @@ def relight(images, *, seed, brightness=0.1, contrast=0.25, gamma=0.25):
     return 255 * ops.clip(images, 0, 1)
 
 
-def _mirror_some(images, masks, seed):
-    """Half of the images, with their masks, mirrored left to right."""
-    chosen = _for_batch(keras.random.uniform, (images.shape[0], 1, 1), seed) < 0.5
-    return [ops.where(chosen, array[:, :, ::-1], array) for array in (images, masks)]
-
-
 def _draw(shape, seed):
-    return _for_batch(partial(keras.random.uniform, minval=-1, maxval=1), shape, seed)
-
-
-def _for_batch(distribution, shape, seed):
-    return draw_for_batch(lambda n: distribution((n, *shape[1:]), seed=seed), shape[0])
+    return keras.random.uniform(shape, -1, 1, seed=seed)
 
 
 def _read(values, rows, columns):

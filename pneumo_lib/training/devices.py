@@ -2,18 +2,20 @@
 
 import os
 import platform
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pneumo_lib._startup import keras
 
-import tensorflow as tf
-
 
 def device_name():
-    """The GPU that TensorFlow uses, or the processor and its number of cores."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        return tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+    """The GPU that trains, or the processor and its number of cores."""
+    for gpu in _tensorflow_gpus():
+        details = sys.modules["tensorflow"].config.experimental.get_device_details(gpu)
+        return details.get("device_name", gpu.name)
+    if gpus := keras.distribution.list_devices("gpu"):
+        return gpus[0]
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
@@ -22,12 +24,17 @@ def device_name():
 
 
 def prepare_gpus():
-    """Whether TensorFlow has a GPU; its memory is then taken as needed instead of all at once."""
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
+    """Whether there is a GPU; TensorFlow then takes its memory as needed instead of all at once."""
+    for gpu in _tensorflow_gpus():
         with suppress(RuntimeError):  # already in use: too late to change
-            tf.config.experimental.set_memory_growth(gpu, True)
-    return bool(gpus)
+            sys.modules["tensorflow"].config.experimental.set_memory_growth(gpu, True)
+    return bool(keras.distribution.list_devices("gpu"))
+
+
+def _tensorflow_gpus():
+    if keras.backend.backend() != "tensorflow":
+        return []
+    return sys.modules["tensorflow"].config.list_physical_devices("GPU")  # Keras imported it
 
 
 @contextmanager

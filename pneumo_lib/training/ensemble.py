@@ -12,7 +12,7 @@ from pneumo_lib._files import file_lock, project_path, write_csv
 from pneumo_lib.models import fcn
 from pneumo_lib.training import state
 from pneumo_lib.training.features import cached_features
-from pneumo_lib.training.scoring import TrainedPart, keep_results, score_cases
+from pneumo_lib.training.scoring import TrainedPart, keep_results
 
 # What all members must share: one image goes through all of them, and is scored once.
 _SHARED = ("data_checksum", "size", "backbone", "feature_precision", "test_time_flip", "epochs")
@@ -91,9 +91,6 @@ def _keep_mean(members, data, folder, settings):
     mean = histories.groupby("epoch", as_index=False).mean()
     mean["seconds"] *= len(members)
     write_csv(folder / "history.csv", mean)
-    scores = score_cases(part, data, test_time_flip=settings["test_time_flip"])
-    scores.insert(0, "epoch", settings["epochs"])
-    write_csv(folder / "scores.csv", scores)
     keep_results(model, part, data, settings, folder)
 
 

@@ -1,11 +1,69 @@
-"""The cases of an epoch, in random order and whole batches, read ahead of the training step."""
+"""Batches of cases for `fit()`: shuffled by seed and epoch, mirrored, augmented."""
 
-from concurrent.futures import ThreadPoolExecutor
+import math
+
+from pneumo_lib._startup import keras
 
 import numpy as np
 
-_CHUNK = 32  # steps between two visits to Python
-_BLOCK = 2**28  # bytes that are read ahead at most: features of large images are megabytes each
+from pneumo_lib.training.augmentation import augment
+
+_READ_AHEAD = 2**28  # bytes at most: features of large images are megabytes each
+
+
+class CaseBatches(keras.utils.PyDataset):
+    """`keras.utils.PyDataset` of `(inputs, masks, sample weights)`.
+
+    All batches have the same size, so that XLA compiles a step once: the last one is filled with
+    cases of its epoch, which have weight 0. The others have the weight that makes 1 the mean of
+    all, so that the loss of an epoch, which Keras averages over batches, is the mean over cases.
+
+    Args:
+        inputs: `(n, ...)`, array or memory map.
+        masks: `(n, height, width)`, array or memory map of 0 and 1.
+        order: function of the epoch, 1 or later, that returns the rows of its cases, always as
+            many; `~i` is case i mirrored, see `epoch_order()`.
+        batch_size: cases in a batch.
+        mirrored: like `inputs`, of the mirrored images; needed where a row is below 0.
+        augmentation_seed: inputs are images, changed by `augment()`, in each epoch in another
+            way; None: no augmentation.
+    """
+
+    def __init__(self, inputs, masks, order, batch_size, *, mirrored=None, augmentation_seed=None):
+        batch_bytes = batch_size * (inputs.nbytes // len(inputs) + masks.nbytes // len(masks))
+        # TensorFlow reads ahead by itself; for the other backends two threads do.
+        workers = 1 if keras.backend.backend() == "tensorflow" else 2
+        super().__init__(workers=workers, max_queue_size=min(8, 1 + _READ_AHEAD // batch_bytes))
+        self.inputs, self.masks, self.mirrored = inputs, masks, mirrored
+        self.order, self.batch_size = order, batch_size
+        self.augmentation_seed = augmentation_seed
+        self.start_epoch(1)
+
+    def start_epoch(self, epoch):
+        """Put the cases in the order of this epoch, 1 or later."""
+        rows = self.order(epoch)
+        filled = math.ceil(len(rows) / self.batch_size) * self.batch_size
+        self.epoch, self.rows = epoch, np.resize(rows, filled)
+        self.weights = np.zeros(filled, "float32")
+        self.weights[: len(rows)] = filled / len(rows)
+
+    def __len__(self):
+        return len(self.rows) // self.batch_size
+
+    def __getitem__(self, index):
+        batch = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        rows = self.rows[batch]
+        mirrored = rows < 0
+        cases = np.where(mirrored, ~rows, rows)
+        x, y = self.inputs[cases], self.masks[cases]
+        if mirrored.any():
+            x[mirrored] = self.mirrored[cases[mirrored]]
+            y[mirrored] = y[mirrored, :, ::-1]
+        if self.augmentation_seed is not None:
+            seed = np.random.SeedSequence([self.augmentation_seed, self.epoch, index])
+            seed = keras.random.SeedGenerator(int(seed.generate_state(1)[0]))
+            x, y = map(keras.ops.convert_to_numpy, augment(x, y, seed=seed))
+        return x, y, self.weights[batch]
 
 
 def epoch_order(rows, *, seed, epoch, flips=False, positive=None, share=None):
@@ -41,17 +99,9 @@ def share_at(epoch, epochs, positive_share):
         epoch: 1 to `epochs`.
         epochs: how many there are.
         positive_share: `(from, to)`, each 0 to 1; None: as they come.
-
-    Raises:
-        ValueError: for any other `positive_share`.
     """
     if positive_share is None:
         return None
-    if np.shape(positive_share) != (2,) or not all(0 <= share <= 1 for share in positive_share):
-        raise ValueError(
-            "`positive_share` must be two shares from 0 to 1, in the first and the last epoch, "
-            f"or None. Received: positive_share={positive_share!r}"
-        )
     first, last = positive_share
     return first + (last - first) * (epoch - 1) / max(epochs - 1, 1)
 
@@ -60,41 +110,3 @@ def _in_turns(rows, count, rng):
     """`count` of `rows`, each permutation of all of them used up before the next begins."""
     rounds = [rng.permutation(rows) for _ in range(-(-count // max(len(rows), 1)))]
     return np.concatenate([rows[:0], *rounds])[:count]
-
-
-def read_blocks(inputs, masks, rows, batch_size, *, flipped=None):
-    """Blocks of many batches, the next one read from disk while the last one trains.
-
-    Args:
-        inputs: `(n, ...)`, array or memory map.
-        masks: `(n, height, width)`, array or memory map.
-        rows: `(m,)` int array, which cases and in which order; `~i` is case i mirrored.
-        batch_size: cases in a batch.
-        flipped: like `inputs`, of the mirrored images; needed where a row is below 0.
-
-    Yields:
-        `[inputs, masks]` of the shape `(steps, batch, ...)`, in memory; the last block is one
-        smaller batch if the batches do not come out even.
-    """
-    whole = len(rows) - len(rows) % batch_size
-    batch_bytes = batch_size * (inputs.nbytes // len(inputs) + masks.nbytes // len(masks))
-    length = batch_size * max(1, min(_CHUNK, _BLOCK // batch_bytes))
-    blocks = [rows[i : min(i + length, whole)] for i in range(0, whole, length)]
-    blocks += [rows[whole:]] if whole < len(rows) else []
-
-    def read(block):
-        mirrored = block < 0
-        cases = np.where(mirrored, ~block, block)
-        x, y = inputs[cases], masks[cases]
-        if mirrored.any():
-            x[mirrored] = flipped[cases[mirrored]]
-            y[mirrored] = y[mirrored, :, ::-1]
-        steps = (-1, min(batch_size, len(block)))
-        return [array.reshape(*steps, *array.shape[1:]) for array in (x, y)]
-
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        coming = reader.submit(read, blocks[0])
-        for block in blocks[1:]:
-            ready, coming = coming.result(), reader.submit(read, block)
-            yield ready
-        yield coming.result()

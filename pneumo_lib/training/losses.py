@@ -1,4 +1,4 @@
-"""Losses, each with what an empty mask contributes, and the sums that score an epoch.
+"""Losses, each with what an empty mask contributes.
 
 All take `y_true` `(batch, height, width)` of 0 and 1 (any dtype) and `y_pred`
 `(batch, height, width, 2)`, softmax, and compute in float32 whatever arrives. The losses return
@@ -10,11 +10,7 @@ from pneumo_lib._startup import keras
 import numpy as np
 from keras import ops
 
-from pneumo_lib.evaluation.metrics import COUNTS, LOGGED_COUNTS
 from pneumo_lib.training.config import parse_loss
-
-TRAINING_COUNTS = COUNTS + LOGGED_COUNTS
-"""Names of what `training_counts()` returns, in its order."""
 
 
 def crossentropy(y_true, y_pred):
@@ -164,43 +160,3 @@ def get_loss(name):
     if weighted[0][0] == 1 and len(weighted) == 1:
         return weighted[0][1]
     return lambda y_true, y_pred: sum(weight * loss(y_true, y_pred) for weight, loss in weighted)
-
-
-def fit_metrics():
-    """Keras' own metrics for `compile()`, set up right for softmax output and 0/1 masks."""
-    settings = {"num_classes": 2, "sparse_y_pred": False}  # False: take the larger channel
-    return [
-        keras.metrics.MeanIoU(**settings, name="mean_iou"),
-        keras.metrics.IoU(**settings, target_class_ids=[1], name="iou"),
-    ]
-
-
-def training_counts(y_true, y_pred):
-    """Sums over a batch from which `logged_metrics.history_scores()` makes an epoch's scores.
-
-    Cheap enough for each training step: a handful of sums. Add the steps up in float64 (NumPy):
-    float32 counts exactly up to 16.7 million pixels, more than a batch but less than an epoch.
-
-    Args:
-        y_true: `(batch, height, width)`, any dtype, values 0 or 1.
-        y_pred: `(batch, height, width, 2)`, softmax.
-
-    Returns:
-        `(7,)` float32 in the order of `TRAINING_COUNTS`: four counts of pixels at threshold
-        0.5, and the sums of `logged_metrics.saturation_counts()`.
-    """
-    y_true, y_pred = ops.cast(y_true, "bool"), ops.cast(y_pred, "float32")
-    background, foreground = y_pred[..., 0], y_pred[..., 1]
-    of_true_class = ops.where(y_true, foreground, background)
-    of_other_class = ops.where(y_true, background, foreground)
-    predicted = foreground >= 0.5
-    conditions = (
-        ops.logical_and(y_true, predicted),
-        ops.logical_and(ops.logical_not(y_true), predicted),
-        ops.logical_and(y_true, ops.logical_not(predicted)),
-        ops.logical_not(ops.logical_or(y_true, predicted)),
-        of_true_class >= 1,
-        of_other_class >= 1,
-    )
-    sums = [ops.sum(ops.cast(condition, "float32")) for condition in conditions]
-    return ops.stack([*sums, ops.sum(of_true_class)])

@@ -1,7 +1,6 @@
-"""Optimizers with what fine-tuning needs: two learning rates, a schedule, averaged weights."""
+"""Optimizer of a training: learning rates, schedule, moving average, loss scale."""
 
 import math
-from contextlib import contextmanager
 
 from pneumo_lib._startup import keras
 
@@ -19,33 +18,29 @@ _OPTIMIZERS = {
 
 def build_optimizer(
     name,
-    variables,
     *,
     learning_rate,
     schedule="constant",
     steps=None,
     ema=0.0,
     slow=(),
-    slow_factor=1.0,
+    slow_learning_rate=None,
     scale_loss=False,
 ):
-    """A Keras optimizer, built for `variables`.
-
-    One optimizer with a factor for some variables, not two: loss scale, schedule and averages
-    are then shared, and there is one state to save.
+    """A Keras optimizer, not yet built.
 
     Args:
         name: "adam"; "adamw": decoupled weight decay of 0.01; "sgd": momentum of 0.9.
-        variables: list of `keras.Variable`, all that is trained.
         learning_rate: the highest.
         schedule: "constant"; "cosine": down to zero after `steps` steps; "warmup-cosine": up from
             zero in a tenth of them first, for a large learning rate on untrained weights.
         steps: of the whole training; not for "constant".
-        ema: momentum of the moving average of the weights that Keras keeps, see
-            `averaged_weights()`; 0: none.
-        slow: those of `variables` whose learning rate is `slow_factor` times the other's, the
-            weights that were learnt before. They do not decay: zero is no better guess than they.
-        slow_factor: see there.
+        ema: momentum of the moving average of the weights that Keras keeps, and that `fit()` puts
+            in their place at its end; 0: none. Averages over the last steps lie nearer to the
+            middle of a minimum than the last step does. Batch normalization is not averaged.
+        slow: list of `keras.Variable`, weights learnt before, which have an optimizer of their
+            own (`keras.optimizers.MultiOptimizer`). They do not decay: zero is no better guess.
+        slow_learning_rate: theirs.
         scale_loss: whether gradients are float16 and need a scale to stay above zero.
 
     Returns:
@@ -57,29 +52,36 @@ def build_optimizer(
     Reference:
         Kingma, Ba (2015), Adam, arXiv:1412.6980; Loshchilov, Hutter (2019), AdamW,
         arXiv:1711.05101, and (2017), cosine schedule, arXiv:1608.03983; Howard, Ruder (2018),
-        discriminative fine-tuning, arXiv:1801.06146.
+        discriminative fine-tuning, arXiv:1801.06146; Polyak, Juditsky (1992), averages,
+        doi:10.1137/0330046.
     """
     check_name("optimizer", name, OPTIMIZERS)
     check_name("schedule", schedule, SCHEDULES)
-    kind, arguments = _OPTIMIZERS[name]
+    average = {"use_ema": True, "ema_momentum": ema} if ema else {}
+
+    def make(name, learning_rate):
+        kind, arguments = _OPTIMIZERS[name]
+        return kind(_scheduled(learning_rate, schedule, steps), **arguments, **average)
+
+    optimizer = make(name, learning_rate)
     if slow:
-        kind = _with_slow_variables(kind, slow, slow_factor)
-    if schedule == "cosine":
-        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    elif schedule == "warmup-cosine":
-        up = round(_WARMUP * steps)
-        learning_rate = keras.optimizers.schedules.CosineDecay(
-            0.0, steps - up, warmup_target=learning_rate, warmup_steps=up
+        paths, fast = {variable.path for variable in slow}, optimizer
+        slowly = make("adam" if name == "adamw" else name, slow_learning_rate)
+        optimizer = keras.optimizers.MultiOptimizer(
+            lambda variable: slowly if variable.path in paths else fast
         )
-    if ema:
-        arguments = arguments | {"use_ema": True, "ema_momentum": ema}
-    optimizer = kind(learning_rate, **arguments)
-    if slow and optimizer.weight_decay:
-        optimizer.exclude_from_weight_decay(var_list=list(slow))
-    if scale_loss:
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    optimizer.build(variables)
-    return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer) if scale_loss else optimizer
+
+
+def _scheduled(learning_rate, schedule, steps):
+    if schedule == "constant":
+        return learning_rate
+    if schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    up = round(_WARMUP * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, steps - up, warmup_target=learning_rate, warmup_steps=up
+    )
 
 
 def optimizer_of_run(network, config, *, images):
@@ -91,45 +93,11 @@ def optimizer_of_run(network, config, *, images):
         slow = [v for v in network.trainable_variables if id(v) not in fast]
     return build_optimizer(
         config.optimizer,
-        network.trainable_variables,
         learning_rate=config.learning_rate,
         schedule=config.schedule,
         steps=config.epochs * math.ceil(images / config.batch_size),
         ema=config.ema,
         slow=slow,
-        slow_factor=config.backbone_learning_rate / config.learning_rate,
+        slow_learning_rate=config.backbone_learning_rate,
         scale_loss=config.precision == "mixed_float16",
     )
-
-
-def _with_slow_variables(kind, slow, factor):
-    """The optimizer class `kind`, with `factor` times its learning rate for `slow` variables."""
-
-    class Slowed(kind):  # Keras asks this method for each variable, and has no other way in
-        def update_step(self, gradient, variable, learning_rate):
-            # By key: on several replicas the variable that comes is the copy on one of them.
-            keys = {self._var_key(one) for one in slow}
-            rate = learning_rate * factor if self._var_key(variable) in keys else learning_rate
-            super().update_step(gradient, variable, rate)
-
-    return Slowed
-
-
-@contextmanager
-def averaged_weights(optimizer, variables, *, ema):
-    """Inside the block, `variables` hold their moving averages, if there are any (`ema` > 0).
-
-    Averages over the last steps lie nearer to the middle of a minimum than the last step does.
-    Only trained weights are averaged; batch normalisation keeps the statistics of the last steps.
-
-    Reference:
-        Polyak, Juditsky (1992), doi:10.1137/0330046; Izmailov et al. (2018), arXiv:1803.05407.
-    """
-    if not ema:
-        yield
-        return
-    last = [variable.numpy() for variable in variables]
-    optimizer.finalize_variable_values(variables)
-    yield
-    for variable, value in zip(variables, last, strict=True):
-        variable.assign(value)

@@ -15,7 +15,7 @@ from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import predict_batches
-from pneumo_lib.training import distribution
+from pneumo_lib.training import state
 from pneumo_lib.training.devices import device_name
 from pneumo_lib.training.losses import get_loss
 
@@ -42,8 +42,8 @@ def score_cases(part, data, *, test_time_flip):
     return count_cases(data, _predictions(part, test_time_flip), count=_counts)
 
 
-def keep_results(model, part, data, settings, folder, *, strategy=None):
-    """Keep network, probabilities, operating point and, last, `config.json`.
+def keep_results(model, part, data, settings, folder, *, scores=None, distribution=None):
+    """Keep network, scores, probabilities, operating point and, last, `config.json`.
 
     The operating point is chosen on the validation cases alone; without any there is none.
 
@@ -52,21 +52,28 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
         part: `TrainedPart` of it.
         data: `Prepared`.
         settings: dict for `config.json`, with `test_time_flip`.
-        folder: the run folder, with `history.csv` and `scores.csv`.
-        strategy: `tf.distribute.Strategy` that trained, if any.
+        folder: the run folder, with `history.csv`.
+        scores: dict from milestone to the table of its scores, see `score_cases()`.
+        distribution: what the training ran on, as given to `train()`.
     """
+    history = read_csv(folder / "history.csv")
     with atomic_write(folder / "model.keras") as aside:
         model.save(aside)
     with atomic_write(folder / "probabilities.npy") as aside:
         kept = new_array(aside, data.masks.shape, "uint8")
-        for rows, softmax in _predictions(part, settings["test_time_flip"]):
-            kept[rows] = np.rint(255 * softmax[..., 1])
+
+        def predictions():
+            for rows, softmax in _predictions(part, settings["test_time_flip"]):
+                kept[rows] = np.rint(255 * softmax[..., 1])
+                yield rows, softmax
+
+        table = count_cases(data, predictions(), count=_counts)
         kept.flush()
+    state.write_scores(folder, {**(scores or {}), int(history["epoch"].max()): table})
     validation = np.flatnonzero(data.cases["split"] == "validation")
     if validation.size:
         point = choose_operating_point(data.masks[validation], kept[validation])
         write_json(folder / "operating_point.json", point._asdict())
-    history = read_csv(folder / "history.csv")
     if diverged := _has_diverged(history, data, settings["loss"]):
         logger.warning(
             "%s diverged: its loss is worse than that of a network that knows nothing. Take a "
@@ -89,7 +96,7 @@ def keep_results(model, part, data, settings, folder, *, strategy=None):
         "versions": runs.package_versions(),
         "diverged": diverged,
         "device": device_name(),
-        "strategy": distribution.describe(strategy),
+        "distribution": distribution and type(distribution).__name__,
         "seconds": round(float(history["seconds"].sum()), 3),
     }
     write_json(folder / "config.json", config)

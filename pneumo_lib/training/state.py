@@ -1,10 +1,13 @@
-"""Run folders under way: begun, kept after each epoch, taken up again."""
+"""Run folders under way: created, kept after each epoch, resumed."""
 
 import json
 from pathlib import Path
 
+from pneumo_lib._startup import keras  # noqa: F401
+
 import numpy as np
 import pandas as pd
+from keras import ops
 
 from pneumo_lib._files import (
     atomic_write,
@@ -61,34 +64,39 @@ def save_state(folder, variables, history, scores):
 
     Args:
         folder: the run folder.
-        variables: list of `keras.Variable`: weights, optimiser, random states.
+        variables: list of `keras.Variable`: weights, optimizer, seed generators.
         history: list of dicts, one an epoch.
-        scores: list of tables, one a milestone.
+        scores: dict from milestone to table.
     """
     write_csv(folder / "history.csv", pd.DataFrame(history))
     if scores:
-        table = pd.concat(scores, ignore_index=True)
-        write_csv(folder / "scores.csv", table[["epoch", *table.columns.drop("epoch")]])
+        write_scores(folder, scores)
     # Last, for it decides how many rows of the tables above count.
     with atomic_write(folder / "state.npz") as aside:
-        np.savez(aside, *[np.asarray(v) for v in variables], epoch=len(history))
+        np.savez(aside, *[ops.convert_to_numpy(v) for v in variables], epoch=len(history))
+
+
+def write_scores(folder, scores):
+    """`scores.csv`: the tables of a dict from milestone to table, the epoch as first column."""
+    tables = pd.concat(dict(sorted(scores.items())), names=["epoch"]).reset_index("epoch")
+    write_csv(folder / "scores.csv", tables)
 
 
 def load_state(folder, variables):
-    """Set `variables` to the last state in `folder`.
+    """Set `variables` to the last checkpoint in `folder`.
 
     Returns:
-        `(history, scores)` so far, as given to `save_state()`; empty lists if there is none.
+        `(history, scores)` so far, as given to `save_state()`; empty if there is none.
     """
     if not (folder / "state.npz").exists():
-        return [], []
+        return [], {}
     with np.load(folder / "state.npz") as state:
         epoch = int(state["epoch"])
         for number, variable in enumerate(variables):
             variable.assign(state[f"arr_{number}"])
     history = read_csv(folder / "history.csv").head(epoch)
-    scores = []
+    scores = {}
     if (folder / "scores.csv").exists():
-        table = read_csv(folder / "scores.csv")
-        scores = [rows for number, rows in table.groupby("epoch") if number <= epoch]
+        tables = read_csv(folder / "scores.csv").groupby("epoch")
+        scores = {n: table.drop(columns="epoch") for n, table in tables if n <= epoch}
     return history.to_dict("records"), scores

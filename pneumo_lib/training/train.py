@@ -1,8 +1,6 @@
-"""Training: frozen features, compiled epochs, and a state that survives a kill."""
+"""Training: frozen features, Keras' `compile()` and `fit()`, a checkpoint after each epoch."""
 
 import logging
-import math
-import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -15,40 +13,43 @@ from tqdm.auto import tqdm
 from pneumo_lib import runs
 from pneumo_lib._files import atomic_write, file_lock, project_path
 from pneumo_lib.models import fcn
-from pneumo_lib.training import distribution, state
+from pneumo_lib.models.forward import with_preprocessing
+from pneumo_lib.training import state
+from pneumo_lib.training.callbacks import Checkpoint, Milestones, ProgressBar
 from pneumo_lib.training.config import TrainingConfig
 from pneumo_lib.training.devices import dtype_policy, prepare_gpus
 from pneumo_lib.training.features import cached_features
-from pneumo_lib.training.loader import epoch_order, share_at
-from pneumo_lib.training.optimizers import averaged_weights, optimizer_of_run
+from pneumo_lib.training.loader import CaseBatches, epoch_order, share_at
+from pneumo_lib.training.losses import get_loss
+from pneumo_lib.training.metrics import SegmentationScores
+from pneumo_lib.training.optimizers import optimizer_of_run
 from pneumo_lib.training.projections import fit_projections
-from pneumo_lib.training.replicas import synchronise
 from pneumo_lib.training.scoring import TrainedPart, keep_results, score_cases
-from pneumo_lib.training.steps import compile_steps, run_epoch
 
 logger = logging.getLogger(__name__)
+_STEPS_PER_EXECUTION = 32  # of a head: Python would be a tenth of a step
 
 
-def train(data, config=None, *, run=None, strategy=None, **changes):
+def train(data, config=None, *, run=None, distribution=None, callbacks=(), **changes):
     """Train one FCN and keep all that a results notebook needs in `runs/<name>/`.
 
     A frozen backbone's features are computed once and only the head is trained, on them. Where
     the backbone is fine-tuned, the images fully augmented, or the small FCN ("small") trained from
-    scratch, each step runs the whole network on images. After every epoch the state is written:
-    a killed run goes on where it was and ends with the same numbers. A finished run with the same
+    scratch, each step runs the whole network on images. A checkpoint follows every epoch: a
+    killed run goes on where it was and ends with the same numbers. A finished run with the same
     settings is returned at once; one with other settings under the same name is moved aside,
-    never overwritten. What is kept is the state after the last epoch, and weights and scores at
-    the milestones: choose among those by validation. Test cases never decide anything.
+    never overwritten. What is kept are the weights after the last epoch, and weights and scores
+    at the milestones: choose among those by validation. Test cases never decide anything.
 
     Args:
         data: `Prepared`, see `prepare.prepare()`.
         config: `TrainingConfig`; None: the defaults.
         run: name of the run folder below `runs/`; default `<data>-<backbone>-<size>`, with the
             decoder before the size unless it is the report's.
-        strategy: None: one process, one device; "mirrored": all GPUs of this machine;
-            "multiworker": the machines named by `TF_CONFIG`, on each of which the same call runs;
-            or a `tf.distribute.Strategy`. The numbers are the same to rounding, so a run may go on
-            with another one, see docs/training_on_many_machines.md.
+        distribution: several devices of this machine: a `tf.distribute.MirroredStrategy` or,
+            with JAX, `keras.distribution.DataParallel`; see docs/training_on_many_machines.md.
+        callbacks: list of `keras.callbacks.Callback` that see each epoch as in `fit()`. They are
+            no part of the settings, and a resumed run begins them anew.
         **changes: single settings of `TrainingConfig`, such as `epochs=5`, stronger than `config`.
 
     Returns:
@@ -57,7 +58,7 @@ def train(data, config=None, *, run=None, strategy=None, **changes):
 
     Raises:
         ValueError: if the training split is empty, for a setting that `TrainingConfig` refuses,
-            for an `initial` run of another network, if the loss is no longer a number, or for
+            for an `initial` run of another network, if the loss is not finite any more, or for
             what `build_fcn()` refuses.
         FileNotFoundError: if `initial` is no finished run, and as `build_fcn()`.
     """
@@ -73,25 +74,29 @@ def train(data, config=None, *, run=None, strategy=None, **changes):
         data.meta["source"], config.backbone, config.decoder, data.meta["size"]
     )
     folder = project_path("runs") / name
-    strategy = distribution.choose_strategy(strategy, batch_size=config.batch_size)
-    chief = distribution.is_chief(strategy)
-    with distribution.one_error(strategy, name), file_lock(folder) if chief else nullcontext():
-        distribution.check_settings(strategy, settings)
-        if chief:
-            state.create_run_folder(name, settings)
-        if not distribution.from_chief(strategy, int(chief and runs.is_finished(folder))):
-            model, part = _build(data, config, strategy)
-            _fit(part, data, config, folder, strategy=strategy)
-            if chief:
-                keep_results(model, part, data, settings, folder, strategy=strategy)
-            distribution.barrier(strategy)
+    with file_lock(folder), distribution.scope() if distribution else nullcontext():
+        state.create_run_folder(name, settings)
+        if not runs.is_finished(folder):
+            model, part = _build(data, config)
+            images = (data.cases["split"] == "train").sum()
+            network = compile_network(
+                part.network,
+                optimizer_of_run(part.network, config, images=images),
+                loss=config.loss,
+                backbone=part.backbone,
+                distributed=distribution is not None,
+            )
+            scores = _fit(network, part, data, config, folder, callbacks)
+            keep_results(
+                *(model, part, data, settings, folder), scores=scores, distribution=distribution
+            )
     return runs.load_run(folder)
 
 
-def _build(data, config, strategy):
+def _build(data, config):
     """`(model, TrainedPart)`: the whole network from images to softmax, and what of it learns."""
     size = data.meta["size"]
-    with dtype_policy(config.precision), distribution.scope(strategy):
+    with dtype_policy(config.precision):
         if config.backbone == "small":
             model = fcn.build_small_fcn(size=size, seed=config.seed)
         else:
@@ -103,20 +108,19 @@ def _build(data, config, strategy):
                 dropout=config.dropout,
                 seed=config.seed,
             )
-    with distribution.chief_first(strategy):
-        if config.initial:
-            _start_from(model, config.initial)
-        else:
-            fit_projections(model, data, config.backbone)
-        if config.trains_on_images():
-            mirrored = data.images[:, :, ::-1]
-            return model, TrainedPart(model, data.images, mirrored, config.backbone)
-        encoder, head = fcn.split_fcn(model)
-        compute = partial(
-            cached_features, encoder, data, config.backbone, precision=config.feature_precision
-        )
-        both = config.augmentation == "flip" or config.test_time_flip
-        return model, TrainedPart(head, compute(), compute(flipped=True) if both else None)
+    if config.initial:
+        _start_from(model, config.initial)
+    else:
+        fit_projections(model, data, config.backbone)
+    if config.trains_on_images():
+        mirrored = data.images[:, :, ::-1]
+        return model, TrainedPart(model, data.images, mirrored, config.backbone)
+    encoder, head = fcn.split_fcn(model)
+    compute = partial(
+        cached_features, encoder, data, config.backbone, precision=config.feature_precision
+    )
+    both = config.augmentation == "flip" or config.test_time_flip
+    return model, TrainedPart(head, compute(), compute(flipped=True) if both else None)
 
 
 def _start_from(model, name):
@@ -132,75 +136,97 @@ def _start_from(model, name):
     model.weights_used = initial.config["weights"]
 
 
-def _fit(part, data, config, folder, *, strategy=None):
-    """Train `part` to the last epoch, from the state in `folder` if there is one."""
-    network, epochs, split = part.network, config.epochs, data.cases["split"]
+def compile_network(network, optimizer, *, loss, backbone=None, distributed=False):
+    """`keras.Model` with the weights of `network`, compiled for `fit()` on `CaseBatches`.
+
+    XLA halves the time of a head's step; for whole networks TensorFlow's own convolutions are
+    faster than XLA's on a processor.
+
+    Args:
+        network: `keras.Model` of which all trainable weights are to learn.
+        optimizer: `keras.optimizers.Optimizer`, built here.
+        loss: a name of `losses.get_loss()`.
+        backbone: inputs are images, to be preprocessed for it; None: features of a head.
+        distributed: whether several devices train.
+    """
+    heads_only = backbone is None
+    network = network if heads_only else with_preprocessing(network, backbone)
+    many_steps = heads_only and not distributed  # TensorFlow: neither works under a strategy
+    xla = {"tensorflow": many_steps, "jax": True, "torch": False}
+    network.compile(
+        optimizer=optimizer,
+        loss=get_loss(loss),
+        weighted_metrics=[SegmentationScores()],
+        jit_compile=xla[keras.backend.backend()],
+        steps_per_execution=_STEPS_PER_EXECUTION if many_steps else 1,
+    )
+    optimizer.build(network.trainable_variables)
+    return network
+
+
+def _fit(network, part, data, config, folder, callbacks):
+    """Train to the last epoch, from the checkpoint in `folder` if there is one.
+
+    Returns:
+        Dict from milestone to its table of scores.
+    """
+    train, validation = _batches(part, data, config)
+    variables = [*part.network.variables, *network.optimizer.variables]
+    history, scores = state.load_state(folder, variables)
+    averaged = keras.callbacks.SwapEMAWeights() if config.ema else None
+    score = partial(score_cases, part, data, test_time_flip=config.test_time_flip)
+    bar = {"total": config.epochs, "initial": len(history), "desc": config.backbone}
+    with tqdm(**bar, unit="epoch") as bar:
+        network.fit(
+            train,
+            validation_data=validation,
+            epochs=config.epochs,
+            initial_epoch=len(history),
+            shuffle=False,
+            verbose=0,
+            callbacks=[
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: train.start_epoch(epoch + 1)
+                ),
+                *callbacks,
+                *([averaged] if averaged else []),
+                Milestones(
+                    *(part.network, folder, config.milestones, score, scores), averaged=averaged
+                ),
+                Checkpoint(folder, variables, history, scores),
+                ProgressBar(bar),
+            ],
+        )
+    with atomic_write(folder / f"epoch_{len(history)}.weights.h5") as aside:
+        part.network.save_weights(aside)
+    return scores
+
+
+def _batches(part, data, config):
+    """`CaseBatches` of the training cases, and of the validation cases if there are any."""
+    split = data.cases["split"]
     rows = {name: np.flatnonzero(split == name) for name in ("train", "validation")}
     positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)
-    with distribution.scope(strategy):
-        optimizer = optimizer_of_run(network, config, images=len(rows["train"]))
-        draws = keras.random.SeedGenerator(config.seed)
-    variables = [*network.variables, *optimizer.variables, draws.state]
-    train_part, evaluate = compile_steps(
-        network,
-        optimizer,
-        loss=config.loss,
-        batch_size=config.batch_size,
-        backbone=part.backbone,
-        augmentation=config.augmentation,
-        seed=draws,
-        strategy=strategy,
+
+    def order(epoch):
+        return epoch_order(
+            rows["train"],
+            seed=config.seed,
+            epoch=epoch,
+            flips=config.augmentation != "none",
+            positive=positive,
+            share=share_at(epoch, config.epochs, config.positive_share),
+        )
+
+    train = CaseBatches(
+        part.inputs,
+        data.masks,
+        order,
+        config.batch_size,
+        mirrored=part.mirrored,
+        augmentation_seed=config.seed if config.augmentation == "full" else None,
     )
-    # Images are mirrored in the step; mirrored features are read in the place of the others.
-    flips = config.augmentation == "flip" and part.backbone is None
-    averaged = partial(averaged_weights, optimizer, network.trainable_variables, ema=config.ema)
-
-    def pass_over(step, rows):
-        arguments = {"flipped": part.mirrored if flips else None, "strategy": strategy}
-        return run_epoch(step, part.inputs, data.masks, rows, config.batch_size, **arguments)
-
-    chief = distribution.is_chief(strategy)
-    history, scores = state.load_state(folder, variables) if chief else ([], [])
-    done = distribution.same_state(strategy, variables, len(history))
-    bar = {"total": epochs, "initial": done, "desc": config.backbone, "unit": "epoch"}
-    with tqdm(**bar if chief else {"disable": True}) as bar:
-        for epoch in range(done + 1, epochs + 1):
-            started = time.monotonic()
-            order = epoch_order(
-                rows["train"],
-                seed=config.seed,
-                epoch=epoch,
-                flips=flips,
-                positive=positive,
-                share=share_at(epoch, epochs, config.positive_share),
-            )
-            row = {"epoch": epoch, "seconds": 0.0, **pass_over(train_part, order)}
-            with averaged():
-                validated = pass_over(evaluate, rows["validation"])
-                row |= {f"val_{name}": score for name, score in validated.items()}
-                _check_finite(row, config, folder.name)
-                if chief and epoch in config.milestones:
-                    table = score_cases(part, data, test_time_flip=config.test_time_flip)
-                    scores.append(table.assign(epoch=epoch))
-                    with atomic_write(folder / f"epoch_{epoch}.weights.h5") as aside:
-                        network.save_weights(aside)
-            row["seconds"] = time.monotonic() - started
-            history.append(row)
-            if chief:
-                state.save_state(folder, variables, history, scores)
-            bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.3f}")
-            bar.update()
-    if config.ema:
-        optimizer.finalize_variable_values(network.trainable_variables)
-    synchronise(network, on=False)
-
-
-def _check_finite(row, config, name):
-    """Refuse to go on with weights that are no numbers any more; the state before them is kept."""
-    for key in ("loss", "val_loss"):
-        if not math.isfinite(row.get(key, 0)):
-            raise ValueError(
-                f"The loss of a training must stay finite. Received: {key}={row[key]} in epoch "
-                f"{row['epoch']} of run {name!r}. Take a learning_rate below "
-                f"{config.learning_rate:g}; the epochs before are kept"
-            )
+    if not len(rows["validation"]):
+        return train, None
+    arrays = part.inputs, data.masks
+    return train, CaseBatches(*arrays, lambda epoch: rows["validation"], config.batch_size)

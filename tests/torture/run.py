@@ -28,7 +28,6 @@ os.environ["TQDM_DISABLE"] = "1"
 import archive_faults  # noqa: E402
 import jobs  # noqa: E402
 import mutants  # noqa: E402
-import strategy_faults  # noqa: E402
 import sweep_faults  # noqa: E402
 
 
@@ -174,7 +173,7 @@ def sections(minutes):
             f, arguments=a, count=c, within=(0.2, e)
         )
     found["equal reports"] = equal_reports
-    found |= archive_faults.SECTIONS | sweep_faults.SECTIONS | strategy_faults.SECTIONS
+    found |= archive_faults.SECTIONS | sweep_faults.SECTIONS
     for target in ("rle", "tables", "dicom", "image"):
         found[f"fuzz {target}"] = lambda f, t=target: fuzz(f, target=t, minutes=minutes)
     for module in mutants.MODULES:

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import SIZE
 
-from pneumo_lib.training.loader import epoch_order, read_blocks, share_at
+from pneumo_lib.training.loader import CaseBatches, epoch_order, share_at
 
 
 @pytest.mark.parametrize("flips", [False, True])
@@ -31,46 +30,45 @@ def test_epoch_order_depends_on_seed_and_epoch_alone():
     assert order(1, 1) != order(0, 1)
 
 
-def test_blocks_hold_every_case_once_in_whole_batches_and_a_rest(data):
+def batches_of(data, rows, batch_size, **options):
+    return CaseBatches(data.images, data.masks, lambda epoch: rows, batch_size, **options)
+
+
+def test_batches_have_one_size_and_what_fills_the_last_one_has_no_weight(data):
     rows = np.random.default_rng(0).permutation(14)
-    blocks = list(read_blocks(data.images, data.masks, rows, 4))
-    assert [block[0].shape[:2] for block in blocks] == [(3, 4), (1, 2)]
-    read = np.concatenate([images.reshape(-1, SIZE, SIZE) for images, _ in blocks])
-    np.testing.assert_array_equal(read, data.images[rows])
+    batches = [batches_of(data, rows, 4)[index] for index in range(4)]
+    assert {images.shape[0] for images, _, _ in batches} == {4}
+    images, masks, weights = map(np.concatenate, zip(*batches, strict=True))
+    np.testing.assert_array_equal(images, data.images[[*rows, *rows[:2]]])
+    np.testing.assert_array_equal(masks, data.masks[[*rows, *rows[:2]]])
+    np.testing.assert_allclose(weights, [16 / 14] * 14 + [0] * 2)
 
 
-def test_blocks_pair_the_features_of_a_mirrored_image_with_its_mirrored_mask():
-    plain, flipped = np.array([[0.0], [1.0], [2.0]]), np.array([[10.0], [11.0], [12.0]])
+def test_fewer_cases_than_a_batch_fill_one(data):
+    images, _, weights = batches_of(data, np.array([3, 5]), 5)[0]
+    np.testing.assert_array_equal(images, data.images[[3, 5, 3, 5, 3]])
+    np.testing.assert_allclose(weights, [2.5, 2.5, 0, 0, 0])
+
+
+def test_the_features_of_a_mirrored_image_come_with_its_mirrored_mask():
+    plain, mirrored = np.array([[0.0], [1.0], [2.0]]), np.array([[10.0], [11.0], [12.0]])
     masks = np.array([[[1, 0, 0]], [[0, 1, 0]], [[1, 1, 0]]])
-    [(x, y)] = read_blocks(plain, masks, np.array([2, ~0, ~2]), 3, flipped=flipped)
-    np.testing.assert_array_equal(x[0], [[2], [10], [12]])
-    np.testing.assert_array_equal(y[0], [[[1, 1, 0]], [[0, 0, 1]], [[0, 1, 1]]])
+    rows = np.array([2, ~0, ~2])
+    x, y, _ = CaseBatches(plain, masks, lambda epoch: rows, 3, mirrored=mirrored)[0]
+    np.testing.assert_array_equal(x, [[2], [10], [12]])
+    np.testing.assert_array_equal(y, [[[1, 1, 0]], [[0, 0, 1]], [[0, 1, 1]]])
     np.testing.assert_array_equal(masks[0], [[1, 0, 0]])  # what was read from stays as it was
 
 
-def test_blocks_are_read_as_they_are_needed_and_one_ahead(data):
-    class Counted(np.ndarray):
-        reads = 0
+def test_augmentation_depends_on_seed_epoch_and_batch_alone(data):
+    def first(seed, epoch, index=0):
+        batches = batches_of(data, np.zeros(8, int), 4, augmentation_seed=seed)
+        batches.start_epoch(epoch)
+        return batches[index][0]
 
-        def __getitem__(self, rows):
-            Counted.reads += 1
-            return np.asarray(self)[rows]
-
-    rows = np.arange(3200) % 14
-    blocks = read_blocks(data.images.view(Counted), data.masks, rows, 1)
-    for _ in range(3):
-        next(blocks)
-    assert Counted.reads <= 5
-    assert len(list(blocks)) == 97
-
-
-@pytest.mark.parametrize(("batches", "steps"), [(3.5, 3), (0.5, 1)])
-def test_blocks_of_large_inputs_hold_fewer_steps(data, monkeypatch, batches, steps):
-    batch_bytes = 4 * (data.images[0].nbytes + data.masks[0].nbytes)
-    monkeypatch.setattr("pneumo_lib.training.loader._BLOCK", int(batches * batch_bytes))
-    blocks = list(read_blocks(data.images, data.masks, np.arange(24), 4))
-    assert [len(x) for x, _ in blocks] == [steps] * (6 // steps)
-    np.testing.assert_array_equal(np.concatenate([x for x, _ in blocks])[5, 3], data.images[23])
+    np.testing.assert_array_equal(first(0, 2), first(0, 2))
+    for other in (first(1, 2), first(0, 3), first(0, 2, index=1)):
+        assert np.abs(other - first(0, 2)).max() > 10
 
 
 POSITIVE = np.arange(100) < 20  # case i has a pneumothorax
@@ -118,9 +116,3 @@ def test_the_share_goes_from_its_first_value_to_its_last_in_even_steps():
     assert shares == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4])
     assert share_at(1, 1, (0.8, 0.4)) == 0.8
     assert share_at(3, 5, None) is None
-
-
-@pytest.mark.parametrize("value", [0.5, (0.5,), (0.8, 40)])
-def test_a_share_that_is_no_pair_of_shares_is_refused(value):
-    with pytest.raises(ValueError, match="`positive_share` must be two shares"):
-        share_at(1, 5, value)

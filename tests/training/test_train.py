@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,10 +25,8 @@ from pneumo_lib.inference import predict
 from pneumo_lib.models import backbones, fcn, forward
 from pneumo_lib.runs import load_operating_point
 from pneumo_lib.study.experiments import read_experiments, run_experiments
-from pneumo_lib.training import features, steps
 from pneumo_lib.training import train as training
 from pneumo_lib.training.config import TrainingConfig
-from pneumo_lib.training.optimizers import build_optimizer
 from pneumo_lib.training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +110,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import make_data
-from pneumo_lib.training import train  # which sets less up than pl.train
+from pneumo_lib.training.train import train  # which sets less up than pl.train
 data = make_data(Path("data/squares"), size=128)
 for name in "abc":
     run = train(data, run=name, backbone="small", epochs=12, batch_size=14)
@@ -145,17 +142,16 @@ FINE_TUNED = SETTINGS | {
 }
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import test_training
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/training"]
+import keras
+import test_train
 from conftest import make_data
-from pneumo_lib import runs, training
-keep = runs.save_state
-def keep_and_die(folder, variables, history, scores):
-    keep(folder, variables, history, scores)
-    if len(history) == 2:
+def die_in_the_third(epoch, logs):
+    if epoch == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-runs.save_state = keep_and_die
-training.train(make_data(None), run="killed", **getattr(test_training, sys.argv[2]))
+die = keras.callbacks.LambdaCallback(on_epoch_begin=die_in_the_third)
+settings = getattr(test_train, sys.argv[2])
+test_train.train(make_data(None), run="killed", callbacks=[die], **settings)
 """
 
 
@@ -282,55 +278,28 @@ def test_without_validation_cases_there_is_no_operating_point(data):
     assert not (run.folder / "operating_point.json").exists()
 
 
-@pytest.mark.parametrize("flips", [False, True])
-def test_training_on_cached_features_equals_training_through_the_frozen_backbone(flips, data, home):
-    histories = []
-    rows = np.array([0, 1, 2, 3, 6, 9]) if not flips else np.array([0, ~1, 2, ~3, ~6, ~9])
-    for through_backbone in (False, True):
-        model = fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=0)
-        encoder, head = fcn.split_fcn(model)
-        network = model if through_backbone else head
-        plain, mirrored = (
-            (data.images, data.images[:, :, ::-1])
-            if through_backbone
-            else (
-                features.cached_features(encoder, data, "vgg19", flipped=flipped)
-                for flipped in (False, True)
-            )
-        )
-        optimizer = build_optimizer("adam", network.trainable_variables, learning_rate=1e-3)
-        step, _ = steps.compile_steps(
-            network,
-            optimizer,
-            loss="crossentropy",
-            batch_size=4,
-            backbone="vgg19" if through_backbone else None,
-        )
-        scores = [
-            steps.run_epoch(step, plain, data.masks, rows, 4, flipped=mirrored) for _ in range(3)
-        ]
-        histories.append(pd.DataFrame(scores))
-    pd.testing.assert_frame_equal(*histories, rtol=1e-3, atol=1e-4)
-    assert histories[0]["loss"].iloc[0] > histories[0]["loss"].iloc[2]
-
-
-@pytest.mark.parametrize("layout", ["of today", "with a checksum of the source files"])
-def test_finished_run_is_returned_without_building_a_network(
-    finished, data, monkeypatch, tmp_path, layout
+@pytest.mark.parametrize("augmentation", ["none", "flip"])
+def test_training_on_cached_features_equals_training_through_the_frozen_backbone(
+    augmentation, data, monkeypatch
 ):
-    shutil.copytree(finished.folder, finished.folder.with_name(layout))
-    if layout != "of today":
-        for name in ("settings.json", "config.json"):
-            path = finished.folder.with_name(layout) / name
-            kept = json.loads(path.read_text())
-            assert kept.pop("results_version") == runs.RESULTS_VERSION
-            _files.write_json(path, kept | {"code": "0123456789abcdef"})
+    settings = SETTINGS | {"augmentation": augmentation, "dropout": 0.0}
+    cached = train(data, run=f"cached-{augmentation}", **settings)
+    monkeypatch.setattr(TrainingConfig, "trains_on_images", lambda self: True)
+    through = train(data, run=f"through-{augmentation}", **settings)
+    histories = [without_time(run.history) for run in (cached, through)]
+    pd.testing.assert_frame_equal(*histories, rtol=1e-3, atol=1e-4)
+    assert cached.history["loss"].iloc[2] < cached.history["loss"].iloc[0]
+    weights = [weights_of(run) for run in (cached, through)]
+    for path, weight in weights[0].items():
+        np.testing.assert_allclose(weights[1][path], weight, atol=1e-4)
+
+
+def test_finished_run_is_returned_without_building_a_network(finished, data, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "_build", None)
-    again = train(data, run=layout, **SETTINGS)
+    again = train(data, run="finished", **SETTINGS)
     pd.testing.assert_frame_equal(again.history, finished.history)
-    assert layout in {run.folder.name for run in runs.find_runs(data=data)}
     cv2.imwrite(str(tmp_path / "a.png"), data.images[0])
-    (prediction,) = predict.predict(tmp_path / "a.png", layout)
+    (prediction,) = predict.predict(tmp_path / "a.png", "finished")
     assert prediction.mask.shape == (SIZE, SIZE)
 
 
@@ -364,33 +333,39 @@ def test_mixed_precision_trains_and_still_outputs_float32(data):
 
 
 @pytest.mark.parametrize(
-    ("settings", "in_the_step", "as_features"),
+    ("settings", "inputs", "mirrored", "augmented"),
     [
-        ({"backbone": "small"}, "flip", False),
-        ({"backbone": "small", "augmentation": "none"}, "none", False),
-        ({}, None, False),
-        ({"augmentation": "flip"}, None, True),
-        ({"augmentation": "full"}, "full", False),
+        ({"backbone": "small"}, "images", True, False),
+        ({"backbone": "small", "augmentation": "none"}, "images", False, False),
+        ({}, "features", False, False),
+        ({"augmentation": "flip"}, "features", True, False),
+        ({"augmentation": "full"}, "images", True, True),
     ],
 )
-def test_images_are_augmented_in_the_step_and_mirrors_of_features_come_from_disk(
-    settings, in_the_step, as_features, data, monkeypatch
-):
-    seen = {}
+def test_each_augmentation_reaches_the_batches(settings, inputs, mirrored, augmented, data):
+    config = TrainingConfig(**SETTINGS | settings).resolved()
+    _, part = training._build(data, config)
+    batches, validation = training._batches(part, data, config)
+    assert (batches[0][0].shape[1:] == (SIZE, SIZE)) == (inputs == "images")
+    assert bool((batches.rows < 0).any()) == mirrored
+    assert (batches.augmentation_seed is not None) == augmented
+    assert (validation.rows >= 0).all()
+    assert validation.augmentation_seed is None
 
-    def look(network, optimizer, *, backbone, augmentation, **rest):
-        seen["in_the_step"] = augmentation if backbone else None
-        return "train", "evaluate"
 
-    def stop(step, inputs, masks, rows, batch_size, *, flipped, **rest):
-        seen["as_features"] = flipped is not None and bool((rows < 0).any())
-        raise KeyboardInterrupt
+def test_callbacks_of_the_user_see_each_epoch_and_may_stop_the_training(data):
+    seen = []
 
-    monkeypatch.setattr(training, "compile_steps", look)
-    monkeypatch.setattr(training, "run_epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(data, run="looked-at", **SETTINGS | settings)
-    assert seen == {"in_the_step": in_the_step, "as_features": as_features}
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(sorted(logs))
+            self.model.stop_training = epoch == 1
+
+    run = train(data, run="stopped", callbacks=[Look()], **SETTINGS | {"epochs": 9})
+    assert len(seen) == len(run.history) == 2
+    assert {"loss", "dice", "logged_mean_iou", "val_loss", "val_dice"} <= set(seen[0])
+    assert list(run.scores["epoch"].unique()) == [2]
+    assert (run.folder / "epoch_2.weights.h5").exists()
 
 
 def test_bfloat16_features_train_to_nearly_the_same_scores(finished, data):

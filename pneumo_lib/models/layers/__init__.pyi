@@ -1,14 +1,7 @@
 from . import batch_norm as batch_norm
 from . import conv_transpose as conv_transpose
 from . import dropout as dropout
-from . import replica_share as replica_share
 from .batch_norm import FusedBatchNormalization as FusedBatchNormalization
 from .conv_transpose import FourierConv2DTranspose as FourierConv2DTranspose
 from .conv_transpose import fourier_conv_transpose as fourier_conv_transpose
 from .dropout import HashedDropout as HashedDropout
-from .dropout import SharedSpatialDropout2D as SharedSpatialDropout2D
-from .replica_share import Share as Share
-from .replica_share import current_share as current_share
-from .replica_share import draw_for_batch as draw_for_batch
-from .replica_share import share_of as share_of
-from .replica_share import sharing as sharing

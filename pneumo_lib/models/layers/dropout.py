@@ -1,11 +1,9 @@
-"""Dropout that is fast on a processor, and the same on one replica and on several."""
+"""Dropout that is fast on a processor."""
 
 from pneumo_lib._startup import keras
 
 import numpy as np
 from keras import ops
-
-from pneumo_lib.models.layers.replica_share import current_share, draw_for_batch
 
 
 @keras.saving.register_keras_serializable(package="pneumo")
@@ -44,31 +42,12 @@ class HashedDropout(keras.layers.Dropout):
         seed = ops.cast(self.seed_generator.next(), "uint32")
         count = int(np.prod(inputs.shape[1:]))
         shape = (ops.shape(inputs)[0], *inputs.shape[1:])
-        position = ops.arange(shape[0] * count, dtype="int32")
-        share = current_share()
-        if share is not None:  # position in the whole batch, whose noise this is a part of
-            position = position + share.first * count
-        position = ops.cast(position, "uint32")
+        position = ops.cast(ops.arange(shape[0] * count, dtype="int32"), "uint32")
         # Positions are mixed first, or neighbouring seeds would only reorder the same noise.
         noise = _mix(ops.bitwise_xor(_mix(position), _mix(seed[0] + _mix(seed[1]))))
         kept = ops.reshape(noise >= np.uint32(min(self.rate * 2**32, 2**32 - 1)), shape)
         scale = 1 / max(1 - self.rate, 1e-7)
         return ops.where(kept, inputs * scale, ops.zeros_like(inputs))
-
-
-@keras.saving.register_keras_serializable(package="pneumo")
-class SharedSpatialDropout2D(keras.layers.SpatialDropout2D):
-    """`keras.layers.SpatialDropout2D` whose noise is the same on one replica and on several."""
-
-    def call(self, inputs, training=False):
-        if not training or self.rate == 0 or current_share() is None:
-            return super().call(inputs, training=training)
-
-        def draw(images):
-            ones = ops.ones((images, 1, 1, inputs.shape[-1]), inputs.dtype)
-            return keras.random.dropout(ones, self.rate, seed=self.seed_generator)
-
-        return inputs * draw_for_batch(draw, inputs.shape[0])
 
 
 def _mix(x):
