@@ -22,6 +22,9 @@ class Milestones(keras.callbacks.Callback):
         score: function that returns the table of scores with the weights of the moment.
         scores: dict of such tables so far, by epoch; grows.
         averaged: `keras.callbacks.SwapEMAWeights`, whose averages are scored; None: no averages.
+
+    Raises:
+        ValueError: in `fit()`, if the loss is no longer finite; nothing of that epoch is kept.
     """
 
     def __init__(self, network, folder, epochs, score, scores, *, averaged=None):
@@ -30,6 +33,13 @@ class Milestones(keras.callbacks.Callback):
         self.score, self.scores, self.averaged = score, scores, averaged
 
     def on_epoch_end(self, epoch, logs=None):
+        for name in ("loss", "val_loss"):
+            if not math.isfinite(logs.get(name, 0)):
+                raise ValueError(
+                    f"The loss of a training must stay finite. Received: {name}={logs[name]} in "
+                    f"epoch {epoch + 1} of run {self.folder.name!r}. Take a lower learning_rate; "
+                    "the epochs before are kept"
+                )
         if epoch + 1 not in self.epochs or epoch + 1 == self.params["epochs"]:
             return
         if self.averaged:
@@ -49,9 +59,6 @@ class Checkpoint(keras.callbacks.Callback):
         variables: list of `keras.Variable`: weights, optimizer, seed generators.
         history: list of rows so far; grows.
         scores: dict of tables, see `Milestones`, which must come before.
-
-    Raises:
-        ValueError: in `fit()`, if the loss is no longer finite; the checkpoint before is kept.
     """
 
     def __init__(self, folder, variables, history, scores):
@@ -65,13 +72,6 @@ class Checkpoint(keras.callbacks.Callback):
         names = [prefix + name for prefix in ("", "val_") for name in ("loss", *SCORES)]
         row = {"epoch": epoch + 1, "seconds": time.monotonic() - self.started}
         row |= {name: logs[name] for name in names if name in logs}
-        for name in ("loss", "val_loss"):
-            if not math.isfinite(row.get(name, 0)):
-                raise ValueError(
-                    f"The loss of a training must stay finite. Received: {name}={row[name]} in "
-                    f"epoch {epoch + 1} of run {self.folder.name!r}. Take a lower learning_rate; "
-                    "the epochs before are kept"
-                )
         self.history.append(row)
         state.save_state(self.folder, self.variables, self.history, self.scores)
 

@@ -160,7 +160,7 @@ def test_the_call_that_a_run_without_its_data_names_prepares_them_again(
 
 def test_an_older_run_without_its_data_names_data_set_and_size(folder):
     change_config(folder, data="data/prepared/gone")
-    with pytest.raises(FileNotFoundError, match=r"prepare_data\(\) on 'phantoms' with size=32"):
+    with pytest.raises(FileNotFoundError, match=r"prepare_data\(data='phantoms', size=32"):
         open_run(folder)
 
 

@@ -83,12 +83,12 @@ def test_equal_backbones_are_run_once_and_others_each(data, folder):
     one, other = (
         keras.models.load_model(folder / name / "model.keras", compile=False) for name in "ab"
     )
-    model, network, *_ = ensemble._join([one, other], data, config)
-    assert model is not network
+    model, part = ensemble._join([one, other], data, config)
+    assert model is not part.network
     kernel = other.get_layer("block1_conv1").kernel
     kernel.assign(kernel + 0.01)
-    model, network, *_ = ensemble._join([one, other], data, config)
-    assert model is network
+    model, part = ensemble._join([one, other], data, config)
+    assert model is part.network
     image = np.random.default_rng(0).normal(size=(2, *model.input.shape[1:])).astype("f4")
     first, second = np.asarray(one(image)), np.asarray(other(image))
     assert np.abs(first - second).max() > 1e-4
@@ -158,5 +158,5 @@ def test_other_data_are_refused(data):
 
 def test_command_makes_the_run(capsys):
     assert not main(["average", "a", "b", "--to", "by-command"])
-    assert "by-command, the mean of 2" in capsys.readouterr().out
+    assert "by-command, ensemble of 2" in capsys.readouterr().out
     assert pl.load_run("by-command").config["parameters"]["trainable"] > 0

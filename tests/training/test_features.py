@@ -39,7 +39,7 @@ def test_interrupted_feature_computation_goes_on_where_it_was(encoder, data, hom
             if len(starts) == 1 and rows.stop == 16:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(forward, "predict_batches", interrupted)
+    monkeypatch.setattr(features, "predict_batches", interrupted)
     monkeypatch.setattr(features, "_BATCHES_BETWEEN_FLUSHES", 4)
     with pytest.raises(KeyboardInterrupt):
         features.cached_features(encoder, data, "vgg19", folder="part", batch_size=2)

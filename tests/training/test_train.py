@@ -186,7 +186,12 @@ def weights_of(run):
 
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 def test_fine_tuning_moves_the_last_block_slowly_and_nothing_before_it(precision, data):
-    settings = SETTINGS | {"backbone": "vgg16", "epochs": 1, "fine_tune": "last"}
+    settings = SETTINGS | {
+        "backbone": "vgg16",
+        "epochs": 1,
+        "milestones": None,
+        "fine_tune": "last",
+    }
     settings |= {"precision": precision, "schedule": "constant", "learning_rate": 1e-2}
     tuned = weights_of(train(data, run=f"tuned-{precision}", **settings))
     start = fcn.build_fcn("vgg16", size=SIZE, weights=None, seed=0)
@@ -202,7 +207,9 @@ def test_fine_tuning_moves_the_last_block_slowly_and_nothing_before_it(precision
 
 
 def test_full_augmentation_of_a_frozen_backbone_trains_the_head_alone(data):
-    run = train(data, run="frozen", **SETTINGS | {"augmentation": "full", "epochs": 1})
+    run = train(
+        data, run="frozen", **SETTINGS | {"augmentation": "full", "epochs": 1, "milestones": None}
+    )
     learnt = weights_of(run)
     start = fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=0)
     changed = {v.path for v in start.weights if (learnt[v.path] != v.numpy()).any()}
@@ -210,7 +217,12 @@ def test_full_augmentation_of_a_frozen_backbone_trains_the_head_alone(data):
 
 
 def test_a_run_starts_from_the_weights_of_its_initial_run_at_any_size(finished, data, home):
-    still = SETTINGS | {"initial": "finished", "learning_rate": 1e-12, "epochs": 1}
+    still = SETTINGS | {
+        "initial": "finished",
+        "learning_rate": 1e-12,
+        "epochs": 1,
+        "milestones": None,
+    }
     run = train(make_data(home, size=2 * SIZE), run="started", **still)
     for path, weight in weights_of(finished).items():
         np.testing.assert_allclose(weights_of(run)[path], weight, atol=1e-9)
@@ -226,7 +238,7 @@ def test_an_initial_run_must_be_of_the_same_network(finished, data):
 
 def test_averaged_weights_are_what_is_validated_and_kept(data):
     one_step = SETTINGS | {"batch_size": 14, "milestones": []}
-    first = train(data, run="one-step", **one_step | {"epochs": 1})
+    first = train(data, run="one-step", **one_step | {"epochs": 1, "milestones": None})
     # A momentum of nearly 1 never lets go of the first step, however long the training goes on.
     averaged = train(data, run="averaged", **one_step | {"epochs": 3, "ema": 1 - 1e-9})
     for path, weight in weights_of(first).items():
@@ -238,7 +250,12 @@ def test_averaged_weights_are_what_is_validated_and_kept(data):
 
 @pytest.mark.parametrize("backbone", ["vgg16", "small"])
 def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, data, tmp_path):
-    settings = SETTINGS | {"backbone": backbone, "epochs": 1, "test_time_flip": True}
+    settings = SETTINGS | {
+        "backbone": backbone,
+        "epochs": 1,
+        "milestones": None,
+        "test_time_flip": True,
+    }
     run = train(data, run=f"test-time-flip-{backbone}", **settings)
     network = keras.models.load_model(run.folder / "model.keras")
     plain, mirrored = (
@@ -255,7 +272,7 @@ def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, dat
 
 
 def test_the_operating_point_is_chosen_on_validation_cases_alone(data):
-    settings = SETTINGS | {"epochs": 1}
+    settings = SETTINGS | {"epochs": 1, "milestones": None}
     point = load_operating_point(train(data, run="chosen", **settings))
     rng = np.random.default_rng(1)
     images, masks = data.images.copy(), data.masks.copy()
@@ -274,7 +291,7 @@ def test_the_operating_point_is_chosen_on_validation_cases_alone(data):
 def test_without_validation_cases_there_is_no_operating_point(data):
     cases = data.cases.replace({"split": {"validation": "test"}})
     unvalidated = SimpleNamespace(**vars(data) | {"cases": cases})
-    run = train(unvalidated, run="unvalidated", **SETTINGS | {"epochs": 1})
+    run = train(unvalidated, run="unvalidated", **SETTINGS | {"epochs": 1, "milestones": None})
     assert not (run.folder / "operating_point.json").exists()
 
 
@@ -304,7 +321,7 @@ def test_finished_run_is_returned_without_building_a_network(finished, data, mon
 
 
 def test_run_with_other_settings_is_moved_aside_not_overwritten(data, home, caplog):
-    train(data, run="changed", **SETTINGS | {"epochs": 1})
+    train(data, run="changed", **SETTINGS | {"epochs": 1, "milestones": None})
     train(data, run="changed", **SETTINGS | {"epochs": 2})
     assert len(runs.load_run("changed").history) == 2
     assert len(runs.load_run("changed.old-1").history) == 1
@@ -325,7 +342,11 @@ def test_small_fcn_learns_the_square_from_scratch(data):
 
 
 def test_mixed_precision_trains_and_still_outputs_float32(data):
-    run = train(data, run="mixed", **SETTINGS | {"precision": "mixed_float16", "epochs": 1})
+    run = train(
+        data,
+        run="mixed",
+        **SETTINGS | {"precision": "mixed_float16", "epochs": 1, "milestones": None},
+    )
     assert np.isfinite(run.history["loss"]).all()
     network = keras.models.load_model(run.folder / "model.keras")
     assert network.output.dtype == "float32"
@@ -412,7 +433,7 @@ def test_a_file_gives_the_same_training_in_the_notebook_and_in_this_process(home
     path = home / "same.yaml"
     path.write_text("base: {backbone: small, phantom_count: 40, size: 32}\nexperiments: {}\n")
     [experiment] = read_experiments(path)
-    [run] = run_experiments(path, in_kernels=False)
+    [run] = run_experiments(path)
     settings = json.loads((run.folder / "settings.json").read_text())
     cells = json.loads((ROOT / "notebooks/05_train_fcn.ipynb").read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
