@@ -31,6 +31,7 @@ from pneumo_lib.training.train import train
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
+ONCE = SETTINGS | {"epochs": 1, "milestones": None}
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +208,7 @@ def test_fine_tuning_moves_the_last_block_slowly_and_nothing_before_it(precision
 
 
 def test_full_augmentation_of_a_frozen_backbone_trains_the_head_alone(data):
-    run = train(
-        data, run="frozen", **SETTINGS | {"augmentation": "full", "epochs": 1, "milestones": None}
-    )
+    run = train(data, run="frozen", **ONCE | {"augmentation": "full"})
     learnt = weights_of(run)
     start = fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=0)
     changed = {v.path for v in start.weights if (learnt[v.path] != v.numpy()).any()}
@@ -272,7 +271,7 @@ def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, dat
 
 
 def test_the_operating_point_is_chosen_on_validation_cases_alone(data):
-    settings = SETTINGS | {"epochs": 1, "milestones": None}
+    settings = ONCE
     point = load_operating_point(train(data, run="chosen", **settings))
     rng = np.random.default_rng(1)
     images, masks = data.images.copy(), data.masks.copy()
@@ -291,7 +290,7 @@ def test_the_operating_point_is_chosen_on_validation_cases_alone(data):
 def test_without_validation_cases_there_is_no_operating_point(data):
     cases = data.cases.replace({"split": {"validation": "test"}})
     unvalidated = SimpleNamespace(**vars(data) | {"cases": cases})
-    run = train(unvalidated, run="unvalidated", **SETTINGS | {"epochs": 1, "milestones": None})
+    run = train(unvalidated, run="unvalidated", **ONCE)
     assert not (run.folder / "operating_point.json").exists()
 
 
@@ -321,7 +320,7 @@ def test_finished_run_is_returned_without_building_a_network(finished, data, mon
 
 
 def test_run_with_other_settings_is_moved_aside_not_overwritten(data, home, caplog):
-    train(data, run="changed", **SETTINGS | {"epochs": 1, "milestones": None})
+    train(data, run="changed", **ONCE)
     train(data, run="changed", **SETTINGS | {"epochs": 2})
     assert len(runs.load_run("changed").history) == 2
     assert len(runs.load_run("changed.old-1").history) == 1
@@ -345,7 +344,7 @@ def test_mixed_precision_trains_and_still_outputs_float32(data):
     run = train(
         data,
         run="mixed",
-        **SETTINGS | {"precision": "mixed_float16", "epochs": 1, "milestones": None},
+        **ONCE | {"precision": "mixed_float16"},
     )
     assert np.isfinite(run.history["loss"]).all()
     network = keras.models.load_model(run.folder / "model.keras")
