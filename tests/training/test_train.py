@@ -24,7 +24,7 @@ from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.inference import predict
 from pneumo_lib.models import backbones, fcn, forward
 from pneumo_lib.runs import load_operating_point
-from pneumo_lib.study.experiments import read_experiments, run_experiments
+from pneumo_lib.study.experiments import run_experiments
 from pneumo_lib.training import train as training
 from pneumo_lib.training.config import TrainingConfig
 from pneumo_lib.training.train import train
@@ -429,16 +429,15 @@ def test_runs_that_follow_each_other_are_no_retracing_to_tensorflow(data, caplog
 
 def test_a_file_gives_the_same_training_in_the_notebook_and_in_this_process(home):
     """The notebook's own cells are run here: parameters, papermill's after them, settings."""
-    path = home / "same.yaml"
-    path.write_text("base: {backbone: small, phantom_count: 40, size: 32}\nexperiments: {}\n")
-    [experiment] = read_experiments(path)
+    path, base = home / "same.yaml", {"backbone": "small", "phantom_count": 40, "size": 32}
+    path.write_text(json.dumps({"base": base, "experiments": {}}))
     [run] = run_experiments(path)
     settings = json.loads((run.folder / "settings.json").read_text())
     cells = json.loads((ROOT / "notebooks/05_train_fcn.ipynb").read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     names = {"pl": pl}
     exec(sources[0], names)
-    names |= experiment.parameters
+    names |= base
     exec(next(s for s in sources if "TrainingConfig(" in s).partition("\nrun = ")[0], names)
     expected = json.loads(json.dumps(asdict(names["config"].resolved())))
     assert {name: settings[name] for name in expected} == expected
