@@ -286,7 +286,7 @@ def load_network(run):
     Raises:
         ValueError: if the file is damaged or holds code (a lambda layer, a pickle).
     """
-    import keras  # starts TensorFlow, which nothing else that reads a run needs
+    from pneumo_lib._startup import keras  # TensorFlow, which nothing else that reads a run needs
 
     import pneumo_lib.models.fcn  # noqa: F401  (registers the layers that a network may hold)
 

@@ -108,7 +108,11 @@ def _results_tables(runs):
     scores = pd.concat([t.assign(**row) for t, row in zip(last, names, strict=True)])
     table = format_table(score_table(scores, by=["network", "weights"])).fillna("–")
     found = {}
-    for (split, images, positives), rows in table.groupby(["split", "images", "positives"]):
+    for split in ("test", "validation", "train"):  # the split to read comes first
+        rows = table[table["split"] == split]
+        if rows.empty:
+            continue
+        images, positives = rows.iloc[0][["images", "positives"]]
         rows = rows.drop(columns=["split", "images", "positives"])
         text = rows.to_html(index=False, border=0, classes="table")
         # the interval goes below its score, so that all columns fit on a page

@@ -126,7 +126,7 @@ def _build(data, config):
 def _start_from(model, name):
     """Give `model` the weights of the finished run `name`."""
     initial = runs.load_run(name)
-    learnt = keras.models.load_model(initial.folder / "model.keras", compile=False).get_weights()
+    learnt = runs.load_network(initial).get_weights()
     if [w.shape for w in learnt] != [tuple(w.shape) for w in model.weights]:
         raise ValueError(
             "`initial` must be a run of the same network: backbone and decoder. "

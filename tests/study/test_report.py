@@ -76,9 +76,10 @@ def write_run(project, name, *, backbone, learnt=b"weights", synthetic=True):
     folder = project / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.keras").write_bytes(learnt)
-    cases = {"image_id": ["a", "b"] * 2, "split": ["test", "train"] * 2, "has_pneumothorax": True}
-    counts = {"tp": [0, 0, 2, 2], "fp": 0, "fn": [2, 2, 0, 0], "tn": 2}
-    write_csv(folder / "scores.csv", pd.DataFrame({"epoch": [1, 1, 2, 2]} | cases | counts))
+    cases = {"image_id": [*"abc"] * 2, "split": ["train", "validation", "test"] * 2}
+    counts = {"tp": [0] * 3 + [2] * 3, "fp": 0, "fn": [2] * 3 + [0] * 3, "tn": 2}
+    table = {"epoch": [1] * 3 + [2] * 3, "has_pneumothorax": True} | cases | counts
+    write_csv(folder / "scores.csv", pd.DataFrame(table))
     write_csv(folder / "history.csv", pd.DataFrame({"epoch": [1, 2]}))
     config = {"backbone": backbone, "weights": "random <features>", "split_scheme": "patient"}
     config |= {"leaked_patients": 3, "device": "CPU", "data_name": "phantoms", "size": 64}
@@ -401,7 +402,10 @@ def test_progress_widgets_are_left_out_of_the_pages(project):
 def test_the_results_of_each_split_start_with_the_all_background_row(project, executed):
     write_notebook(project, "05_train_fcn", TRAINING)
     page = soup(run_report(overrides={"backbones": ["vgg19"]}))
-    for split in ("test", "train"):
+    splits = ["test", "validation", "train"]
+    headings = [heading.get_text() for heading in page.select("h3")]
+    assert [heading.split(":")[0].lower() for heading in headings[:3]] == splits
+    for split in splits:
         (section,) = page.select(f"section#{split}-1-images-1-of-them-with-pneumothorax")
         rows = [[td.get_text() for td in row.select("td")] for row in section.select("tr")[1:]]
         names = [["all background", "–"], ["vgg19", "random <features>"]]
@@ -432,7 +436,7 @@ def test_results_and_first_page_are_about_the_runs_that_this_report_trained(
     index = run_report(overrides=overrides)
     assert records(index)[-1]["parameters"] == {"run_names": names}
     results = re.findall(r"<td>(vgg16|resnet50|small)</td>\s*<td>random", index.read_text())
-    assert results == 2 * overrides["backbones"]  # on test and on train
+    assert results == 3 * overrides["backbones"]  # on test, validation and train
 
 
 def test_notebook_06_shows_the_runs_of_another_decoder(tmp_path, monkeypatch):
