@@ -14,7 +14,8 @@ import pydicom
 from pydicom import uid
 from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, shows_stored_values
 
 MOST_PIXELS = 2**26  # more than any X-ray detector; a header may claim 65,535 x 65,535
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PixelData")
@@ -37,15 +38,13 @@ class XRay(NamedTuple):
     spacing: tuple | None = None  # mm between rows and between columns, if the header has it
     patients_left: str | None = "right"  # edge of the image, see `_patients_left()`
     side_source: str = "convention"  # or the header field that `patients_left` is from
+    notes: tuple = ()  # sentences on header fields that were ignored
 
 
 def decode_dicom(data, *, at_least=None):
     """`XRay` from the bytes of a DICOM file.
 
-    MONOCHROME1 is inverted. Anything but plain 8-bit values is mapped to 0..255 by the file's
-    rescale and window (or lookup table). Without a window, the middle 99 % of the values are
-    stretched, without padding and without the lowest and the highest value, which are often
-    collimator borders and burnt-in letters. Padding becomes black.
+    Grey levels are those that the header gives the stored values, see `dicom_grey`.
 
     Args:
         data: the bytes of the file. Transfer syntaxes: uncompressed, deflated, RLE, JPEG
@@ -61,9 +60,10 @@ def decode_dicom(data, *, at_least=None):
         file = pydicom.dcmread(BytesIO(data))
         _refuse_other_objects(file)
         shape = (file.Rows, file.Columns)
-        pixels = _stored_values(file, shape, at_least=at_least if _is_plain(file) else None)
-        return XRay(_grey_levels(pixels, file), shape, _spacing(file), *_patients_left(file))
-    except _Refused:
+        at_least = at_least if shows_stored_values(file) else None
+        image, notes = grey_levels(_decoded(file, shape, at_least=at_least), file)
+        return XRay(image, shape, _spacing(file), *_patients_left(file), notes)
+    except (_Refused, GreyScaleError):
         raise
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -109,16 +109,6 @@ def _refuse_other_objects(file):
         raise _Refused(f"{file.BitsStored} bits stored in {file.BitsAllocated}; 8 to 16 are read")
 
 
-def _is_plain(file):
-    """Whether the stored values are grey levels, as in the official release."""
-    rescale = (file.get("RescaleSlope", 1), file.get("RescaleIntercept", 0))
-    return (
-        (file.BitsStored, file.PixelRepresentation, *rescale) == (8, 0, 1, 0)
-        and not any(name in file for name in ("ModalityLUTSequence", "PixelPaddingValue"))
-        and not _has_window(file)
-    )
-
-
 def claimed_shape(data):
     """`(height, width)` in the header of a complete PNG or of a JPEG, else `(0, 0)`.
 
@@ -143,8 +133,8 @@ def claimed_shape(data):
     return 0, 0
 
 
-def _stored_values(file, shape, *, at_least=None):
-    """The stored integers, signed where the file says so; see `_decode_jpeg()` for `at_least`."""
+def _decoded(file, shape, *, at_least=None):
+    """Pixels as stored, unsigned; see `_decode_jpeg()` for `at_least`."""
     syntax = file.file_meta.TransferSyntaxUID
     if syntax == uid.JPEGBaseline8Bit:
         pixels = _decode_jpeg(_frame(file), shape, at_least)
@@ -155,15 +145,12 @@ def _stored_values(file, shape, *, at_least=None):
         pixels = np.empty(shape, np.uint8 if file.BitsStored <= 8 else np.uint16)
         getattr(imagecodecs, codec)(_frame(file), out=pixels)
     else:
+        file.pixel_array_options(correct_unused_bits=False)  # which may be the stored ones
         pixels = file.pixel_array
         if pixels.shape != shape:
             raise _Refused("its pixels do not have the size that its header claims")
-    if file.BitsStored == 8 * pixels.itemsize and not file.PixelRepresentation:
-        return pixels
-    # the bits above the stored ones may hold overlays
-    pixels = pixels.astype(np.int32) & ((1 << file.BitsStored) - 1)
-    sign = file.PixelRepresentation << (file.BitsStored - 1)
-    return (pixels ^ sign) - sign
+        pixels = pixels.astype(f"u{pixels.itemsize}")
+    return pixels
 
 
 def _frame(file):
@@ -180,53 +167,6 @@ def _decode_jpeg(frame, shape, at_least):
     if pixels is None:
         raise _Refused("its JPEG is damaged")
     return pixels
-
-
-def _grey_levels(pixels, file):
-    """Image of uint8 grey levels in which bone is brighter than air."""
-    inverted = file.PhotometricInterpretation == "MONOCHROME1"
-    if _is_plain(file):
-        return 255 - pixels if inverted else pixels
-    padding = _padding(pixels, file)
-    values = apply_modality_lut(pixels, file)
-    if file.get("VOILUTSequence"):
-        values = apply_voi_lut(np.rint(values).astype(np.int32), file)
-        low, high = 0, 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1
-    elif _has_window(file):
-        values = apply_voi_lut(values, file)
-        low, high = np.sort(apply_voi_lut(np.array([-(2.0**40), 2.0**40]), file))
-    else:
-        low, high = _middle(values[~padding])
-    grey = ((values - low) * (255 / max(high - low, 1e-9))).clip(0, 255).round()
-    grey = (255 - grey if inverted else grey).astype(np.uint8)
-    grey[padding] = 0
-    return grey
-
-
-def _has_window(file):
-    window = file.get("WindowWidth")
-    width = window[0] if isinstance(window, MultiValue) and window else window
-    return bool(file.get("VOILUTSequence")) or (bool(width) and width >= 1)
-
-
-def _padding(pixels, file):
-    """Boolean mask of the pixels that pad the image to a rectangle."""
-    first = file.get("PixelPaddingValue")
-    if first is None:
-        return np.zeros(pixels.shape, bool)
-    ends = [first, file.get("PixelPaddingRangeLimit") or first]
-    if file.PixelRepresentation:  # signed pixels, but the header may hold these unsigned
-        ends = [end - 2**16 if end >= 2**15 else end for end in ends]
-    return (pixels >= min(ends)) & (pixels <= max(ends))
-
-
-def _middle(values):
-    """Values that become 0 and 255 where the file has no window."""
-    if not values.size:
-        return 0, 1
-    inner = values[(values > values.min()) & (values < values.max())]
-    low, high = np.percentile(inner, (0.5, 99.5)) if inner.size else (0, 0)
-    return (low, high) if high > low else (values.min(), values.max())
 
 
 def _spacing(file):

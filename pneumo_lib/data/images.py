@@ -1,13 +1,16 @@
 """From one case to pixels: decoding X-rays and masks, and resizing them."""
 
+import logging
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from pneumo_lib.data.dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
+from pneumo_lib.data.dicom_grey import stretch
 from pneumo_lib.data.rle import rle_decode
 
+logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of X-ray files
 # Shapes of empty masks by the bytes of their files: three quarters of the masks are empty, mostly
 # the same few files, and decoding each would cost a third of the time of a preparation.
@@ -20,8 +23,8 @@ def read_image(path, *, at_least=None):
     """Pixels of one X-ray file.
 
     Args:
-        path: PNG or JPEG (colour becomes grey, 16 bits are stretched to 8) or DICOM, see
-            `dicom.decode_dicom()`.
+        path: PNG or JPEG (colour becomes grey, 16 bits become 8 as in a DICOM file without
+            window) or DICOM, see `dicom_grey`.
         at_least: pixels that height and width must keep. A JPEG inside DICOM is then decoded at
             1/8 or 1/4 of its size if both sides stay multiples of `at_least`: that takes a third
             of the time and equals area averaging to 2 grey levels. `None`: full size.
@@ -40,14 +43,17 @@ def decode_xray(data, path, *, at_least=None):
     """`dicom.XRay` from the bytes of a file; arguments and errors as for `read_image()`."""
     if is_dicom(data) or str(path).lower().endswith(".dcm"):
         try:
-            return decode_dicom(data, at_least=at_least)
+            xray = decode_dicom(data, at_least=at_least)
         except ValueError as error:
             raise ValueError(
                 f"A DICOM file must hold one grey image. Received: {path} ({error})"
             ) from None
+        for note in xray.notes:
+            logger.warning("%s: %s", path, note)
+        return xray
     image = _decode(data, path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     if image.dtype != np.uint8:
-        image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+        image = stretch(image)
     return XRay(image, image.shape)
 
 

@@ -1,0 +1,307 @@
+"""Grey levels from the stored values of an X-ray: the one place where they are computed.
+
+Stored bits -> stored values -> rescale or Modality LUT -> window or VOI LUT -> polarity -> 0 to 255
+(DICOM PS3.4 N.2.1). Each level depends on its stored value alone. So the whole way is computed once
+for each of the at most 65,536 values, and then looked up for the pixels.
+
+A field that is empty or holds no number counts as absent, one that holds 0 as present.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from pydicom.multival import MultiValue
+
+
+class GreyScaleError(ValueError):
+    """Reason why the values of an X-ray cannot be shown; quotes nothing but names of fields."""
+
+
+def grey_levels(pixels, header):
+    """Image of uint8 in which bone is brighter than air and padding is black.
+
+    Args:
+        pixels: `(height, width)` uint8 or uint16 as decoded; bits outside of the stored ones may
+            hold anything.
+        header: dataset with `BitsStored` (at most 16) and `PixelRepresentation`.
+
+    Returns:
+        `(image, notes)`: `(height, width)` uint8, and sentences on fields that were ignored.
+
+    Raises:
+        GreyScaleError: if values that vary would become one grey level.
+    """
+    codes = _codes(pixels, header)
+    table, notes = grey_table(header, _count(codes, header.BitsStored))
+    return look_up(table, codes), notes
+
+
+def look_up(table, codes):
+    """`(height, width)` uint8 from codes, uint8 or uint16, and the uint8 level of each code."""
+    return cv2.LUT(codes, table) if len(table) == 256 and codes.dtype == np.uint8 else table[codes]
+
+
+def shows_stored_values(header):
+    """Whether the grey levels are the 8-bit stored values, or 255 less them."""
+    if (header.BitsStored, header.PixelRepresentation) != (8, 0):
+        return False
+    table = grey_table(header, np.ones(256))[0].astype(int)
+    return abs(table[255] - table[0]) == 255 and (abs(np.diff(table)) == 1).all()
+
+
+def grey_table(header, counts):
+    """Grey level of each code of `BitsStored` bits.
+
+    Args:
+        header: as for `grey_levels()`.
+        counts: `(2**BitsStored,)` number of pixels with each code, for the stretch of values that
+            have no window.
+
+    Returns:
+        `(table, notes)`: `(2**BitsStored,)` uint8, and sentences on fields that were ignored.
+
+    Raises:
+        GreyScaleError: if values that vary would become one grey level.
+    """
+    notes = []
+    stored = _values_of_codes(header)
+    padding = _padding(stored, header)
+    varies = np.count_nonzero(counts) > 1
+    if varies and not counts[~padding].any():
+        notes.append("its padding range holds all of its values and is ignored")
+        padding[:] = False
+    seen = np.where(padding, 0, counts)
+    values = _modality(stored, header)
+    if values is None:
+        notes.append("its rescale slope is 0 or no number: rescale and window are ignored")
+        values, share = stored, None
+    else:
+        share = _voi(values, header)
+    if share is None:
+        low, high = ends_without_window(values, seen, bits=header.BitsStored)
+        share = np.clip((values - low) / ((high - low) or 1), 0, 1)
+    table = np.rint(255 * share).astype(np.uint8)
+    table = 255 - table if _is_inverted(header) else table
+    shown = table[seen > 0]
+    if len(shown) > 1 and shown.min() == shown.max():
+        raise GreyScaleError("its window or lookup table makes all of its values one grey level")
+    table[padding] = 0
+    return table, notes
+
+
+def stretch(image):
+    """Image of 16 bits at 8, as `grey_levels()` without window: `(height, width)` uint8."""
+    values = np.arange(2**16)
+    low, high = ends_without_window(values, _count(image, 16), bits=16)
+    share = np.clip((values - low) / ((high - low) or 1), 0, 1)
+    return np.rint(255 * share).astype(np.uint8)[image]
+
+
+def ends_without_window(values, counts, *, bits):
+    """Values that become 0 and 255 where the file has no window.
+
+    Up to 8 bits are grey levels already. Of more, the middle 99 % are taken, without the lowest
+    and the highest value: those are often collimator borders and burnt-in letters, and a single
+    hot pixel is no reason to darken an image.
+
+    Args:
+        values: `(n,)` value of each code.
+        counts: `(n,)` number of pixels with each code.
+        bits: stored ones.
+
+    Returns:
+        `(low, high)`, equal only if all pixels have one value.
+    """
+    if bits <= 8:
+        return values.min(), values.max()
+    seen = np.unique(values[counts > 0])
+    if not seen.size:
+        return 0, 1
+    inner = (counts > 0) & (values > seen[0]) & (values < seen[-1])
+    if inner.any():
+        options = {"weights": counts[inner], "method": "inverted_cdf"}
+        low, high = np.percentile(values[inner], (0.5, 99.5), **options)
+        if high > low:
+            return low, high
+    return seen[0], seen[-1]
+
+
+def _count(codes, bits):
+    counts = cv2.calcHist([codes], [0], None, [2**bits], [0, 2**bits])
+    return counts.ravel().astype(np.int64)
+
+
+def _codes(pixels, header):
+    """The stored bits of each pixel, unsigned, without what other bits hold (PS3.5 8.1.1)."""
+    bits, high = header.BitsStored, number(header, "HighBit")
+    shift = int(high) + 1 - bits if high is not None else 0
+    if 0 < shift <= 8 * pixels.itemsize - bits and pixels.max() >> bits:
+        pixels = pixels >> shift  # a codec may have done so already
+    unused = 8 * pixels.itemsize > bits
+    return pixels & pixels.dtype.type(2**bits - 1) if unused else pixels
+
+
+def _values_of_codes(header):
+    """Stored value of each code: unsigned, or in two's complement (PS3.3 C.7.6.3.1)."""
+    codes = np.arange(2**header.BitsStored)
+    sign = header.PixelRepresentation << (header.BitsStored - 1)
+    return (codes ^ sign) - sign
+
+
+def _padding(stored, header):
+    """Which stored values pad the image to a rectangle (PS3.3 C.7.5.1.1.2)."""
+    ends = [number(header, n) for n in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if ends[0] is None:
+        return np.zeros(stored.shape, bool)
+    low, high = stored.min(), stored.max()
+    # the header may hold the bits of a signed value as an unsigned one, or the other way round
+    turns = (0, -(2**16), 2**16, -len(stored))
+    ends = [
+        next((end + turn for turn in turns if low <= end + turn <= high), end)
+        for end in ends
+        if end is not None
+    ]
+    return (stored >= min(ends)) & (stored <= max(ends))
+
+
+def _modality(stored, header):
+    """Values after Modality LUT or rescale (PS3.3 C.11.1); `None` if no use can be made of it."""
+    for group in _groups(header, "PixelValueTransformationSequence"):
+        if lut := _first_lut(group, "ModalityLUTSequence", stored, header):
+            return _looked_up(stored, *lut[:2])
+        slope, intercept = (number(group, n) for n in ("RescaleSlope", "RescaleIntercept"))
+        broken = [n for n in ("RescaleSlope", "RescaleIntercept") if is_broken(group, n)]
+        if broken or slope == 0:
+            return None
+        if slope is not None or intercept is not None:
+            with np.errstate(over="ignore"):
+                values = stored * (1 if slope is None else slope) + (intercept or 0)
+            return values if np.isfinite(values).all() and np.ptp(values) > 0 else None
+    return stored
+
+
+def _voi(values, header):
+    """Share of full brightness by VOI LUT or window (PS3.3 C.11.2); `None` without any.
+
+    Where a file has both, they are alternatives (C.11.2.1.1); the lookup table is taken.
+    """
+    for group in _groups(header, "FrameVOILUTSequence"):
+        if lut := _first_lut(group, "VOILUTSequence", values, header):
+            first, data, bits = lut
+            return _looked_up(values, first, data) / (2**bits - 1)
+        centres, widths = numbers(group, "WindowCenter"), numbers(group, "WindowWidth")
+        function = _text(group, "VOILUTFunction")
+        for centre, width in zip(centres, widths, strict=False):
+            if None not in (centre, width) and width >= (1 if _is_linear(function) else 1e-9):
+                return _windowed(values, centre, width, function)
+    return None
+
+
+def _is_linear(function):
+    return function not in ("LINEAR_EXACT", "SIGMOID")
+
+
+def _windowed(values, centre, width, function):
+    """Share of full brightness: PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2."""
+    if function == "SIGMOID":
+        # the logistic function, without the overflow of its exponential
+        return (1 + np.tanh(2 * (values - centre) / width)) / 2
+    if _is_linear(function):
+        centre, width = centre - 0.5, width - 1
+    low, high = centre - width / 2, centre + width / 2
+    return np.where(values > high, 1, np.clip((values - low) / (width or 1), 0, 1))
+
+
+def _is_inverted(header):
+    """Whether the lowest value is white (PS3.3 C.7.6.3.1.2, C.11.6)."""
+    shape = _text(header, "PresentationLUTShape")
+    monochrome1 = _text(header, "PhotometricInterpretation") == "MONOCHROME1"
+    return {"IDENTITY": False, "INVERSE": True}.get(shape, monochrome1)
+
+
+# -- lookup tables
+
+
+def _first_lut(group, name, values, header):
+    """`(first, data, bits)` of the first item that holds a table, else `None`."""
+    found = (_lut(item, values, header) for item in group.get(name) or ())
+    return next((lut for lut in found if lut), None)
+
+
+def _lut(item, values, header):
+    """First value mapped, `(n,)` entries, their bits (PS3.3 C.11.1.1, C.11.2.1.1)."""
+    descriptor, data = numbers(item, "LUTDescriptor"), item.get("LUTData")
+    if len(descriptor) != 3 or None in descriptor or data is None:
+        return None
+    entries, first, bits = map(int, descriptor)
+    entries = entries % 2**16 or 2**16
+    if isinstance(data, bytes):
+        order = ">" if header.original_encoding[1] is False else "<"
+        data = np.frombuffer(data[: len(data) // 2 * 2], order + "u2")
+    data = np.atleast_1d(np.asarray(data, np.int64)) % 2**16
+    if len(data) == (entries + 1) // 2:  # two of 8 bits in a word, the first in its lower byte
+        data = data.astype("<u2").view(np.uint8).astype(np.int64)
+    data = data[:entries]
+    if not data.size:
+        return None
+    # the sign of the first value depends on what comes out of the step before
+    turns = (0, -(2**16), 2**16)
+    low, high = values.min(), values.max()
+    first = next((first + turn for turn in turns if low <= first + turn <= high), first)
+    # A table of 16 bits often holds values of 12. One whose brightest entry is below a quarter
+    # of the range that it declares, or above that range, has the depth of its entries.
+    needed = max(1, int(data.max()).bit_length())
+    return first, data, bits if needed <= bits <= min(needed + 1, 16) else needed
+
+
+def _looked_up(values, first, data):
+    """Entries of the table; values before and after it have its first and its last one."""
+    return data[np.rint(values - first).clip(0, len(data) - 1).astype(np.int64)]
+
+
+# -- fields
+
+
+def _groups(header, macro):
+    """Datasets that may hold a field, by precedence: of the frame, of all frames, of the file."""
+    for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in (header.get(name) or ())[:1]:
+            yield from (group.get(macro) or ())[:1]
+    yield header
+
+
+def number(dataset, name):
+    """First number of a field; `None` where it is absent, empty or no finite number."""
+    return next(iter(numbers(dataset, name)), None)
+
+
+def is_broken(dataset, name):
+    """Whether a field has a value which is no finite number."""
+    return None in numbers(dataset, name)
+
+
+def numbers(dataset, name):
+    """Numbers of a field, `None` for one that is not finite; `()` where it is absent or empty."""
+    try:
+        values = dataset.get(name)
+    except Exception:  # pydicom raises anything on text that is no number
+        values = dataset.get_item(name).value.decode("ascii", "replace").split("\\")
+    values = values if isinstance(values, MultiValue | list | tuple) else [values]
+    return tuple(_as_number(value) for value in values) if values not in ([None], [""]) else ()
+
+
+def _as_number(value):
+    try:
+        value = float(str(value).strip("\0 ").replace(",", "."))  # some write 0,14
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _text(dataset, name):
+    try:
+        value = dataset.get(name)
+    except Exception:  # as above
+        value = None
+    return str(value or "").strip("\0 ").upper()
