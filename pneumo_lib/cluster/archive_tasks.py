@@ -67,6 +67,8 @@ def read_whole(data, files):
     except (pa.ArrowException, OSError):
         return None
     recorded = (table.schema.metadata or {}).get(_CHECKSUM, b"").decode()
+    if table.column_names != SCHEMA.names:  # of an older release
+        return None
     if recorded != _checksum(table) or table["file"].to_pylist() != list(map(text_of, files)):
         return None
     # a file without checksum could not be read: the store may answer this time

@@ -3,7 +3,6 @@
 Names, numbers, dates and free text of the header are never read, and never part of a message.
 """
 
-import math
 import zlib
 from io import BytesIO
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from pydicom import uid
 from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 
+from pneumo_lib.data.dicom_fields import groups, number, numbers, text
 from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, shows_stored_values
 
 MOST_PIXELS = 2**26  # more than any X-ray detector; a header may claim 65,535 x 65,535
@@ -36,6 +36,7 @@ class XRay(NamedTuple):
     image: np.ndarray  # (height, width) uint8, perhaps at 1/8 or 1/4 of the file's size
     shape: tuple  # (height, width) of the file
     spacing: tuple | None = None  # mm between rows and between columns, if the header has it
+    spacing_source: str | None = None  # header fields that `spacing` is from, see `_spacing()`
     patients_left: str | None = "right"  # edge of the image, see `_patients_left()`
     side_source: str = "convention"  # or the header field that `patients_left` is from
     notes: tuple = ()  # sentences on header fields that were ignored
@@ -62,7 +63,7 @@ def decode_dicom(data, *, at_least=None):
         shape = (file.Rows, file.Columns)
         at_least = at_least if shows_stored_values(file) else None
         image, notes = grey_levels(_decoded(file, shape, at_least=at_least), file)
-        return XRay(image, shape, _spacing(file), *_patients_left(file), notes)
+        return XRay(image, shape, *_spacing(file), *_patients_left(file), notes)
     except (_Refused, GreyScaleError):
         raise
     except ModuleNotFoundError as error:
@@ -170,13 +171,24 @@ def _decode_jpeg(frame, shape, at_least):
 
 
 def _spacing(file):
-    """mm between rows and columns, in the patient or else on the detector (magnified)."""
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        values = file.get(name)
-        values = [float(v) for v in values] if isinstance(values, MultiValue) else []
-        if len(values) == 2 and all(math.isfinite(v) and v > 0 for v in values):
-            return tuple(values)
-    return None
+    """mm between rows and between columns, and the header fields that they are from.
+
+    Equal `PixelSpacing` and `ImagerPixelSpacing` are both those of the detector, unless a kind of
+    calibration is named (PS3.3 10.7.1.3). There the X-ray is larger than the patient, by the
+    factor that `EstimatedRadiographicMagnificationFactor` may give.
+    """
+    [group, *_] = groups(file, "PixelMeasuresSequence")
+    patient, detector = (
+        values if len(values) == 2 and all(v and v > 0 for v in values) else None
+        for values in (numbers(group, "PixelSpacing"), numbers(file, "ImagerPixelSpacing"))
+    )
+    if patient and (patient != detector or text(file, "PixelSpacingCalibrationType")):
+        return patient, "PixelSpacing"
+    factor = number(file, "EstimatedRadiographicMagnificationFactor")
+    if detector and factor and factor >= 1:
+        by = "ImagerPixelSpacing, EstimatedRadiographicMagnificationFactor"
+        return tuple(value / factor for value in detector), by
+    return (detector, "ImagerPixelSpacing, on the detector") if detector else (None, None)
 
 
 def _patients_left(file):

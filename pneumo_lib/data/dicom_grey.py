@@ -3,15 +3,12 @@
 Stored bits -> stored values -> rescale or Modality LUT -> window or VOI LUT -> polarity -> 0 to 255
 (DICOM PS3.4 N.2.1). Each level depends on its stored value alone. So the whole way is computed once
 for each of the at most 65,536 values, and then looked up for the pixels.
-
-A field that is empty or holds no number counts as absent, one that holds 0 as present.
 """
-
-import math
 
 import cv2
 import numpy as np
-from pydicom.multival import MultiValue
+
+from pneumo_lib.data.dicom_fields import groups, number, numbers, text
 
 
 class GreyScaleError(ValueError):
@@ -82,7 +79,12 @@ def grey_table(header, counts):
         low, high = ends_without_window(values, seen, bits=header.BitsStored)
         share = np.clip((values - low) / ((high - low) or 1), 0, 1)
     table = np.rint(255 * share).astype(np.uint8)
-    table = 255 - table if _is_inverted(header) else table
+    inverted = text(header, "PhotometricInterpretation") == "MONOCHROME1"
+    shape = text(header, "PresentationLUTShape")
+    if (shape, inverted) in (("IDENTITY", True), ("INVERSE", False)):
+        notes.append("its PresentationLUTShape contradicts its PhotometricInterpretation; the shape counts")
+        inverted = not inverted
+    table = 255 - table if inverted else table
     shown = table[seen > 0]
     if len(shown) > 1 and shown.min() == shown.max():
         raise GreyScaleError("its window or lookup table makes all of its values one grey level")
@@ -167,17 +169,16 @@ def _padding(stored, header):
 
 def _modality(stored, header):
     """Values after Modality LUT or rescale (PS3.3 C.11.1); `None` if no use can be made of it."""
-    for group in _groups(header, "PixelValueTransformationSequence"):
+    for group in groups(header, "PixelValueTransformationSequence"):
         if lut := _first_lut(group, "ModalityLUTSequence", stored, header):
             return _looked_up(stored, *lut[:2])
-        slope, intercept = (number(group, n) for n in ("RescaleSlope", "RescaleIntercept"))
-        broken = [n for n in ("RescaleSlope", "RescaleIntercept") if is_broken(group, n)]
-        if broken or slope == 0:
+        slope, intercept = (numbers(group, n) for n in ("RescaleSlope", "RescaleIntercept"))
+        if None in slope + intercept:
             return None
-        if slope is not None or intercept is not None:
+        if slope or intercept:
             with np.errstate(over="ignore"):
-                values = stored * (1 if slope is None else slope) + (intercept or 0)
-            return values if np.isfinite(values).all() and np.ptp(values) > 0 else None
+                values = stored * (*slope, 1)[0] + (*intercept, 0)[0]
+            return values if 0 < np.ptp(values) < np.inf else None
     return stored
 
 
@@ -186,12 +187,12 @@ def _voi(values, header):
 
     Where a file has both, they are alternatives (C.11.2.1.1); the lookup table is taken.
     """
-    for group in _groups(header, "FrameVOILUTSequence"):
+    for group in groups(header, "FrameVOILUTSequence"):
         if lut := _first_lut(group, "VOILUTSequence", values, header):
             first, data, bits = lut
             return _looked_up(values, first, data) / (2**bits - 1)
         centres, widths = numbers(group, "WindowCenter"), numbers(group, "WindowWidth")
-        function = _text(group, "VOILUTFunction")
+        function = text(group, "VOILUTFunction")
         for centre, width in zip(centres, widths, strict=False):
             if None not in (centre, width) and width >= (1 if _is_linear(function) else 1e-9):
                 return _windowed(values, centre, width, function)
@@ -211,13 +212,6 @@ def _windowed(values, centre, width, function):
         centre, width = centre - 0.5, width - 1
     low, high = centre - width / 2, centre + width / 2
     return np.where(values > high, 1, np.clip((values - low) / (width or 1), 0, 1))
-
-
-def _is_inverted(header):
-    """Whether the lowest value is white (PS3.3 C.7.6.3.1.2, C.11.6)."""
-    shape = _text(header, "PresentationLUTShape")
-    monochrome1 = _text(header, "PhotometricInterpretation") == "MONOCHROME1"
-    return {"IDENTITY": False, "INVERSE": True}.get(shape, monochrome1)
 
 
 # -- lookup tables
@@ -258,50 +252,3 @@ def _lut(item, values, header):
 def _looked_up(values, first, data):
     """Entries of the table; values before and after it have its first and its last one."""
     return data[np.rint(values - first).clip(0, len(data) - 1).astype(np.int64)]
-
-
-# -- fields
-
-
-def _groups(header, macro):
-    """Datasets that may hold a field, by precedence: of the frame, of all frames, of the file."""
-    for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group in (header.get(name) or ())[:1]:
-            yield from (group.get(macro) or ())[:1]
-    yield header
-
-
-def number(dataset, name):
-    """First number of a field; `None` where it is absent, empty or no finite number."""
-    return next(iter(numbers(dataset, name)), None)
-
-
-def is_broken(dataset, name):
-    """Whether a field has a value which is no finite number."""
-    return None in numbers(dataset, name)
-
-
-def numbers(dataset, name):
-    """Numbers of a field, `None` for one that is not finite; `()` where it is absent or empty."""
-    try:
-        values = dataset.get(name)
-    except Exception:  # pydicom raises anything on text that is no number
-        values = dataset.get_item(name).value.decode("ascii", "replace").split("\\")
-    values = values if isinstance(values, MultiValue | list | tuple) else [values]
-    return tuple(_as_number(value) for value in values) if values not in ([None], [""]) else ()
-
-
-def _as_number(value):
-    try:
-        value = float(str(value).strip("\0 ").replace(",", "."))  # some write 0,14
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _text(dataset, name):
-    try:
-        value = dataset.get(name)
-    except Exception:  # as above
-        value = None
-    return str(value or "").strip("\0 ").upper()

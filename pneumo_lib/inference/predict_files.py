@@ -93,12 +93,17 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
 
 
 def read_table(out):
-    """Rows of `predictions.csv` as dicts of text, except one that a kill cut short."""
+    """Rows of `predictions.csv` as dicts of text, except one that a kill cut short.
+
+    None of a table without today's columns: an older release read its X-rays.
+    """
     path = out / "predictions.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["note"] == NOTE]
+        table = csv.DictReader(file)
+        known = table.fieldnames == list(FILE_COLUMNS)
+        return [row for row in table if known and row["note"] == NOTE]
 
 
 def _is_whole(out, row):
@@ -163,6 +168,7 @@ def _caption(row):
     if row["area_px"]:
         known = row["area_cm2"] is not None
         area = f"{row['area_cm2']:.2f} cm2" if known else f"{row['area_px']} px"
+        area += " on the detector" if "detector" in (row["area_source"] or "") else ""
         found = f"{area}, patient's side: {row['side']} (by {row['side_source']})"
     return [f"image-level score {row['probability']:.2f}: {found}", f"pneumo: {NOTE}"]
 

@@ -15,6 +15,8 @@ _COLUMNS = (  # name, type in Parquet, what it holds
      "calibrated"),
     ("area_px", "int64", "of the mask"),
     ("area_cm2", "double", "of the mask, where the file gives the pixel spacing"),
+    ("area_source", "string", "fields of the header that give the pixel spacing; \"on the "
+     "detector\": the X-ray is larger there than the patient, and so is the area"),
     ("side", "string", "of the PATIENT: left, right, both (a quarter or more on each), unknown"),
     ("side_source", "string", "field of the header that gives the side; \"convention\": there is "
      "none, so the patient's left is taken to be at the right edge"),
@@ -53,6 +55,7 @@ def describe(prediction, settings):
         "probability": round(prediction.score, 4),
         "area_px": area,
         "area_cm2": round(area * float(np.prod(xray.spacing)) / 100, 2) if xray.spacing else None,
+        "area_source": xray.spacing_source,
         "side": side_of(mask, xray.patients_left) or None,
         "side_source": xray.side_source,
         "height": mask.shape[0],

@@ -1,5 +1,6 @@
 """DICOM files: every compression and grey scale gives the right pixels, other objects a reason."""
 
+import struct
 import sys
 import traceback
 from io import BytesIO
@@ -235,19 +236,55 @@ def test_patients_left_is_where_the_header_says_or_by_convention(fields, left, s
     assert (xray.patients_left, xray.side_source) == (left, source)
 
 
+DETECTOR = "ImagerPixelSpacing, on the detector"
+MAGNIFIED = "ImagerPixelSpacing, EstimatedRadiographicMagnificationFactor"
+FACTOR = {"EstimatedRadiographicMagnificationFactor": 1.25}
+BOTH = {"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.2, 0.1]}
+
+
 @pytest.mark.parametrize(
-    ("fields", "spacing"),
+    ("fields", "spacing", "source"),
     [
-        ({}, None),
-        ({"PixelSpacing": [0.2, 0.1]}, (0.2, 0.1)),
-        ({"ImagerPixelSpacing": [0.2, 0.1]}, (0.2, 0.1)),
-        ({"PixelSpacing": [0.3, 0.3], "ImagerPixelSpacing": [0.2, 0.1]}, (0.3, 0.3)),
-        ({"PixelSpacing": [0, 0]}, None),
-        ({"PixelSpacing": "0.2"}, None),
+        ({}, None, None),
+        ({"PixelSpacing": [0.2, 0.1]}, (0.2, 0.1), "PixelSpacing"),
+        ({"ImagerPixelSpacing": [0.2, 0.1]}, (0.2, 0.1), DETECTOR),
+        ({"ImagerPixelSpacing": [0.2, 0.1]} | FACTOR, (0.16, 0.08), MAGNIFIED),
+        ({"PixelSpacing": [0.2, 0.1]} | FACTOR, (0.2, 0.1), "PixelSpacing"),
+        (BOTH | {"PixelSpacing": [0.3, 0.3]}, (0.3, 0.3), "PixelSpacing"),
+        (BOTH, (0.2, 0.1), DETECTOR),  # PS3.3 10.7.1.3: equal ones are not calibrated
+        (BOTH | FACTOR, (0.16, 0.08), MAGNIFIED),
+        (BOTH | {"PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.1), "PixelSpacing"),
+        ({"ImagerPixelSpacing": [0.2, 0.1], next(iter(FACTOR)): 0}, (0.2, 0.1), DETECTOR),
+        ({"PixelSpacing": [0, 0]}, None, None),
+        ({"PixelSpacing": "0.2"}, None, None),
     ],
 )
-def test_spacing_is_what_the_file_says_in_mm_between_rows_and_columns(fields, spacing):
-    assert decode_dicom(dicom_bytes(RAMP.astype("u2"), **fields)).spacing == spacing
+def test_spacing_is_in_mm_between_rows_and_columns_and_names_its_fields(fields, spacing, source):
+    xray = decode_dicom(dicom_bytes(RAMP.astype("u2"), **fields))
+    assert xray.spacing == pytest.approx(spacing)
+    assert xray.spacing_source == source
+
+
+def test_spacing_of_functional_groups_is_read():
+    group, measures = Dataset(), Dataset()
+    measures.PixelSpacing = [0.3, 0.2]
+    group.PixelMeasuresSequence = [measures]
+    data = dicom_bytes(RAMP.astype("u2"), SharedFunctionalGroupsSequence=[group])
+    assert decode_dicom(data).spacing == (0.3, 0.2)
+
+
+def test_comma_as_decimal_point_is_read():
+    assert decode_dicom(with_text("PixelSpacing", "0,25\\0,5")).spacing == (0.25, 0.5)
+
+
+def with_text(name, text, **fields):
+    """A DICOM file with any text as the value of a field of numbers (DS)."""
+    tag = DataElement(name, "DS", None).tag
+    held = "9" * (len(text) + len(text) % 2)
+    data = dicom_bytes(RAMP.astype("u2"), bits=12, **fields | {name: held})
+    new = text.encode().ljust(len(held))
+    at = data.index(struct.pack("<HH", tag.group, tag.element) + b"DS") + 8
+    return data[:at] + new + data[at + len(new) :]
 
 
 # -- what is refused
@@ -308,8 +345,7 @@ def test_no_error_quotes_a_header(tmp_path):
         {"SOPClassUID": planted, "Rows": None},
         {"PatientOrientation": [planted, planted], "BitsAllocated": 32},
         {"ImageLaterality": planted, "Rows": 0},
-        {"PixelSpacing": DataElement("PixelSpacing", "LO", [planted, planted])},
-        {"WindowWidth": DataElement("WindowWidth", "LO", planted)},
+        {"PixelData": planted.encode()},
     ]
     for number, field in enumerate(fields):
         path = tmp_path / f"{number}.dcm"
@@ -319,6 +355,15 @@ def test_no_error_quotes_a_header(tmp_path):
             read_image(path)
         shown = "".join(traceback.format_exception(caught.value))  # as `--debug` would
         assert "DOE" not in shown.replace(repr(path), "")
+
+
+def test_no_note_on_an_ignored_field_quotes_a_header(tmp_path, caplog):
+    path, planted = tmp_path / "a.dcm", "DOE^JOHN"
+    fields = {name: DataElement(name, "LO", planted) for name in ("RescaleSlope", "WindowWidth")}
+    path.write_bytes(dicom_bytes(RAMP.astype("u2"), PresentationLUTShape="INVERSE", **fields))
+    read_image(path)
+    assert caplog.text.count(str(path)) == 2
+    assert "DOE" not in caplog.text
 
 
 def test_file_is_dicom_by_its_content_whatever_its_name(tmp_path):
