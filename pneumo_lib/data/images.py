@@ -6,8 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pneumo_lib.data.dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
+from pneumo_lib.data.dicom import XRay, claimed_shape, decode_dicom
 from pneumo_lib.data.dicom_grey import stretch
+from pneumo_lib.data.dicom_open import MOST_PIXELS, is_dicom
 from pneumo_lib.data.rle import rle_decode
 
 logger = logging.getLogger(__name__)
@@ -55,11 +56,6 @@ def decode_xray(data, path, *, at_least=None):
     if image.dtype != np.uint8:
         image = stretch(image)
     return XRay(image, image.shape)
-
-
-def is_dicom(data):
-    """Whether the first 132 bytes of a file have the DICOM signature."""
-    return data[128:132] == b"DICM"
 
 
 def _decode(data, path, flags=cv2.IMREAD_GRAYSCALE):
