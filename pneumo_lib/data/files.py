@@ -49,11 +49,13 @@ def _list(place, files, folders, links, skipped):
         skipped["folders that cannot be listed"] += 1
         return
     for entry in entries:
-        if entry.is_dir():
-            (links if entry.is_symlink() else folders).append(Path(entry.path))
-        elif entry.is_file():
-            files += [] if entry.name[0] == "." else [Path(entry.path)]
-        elif entry.is_symlink():
+        link, path = entry.is_symlink(), entry.path
+        # not the entry's own test of a link, which raises an error for one to itself
+        if os.path.isdir(path) if link else entry.is_dir():
+            (links if link else folders).append(Path(path))
+        elif os.path.isfile(path) if link else entry.is_file():
+            files += [] if entry.name[0] == "." else [Path(path)]
+        elif link:
             skipped["links to nothing"] += 1
 
 

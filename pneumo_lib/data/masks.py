@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 
-_STEP = 0.1  # of the range of grey levels: flat areas further apart are of different labels
+_NOISE = 0.1  # of the range: flat areas that JPEG has blurred are of one label
+_FEW = 16  # levels, at most, of a mask that JPEG has not blurred
 
 
 def binary_mask(pixels):
@@ -38,14 +39,15 @@ def _cut(grey):
     if low == high:
         return np.full(grey.shape, high > 0, np.uint8)
     if not ((grey == low) | (grey == high)).all():
-        _refuse_labels(grey, (high - low) * _STEP)
+        _refuse_labels(grey, high - low)
     return cv2.compare(grey, (low + high) / 2, cv2.CMP_GT) & 1
 
 
-def _refuse_labels(grey, step):
+def _refuse_labels(grey, span):
     """Raises `ValueError` if areas of one grey level, as no smooth edge has, are of more than two."""
     square = np.ones((3, 3), np.uint8)
-    levels = np.unique(grey[cv2.erode(grey, square) == cv2.dilate(grey, square)]).astype(int)
-    groups = np.split(levels, np.flatnonzero(np.diff(levels) > step) + 1)
-    if len(groups) > 2 or any(np.ptp(group) > 5 * step for group in groups if len(group)):
+    levels = np.flatnonzero(np.bincount(grey[cv2.erode(grey, square) == cv2.dilate(grey, square)]))
+    noise = span * _NOISE if np.count_nonzero(np.bincount(grey.ravel())) > _FEW else 0
+    groups = np.split(levels, np.flatnonzero(np.diff(levels) > noise) + 1)
+    if len(groups) > 2 or any(np.ptp(group) > span / 2 for group in groups if len(group)):
         raise ValueError(f"it holds more than two labels: {', '.join(map(str, levels[:5]))}")
