@@ -138,10 +138,11 @@ def _read_other_layout(root, files, tables):
     rles, names = read_run_lengths(tables)
     if rles is not None and xrays:
         return _cases_of_run_lengths(root, xrays, rles)
+    _refuse(root, _problem("masks without an image of their name", single))
     if xrays and (names or any(path.suffix.lower() == ".dcm" for path in xrays)):
         raise FileNotFoundError(
-            "X-rays without masks need exactly one run-length table (csv: ImageId, EncodedPixels) in the "
-            f"same folder. Received: {names or 'none'} in {root}"
+            "X-rays without masks need exactly one run-length table (csv: ImageId, EncodedPixels) "
+            f"with each of them, in the same folder. Received: {names or 'none'} in {root}"
         )
     return None
 

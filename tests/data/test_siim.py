@@ -311,6 +311,23 @@ def test_read_cases_refuses_masks_without_their_image(tmp_path):
         read_cases(tmp_path)
 
 
+def test_read_cases_refuses_masks_none_of_which_has_an_image(tmp_path):
+    write_pngs(tmp_path, ["images/a.png"])
+    write_pngs(tmp_path, ["masks/a_0.png", "masks/a_1.png"], LESION)  # one file per lesion
+    with pytest.raises(
+        FileNotFoundError, match=r"2 masks without an image of their name \(masks/a"
+    ):
+        read_cases(tmp_path)
+
+
+def test_read_cases_unites_tables_of_different_images(official_release):
+    table = official_release / "siim" / "train-rle.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:4]))
+    (official_release / "stage_2_train.csv").write_text("ImageId,EncodedPixels\n" + lines[4])
+    assert sorted(read_cases(official_release)["image_id"]) == ["1.1", "1.2", "1.3"]
+
+
 def test_read_cases_leaves_a_mask_that_cannot_be_read_to_prepare(tmp_path):
     write_pngs(tmp_path, ["images/a.png"])
     (tmp_path / "masks").mkdir()
