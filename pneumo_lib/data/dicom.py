@@ -174,7 +174,7 @@ def _spacing(file):
     """mm between rows and between columns, and the header fields that they are from.
 
     Equal `PixelSpacing` and `ImagerPixelSpacing` are both those of the detector, unless a kind of
-    calibration is named (PS3.3 10.7.1.3). There the X-ray is larger than the patient, by the
+    calibration is named (PS3.3 10.7.1). There the X-ray is larger than the patient, by the
     factor that `EstimatedRadiographicMagnificationFactor` may give.
     """
     [group, *_] = groups(file, "PixelMeasuresSequence")

@@ -185,7 +185,7 @@ def _modality(stored, header):
 def _voi(values, header):
     """Share of full brightness by VOI LUT or window (PS3.3 C.11.2); `None` without any.
 
-    Where a file has both, they are alternatives (C.11.2.1.1); the lookup table is taken.
+    Where a file has both, they are alternatives (C.11.2.1.2); the lookup table is taken.
     """
     for group in groups(header, "FrameVOILUTSequence"):
         if lut := _first_lut(group, "VOILUTSequence", values, header):

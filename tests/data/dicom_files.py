@@ -2,6 +2,7 @@
 
 from io import BytesIO
 
+import numpy as np
 import pydicom
 from pydicom import DataElement, uid
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -43,3 +44,13 @@ def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=N
     stream = BytesIO()
     pydicom.dcmwrite(stream, file, enforce_file_format=True)
     return stream.getvalue()
+
+
+def lookup_table(entries, bits, *, first=0, packed=True):
+    """A sequence with one table; entries of 8 bits are `packed`, two in a word."""
+    item = Dataset()
+    kind = "SS" if first < 0 else "US"
+    item.add_new("LUTDescriptor", kind, [len(entries), first, bits])
+    itemsize = "u1" if bits == 8 and packed else "<u2"
+    item.add_new("LUTData", "OW", np.array(entries).astype(itemsize).tobytes())
+    return [item]
