@@ -15,7 +15,7 @@ from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
-from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, shows_stored_values
+from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, levels_of_bytes
 
 MOST_PIXELS = 2**26  # more than any X-ray detector; a header may claim 65,535 x 65,535
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PixelData")
@@ -61,8 +61,9 @@ def decode_dicom(data, *, at_least=None):
         file = pydicom.dcmread(BytesIO(data))
         _refuse_other_objects(file)
         shape = (file.Rows, file.Columns)
-        at_least = at_least if shows_stored_values(file) else None
-        image, notes = grey_levels(_decoded(file, shape, at_least=at_least), file)
+        levels = levels_of_bytes(file)
+        pixels = _decoded(file, shape, at_least=at_least if levels else None)
+        image, notes = grey_levels(pixels, file, levels)
         return XRay(image, shape, *_spacing(file), *_patients_left(file), notes)
     except (_Refused, GreyScaleError):
         raise

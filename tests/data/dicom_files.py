@@ -46,11 +46,14 @@ def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=N
     return stream.getvalue()
 
 
-def lookup_table(entries, bits, *, first=0, packed=True):
+def lookup_table(entries, bits, *, first=0, packed=True, order="<"):
     """A sequence with one table; entries of 8 bits are `packed`, two in a word."""
     item = Dataset()
     kind = "SS" if first < 0 else "US"
-    item.add_new("LUTDescriptor", kind, [len(entries), first, bits])
-    itemsize = "u1" if bits == 8 and packed else "<u2"
-    item.add_new("LUTData", "OW", np.array(entries).astype(itemsize).tobytes())
+    item.add_new("LUTDescriptor", kind, [len(entries) % 2**16, first, bits])
+    words = np.array(entries).astype("<u2")
+    if bits == 8 and packed:  # the first in the lower byte
+        pairs = np.append(entries, [0] * (len(entries) % 2)).astype(np.uint8)
+        words = pairs.view("<u2")
+    item.add_new("LUTData", "OW", words.astype(f"{order}u2").tobytes())
     return [item]
