@@ -5,6 +5,7 @@ A field that is empty or holds no number counts as absent, one that holds 0 as p
 
 import math
 
+import numpy as np
 from pydicom.multival import MultiValue
 
 
@@ -26,7 +27,11 @@ def numbers(dataset, name):
     try:
         values = dataset.get(name)
     except Exception:  # pydicom raises anything on text that is no number
-        values = dataset.get_item(name).value.decode("ascii", "replace").split("\\")
+        element = dataset.get_item(name)
+        if element.VR in ("US", "SS", "US or SS"):  # its sign is warned of, perhaps as an error
+            values = np.frombuffer(element.value, "<u2").tolist()
+        else:
+            values = element.value.decode("ascii", "replace").split("\\")
     values = values if isinstance(values, MultiValue | list | tuple) else [values]
     return tuple(_as_number(value) for value in values) if values not in ([None], [""]) else ()
 
