@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 _UNIQUE = 12  # hexadecimal digits before the name of an unfinished file
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _ELSEWHERE = "choose another place, for all files by the environment variable PNEUMO_HOME"
+IN_CHECKOUT = (
+    "Notebooks and params/ come with the checkout of the repository (git clone), not with an "
+    "installed package: work in the checkout, or set PNEUMO_HOME to it"
+)
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: f"free some of your quota, or {_ELSEWHERE}",

@@ -223,6 +223,9 @@ def dicoms():
         ("inverted", dicom(PhotometricInterpretation="MONOCHROME1"), 255 - grey),
         ("twelve-bits", dicom(deep, BitsStored=12, HighBit=11, **window), grey),
         ("signed", dicom(deep.astype(np.int16) - 999, **shift, **window), grey),
+        ("no-preamble", plain[132:], grey),
+        ("frames-text", with_text(plain, "NumberOfFrames", "many"), grey),
+        ("slope-text", with_text(dicom(RescaleIntercept=1), "RescaleSlope", "steep"), grey),
         ("one-pixel", dicom(np.array([[9]], np.uint8)), np.array([[9]], np.uint8)),
         ("named", dicom(PatientName="A^B", PatientID="=1+1", PatientAge="old"), grey),
     ):
@@ -230,6 +233,8 @@ def dicoms():
 
     colour = encoded(Image.fromarray(grey).convert("RGB"), "JPEG")
     yield Input("jpeg-colour.dcm", jpeg_dicom(colour), EITHER)
+    text = with_text(dicom(deep, WindowCenter=1), "WindowWidth", "wide")
+    yield Input("window-text.dcm", text, EITHER)
     yield Input("window-zero.dcm", dicom(deep, WindowCenter=9, WindowWidth=0), EITHER)
     yield from broken_copies(plain, "dicom", ".dcm", cuts=30, flips=30, seed=2)
     yield from broken_copies(jpeg_dicom(frame), "jpeg-dicom", ".dcm", cuts=30, flips=30, seed=3)
@@ -257,12 +262,8 @@ def dicoms():
         "a-png": encoded(grey),
         "preamble-only": bytes(128) + b"DICM",
         "meta-only": plain[:start],
-        "no-preamble": plain[132:],
         "rows-65535": dicom(Rows=65535, Columns=65535),
         "frames-2": dicom(NumberOfFrames=2, PixelData=grey.tobytes() * 2),
-        "frames-text": with_text(plain, "NumberOfFrames", "many"),
-        "slope-text": with_text(dicom(RescaleIntercept=1), "RescaleSlope", "steep"),
-        "window-text": with_text(dicom(deep, WindowCenter=1), "WindowWidth", "wide"),
         "unknown-transfer": _with_transfer(plain, b"1.2.3.4"),
         "big-endian-said": _with_transfer(plain, b"1.2.840.10008.1.2.2"),
         "deflated-said": meta + plain[start:],

@@ -107,16 +107,19 @@ def _from_folder(url, without):
             "An archive must be a folder, or @ and a list of files, one a line. "
             f"Received: {url}, which is no folder"
         )
-    folders = [root.rstrip("/")]
-    while folders:  # `walk()` of fsspec leaves out in silence what it cannot list
-        folder = folders.pop()
-        if (store, folder) == without:
-            continue
+    top = os.path.realpath(root) if _is_local(store) else root
+    folders, links, seen = [root.rstrip("/")], [], set()
+    while folders or links:  # `walk()` of fsspec leaves out in silence what it cannot list
+        folder = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(folder) if _is_local(store) else folder
+        if (store, folder) == without or real in seen or top.startswith(f"{real}/"):
+            continue  # a link may lead in circles
+        seen.add(real)
         entries = {entry["name"].rstrip("/"): entry for entry in store.ls(folder, detail=True)}
         entries = sorted((name, entry) for name, entry in entries.items() if name != folder)
-        # a link may lead in circles
-        inner = [n for n, e in entries if e["type"] == "directory" and not e.get("islink")]
-        folders += reversed(inner)
+        inner = {name: e.get("islink") for name, e in entries if e["type"] == "directory"}
+        folders += [name for name in reversed(inner) if not inner[name]]
+        links += [name for name in inner if inner[name]]
         for name, entry in _xrays(store, entries):
             changes = [entry[key] for key in _STAMPS if entry.get(key)][:1]
             yield full_name(store, name), f"{entry['size']} {changes}"

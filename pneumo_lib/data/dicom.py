@@ -3,31 +3,22 @@
 Names, numbers, dates and free text of the header are never read, and never part of a message.
 """
 
-import zlib
-from io import BytesIO
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pydicom
 from pydicom import uid
 from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
 from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, levels_of_bytes
+from pneumo_lib.data.dicom_open import CODECS, MOST_PIXELS, Refused, open_dicom
 
-MOST_PIXELS = 2**26  # more than any X-ray detector; a header may claim 65,535 x 65,535
-_NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PixelData")
-_COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_GREY_SPREAD = 16  # levels between the channels of grey, which JPEG rounds
+_COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most
 # libjpeg computes the means of 8 x 8 or 4 x 4 pixels without the pixels
 _REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
-# GDCM, pydicom's usual plugin, crashed on 2 of 10,800 damaged files; these raise errors
-_CODECS = {
-    **dict.fromkeys(uid.JPEGTransferSyntaxes, "jpeg8_decode"),
-    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, "jpegls_decode"),
-    **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "jpeg2k_decode"),
-}
 
 
 class XRay(NamedTuple):
@@ -49,66 +40,32 @@ def decode_dicom(data, *, at_least=None):
 
     Args:
         data: the bytes of the file. Transfer syntaxes: uncompressed, deflated, RLE, JPEG
-            baseline; with imagecodecs also JPEG extended, JPEG lossless, JPEG-LS, JPEG 2000.
+            baseline; with imagecodecs also JPEG extended, JPEG lossless, JPEG-LS, JPEG 2000 and
+            its high-throughput kind, JPEG XL. See `open_dicom()` for files that lack parts.
         at_least: see `images.read_image()`.
 
     Raises:
         ValueError: with the reason, if the file holds anything but one grey image.
     """
     try:
-        _refuse_deflated_bombs(data)
-        # from memory: each of pydicom's many small reads of a file would switch threads
-        file = pydicom.dcmread(BytesIO(data))
-        _refuse_other_objects(file)
+        file = open_dicom(data)
         shape = (file.Rows, file.Columns)
+        if number(file, "SamplesPerPixel") == 3:
+            image = _grey_of_colours(_decoded(file, (*shape, 3)))
+            return XRay(image, shape, *_spacing(file), *_patients_left(file))
         levels = levels_of_bytes(file)
         pixels = _decoded(file, shape, at_least=at_least if levels else None)
         image, notes = grey_levels(pixels, file, levels)
         return XRay(image, shape, *_spacing(file), *_patients_left(file), notes)
-    except (_Refused, GreyScaleError):
+    except (Refused, GreyScaleError):
         raise
-    except ModuleNotFoundError as error:
+    except ImportError:  # or an imagecodecs that was built without one of its codecs
         raise ValueError(
-            f"its compression needs the package {error.name}: pip install 'pneumo[dicom]'"
+            "its compression needs the package imagecodecs: pip install 'pneumo[dicom]'"
         ) from None
     except Exception as error:  # pydicom and the codecs raise anything
         # without its text, which may quote the header, and without it as a cause
         raise ValueError(f"damaged, or not DICOM: {type(error).__name__}") from None
-
-
-class _Refused(ValueError):
-    """A reason of our own that quotes nothing but numbers from the file."""
-
-
-def _refuse_deflated_bombs(data):
-    """Limits the size of a deflated file, which pydicom inflates without limit."""
-    if uid.DeflatedExplicitVRLittleEndian.encode() in data[:1024]:
-        end_of_meta = 144 + int.from_bytes(data[140:144], "little")
-        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        rest = data[end_of_meta:]
-        while rest and size <= 2 * MOST_PIXELS:  # in pieces, none of which is kept
-            size += len(inflater.decompress(rest, 1 << 20))
-            rest = inflater.unconsumed_tail
-        if size > 2 * MOST_PIXELS:
-            raise _Refused("it inflates to more than any X-ray holds")
-
-
-def _refuse_other_objects(file):
-    if "Rows" not in file or "PixelData" not in file:
-        kind = uid.UID(str(file.get("SOPClassUID", "")))
-        known = kind in uid.UID_dictionary
-        raise _Refused(f"it holds no image: {kind.name if known else 'an unknown kind of object'}")
-    if missing := [name for name in _NEEDED if file.get(name) is None]:
-        raise _Refused(f"its header lacks {', '.join(missing)}")
-    if int(file.get("NumberOfFrames") or 1) != 1:
-        raise _Refused(f"it holds {int(file.NumberOfFrames)} frames, not one image")
-    grey = file.get("PhotometricInterpretation", "")
-    if file.get("SamplesPerPixel", 1) != 1 or grey not in ("MONOCHROME1", "MONOCHROME2"):
-        raise _Refused(f"a colour image{': ' + grey if grey in _COLOURS else ''}")
-    if not 0 < file.Rows * file.Columns <= MOST_PIXELS:
-        raise _Refused(f"its header claims {file.Rows} x {file.Columns} pixels")
-    if file.BitsAllocated not in (8, 16) or not 1 < file.BitsStored <= file.BitsAllocated:
-        raise _Refused(f"{file.BitsStored} bits stored in {file.BitsAllocated}; 8 to 16 are read")
 
 
 def claimed_shape(data):
@@ -140,19 +97,30 @@ def _decoded(file, shape, *, at_least=None):
     syntax = file.file_meta.TransferSyntaxUID
     if syntax == uid.JPEGBaseline8Bit:
         pixels = _decode_jpeg(_frame(file), shape, at_least)
-    elif codec := _CODECS.get(syntax):
+    elif codec := CODECS.get(syntax):
         import imagecodecs  # of the extra "dicom"
 
         # with `out`, a codec refuses a frame of another size instead of allocating memory for it
-        pixels = np.empty(shape, np.uint8 if file.BitsStored <= 8 else np.uint16)
-        getattr(imagecodecs, codec)(_frame(file), out=pixels)
+        decode, kinds = getattr(imagecodecs, codec), (np.uint8, np.uint16)
+        first, other = (np.empty(shape, kind) for kind in kinds[:: 1 if file.BitsStored <= 8 else -1])
+        try:
+            pixels = decode(_frame(file), out=first)
+        except ValueError:  # its frame has bits of its own, of which the header's are stored
+            pixels = decode(_frame(file), out=other)
     else:
         file.pixel_array_options(correct_unused_bits=False)  # which may be the stored ones
         pixels = file.pixel_array
         if pixels.shape != shape:
-            raise _Refused("its pixels do not have the size that its header claims")
+            raise Refused("its pixels do not have the size that its header claims")
         pixels = pixels.astype(f"u{pixels.itemsize}")
     return pixels
+
+
+def _grey_of_colours(pixels):
+    """`(height, width)` of a grey image in RGB, with a few coloured letters, as of its PNG."""
+    if (np.ptp(pixels, axis=2) > _GREY_SPREAD).mean() > _COLOURED_SHARE:
+        raise Refused("a colour image")
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 def _frame(file):
@@ -161,13 +129,14 @@ def _frame(file):
 
 def _decode_jpeg(frame, shape, at_least):
     """JPEG pixels, at 1/8 or 1/4 of `shape` if both sides stay multiples of `at_least`."""
-    if claimed_shape(frame) != shape or frame[:2] != b"\xff\xd8":
-        raise _Refused("its pixels are no JPEG of the size that its header claims")
+    if claimed_shape(frame) != shape[:2] or frame[:2] != b"\xff\xd8":
+        raise Refused("its pixels are no JPEG of the size that its header claims")
     fits = [d for d in _REDUCED if at_least and not any(side % (d * at_least) for side in shape)]
-    flag = _REDUCED[fits[0]] if fits else cv2.IMREAD_GRAYSCALE
+    flag = cv2.IMREAD_COLOR_RGB if len(shape) == 3 else cv2.IMREAD_GRAYSCALE
+    flag = _REDUCED[fits[0]] if fits else flag
     pixels = cv2.imdecode(np.frombuffer(frame, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        raise _Refused("its JPEG is damaged")
+        raise Refused("its JPEG is damaged")
     return pixels
 
 

@@ -96,7 +96,9 @@ def grey_table(header, counts):
     inverted = text(header, "PhotometricInterpretation") == "MONOCHROME1"
     shape = text(header, "PresentationLUTShape")
     if (shape, inverted) in (("IDENTITY", True), ("INVERSE", False)):
-        notes.append("its PresentationLUTShape contradicts its PhotometricInterpretation; the shape counts")
+        notes.append(
+            "its PresentationLUTShape contradicts its PhotometricInterpretation; the shape counts"
+        )
         inverted = not inverted
     table = 255 - table if inverted else table
     shown = table[seen > 0]

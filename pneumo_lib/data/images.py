@@ -6,16 +6,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pneumo_lib.data.dicom import MOST_PIXELS, XRay, claimed_shape, decode_dicom
+from pneumo_lib.data.dicom import XRay, claimed_shape, decode_dicom
 from pneumo_lib.data.dicom_grey import stretch
-from pneumo_lib.data.rle import rle_decode
+from pneumo_lib.data.files import SUFFIXES as SUFFIXES
+from pneumo_lib.data.dicom_open import MOST_PIXELS, is_dicom
+from pneumo_lib.data.masks import binary_mask
+from pneumo_lib.data.rle import rle_decode, rle_height
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of X-ray files
 # Shapes of empty masks by the bytes of their files: three quarters of the masks are empty, mostly
 # the same few files, and decoding each would cost a third of the time of a preparation.
 _EMPTY_MASKS = {}
 _EMPTY_MASKS_KEPT = 64
+_SIIM_SIDE = 1024  # pixels of the images that SIIM-ACR's run lengths were drawn on
 _FRAME_SHARE = 0.9  # of a line's pixels; the rest may be letters burnt into the frame
 
 
@@ -57,11 +60,6 @@ def decode_xray(data, path, *, at_least=None):
     return XRay(image, image.shape)
 
 
-def is_dicom(data):
-    """Whether the first 132 bytes of a file have the DICOM signature."""
-    return data[128:132] == b"DICM"
-
-
 def _decode(data, path, flags=cv2.IMREAD_GRAYSCALE):
     # not cv2.imread, which on Windows opens only paths of ASCII letters
     height, width = claimed_shape(data)
@@ -81,50 +79,85 @@ def read_mask(case, shape):
 
     Args:
         case: a row of the case table (Series or dict).
-        shape: `(height, width)` of the image. Run lengths are decoded at this size; a mask file of
-            another size with the same proportions is resized to it.
+        shape: `(height, width)` of the image. A mask of another size with the same proportions is
+            resized to it. Run lengths are of this size, unless `rle_side` or they themselves show
+            that they are of SIIM-ACR's 1024 x 1024 pixels.
 
     Returns:
-        `(height, width)` uint8, values 0 and 1. In a mask file, pixels brighter than half of the
-        brightest one are 1, so that files of 0/255 and of 0/1 both work.
+        `(height, width)` uint8, values 0 and 1; see `binary_mask()` for what a file may hold.
 
     Raises:
-        ValueError: if the mask is missing or unreadable, has other proportions than the image, or
-            contradicts `has_pneumothorax`.
+        ValueError: if the mask is missing or unreadable, has other proportions than the image,
+            seems to be inverted, or contradicts `has_pneumothorax`.
     """
     rles, path = case.get("rles"), case.get("mask_path")
     if isinstance(rles, list):
-        mask = rle_decode(rles, shape)
+        mask = rle_decode(rles, _rle_shape(case, shape))
     elif isinstance(path, str | Path):
-        mask = _read_mask_file(Path(path))
-        (rows, columns), (height, width) = mask.shape, shape
-        if abs(rows * width - columns * height) > max(shape):  # more than a rounded side
-            raise ValueError(
-                "A mask must cover its whole image and no more, with the same height to width. "
-                f"Received: a mask of {rows} x {columns} pixels, an image of {height} x {width}, "
-                f"for {case['image_id']}. Export the mask of that image again"
-            )
-        mask = mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
+        mask = read_mask_file(Path(path))
     else:  # an empty cell of a table is NaN
         raise ValueError(
             "A case must have a `mask_path` or a list `rles`; one without pneumothorax has a mask "
             f"file of zeros, or the run lengths ['-1']. Received: {path} for {case['image_id']}"
         )
+    (rows, columns), (height, width) = mask.shape, shape
+    if abs(rows * width - columns * height) > max(shape):  # more than a rounded side
+        raise ValueError(
+            "A mask must cover its whole image and no more, with the same height to width. "
+            f"Received: a mask of {rows} x {columns} pixels, an image of {height} x {width}, "
+            f"for {case['image_id']}. Export the mask of that image again"
+        )
+    mask = mask if mask.shape == tuple(shape) else resize_mask(mask, shape)
     if mask.any() != case["has_pneumothorax"]:
         raise ValueError(
             "A mask holds pixels where the table says pneumothorax, and only there. "
             f"Received: {int(mask.sum())} pixels, has_pneumothorax={case['has_pneumothorax']} "
             f"for {case['image_id']}"
         )
+    if mask[0, 0] & mask[0, -1] & mask[-1, 0] & mask[-1, -1] and mask.mean() > 0.5:
+        raise ValueError(
+            "A mask is 1 in the pneumothorax, which holds less than half of the image and not its "
+            f"corners. Received: {int(mask.sum())} of {mask.size} pixels for {case['image_id']}. "
+            "Invert the mask, if it is 0 there"
+        )
     return mask
 
 
-def _read_mask_file(path):
+def _rle_shape(case, shape):
+    """`(height, width)` of the image that the run lengths of a case were drawn on."""
+    side = rle_height(case["rles"]) or 0
+    side = _SIIM_SIDE if case.get("rle_side") == _SIIM_SIDE else side
+    if abs(side - _SIIM_SIDE) < _SIIM_SIDE / 32 and abs(shape[0] - _SIIM_SIDE) > _SIIM_SIDE / 32:
+        return _SIIM_SIDE, _SIIM_SIDE
+    if side > 1.1 * shape[0]:
+        raise ValueError(
+            "Run lengths must be of the image's own size, or of 1024 x 1024 pixels. Received: runs "
+            f"of an image about {side} pixels high, for {case['image_id']} of {shape[0]} x "
+            f"{shape[1]}. Use the images that they were drawn on"
+        )
+    return shape
+
+
+def read_mask_file(path):
+    """`(height, width)` uint8 of 0 and 1 from a file, see `binary_mask()`.
+
+    Raises:
+        ValueError: if the file cannot be read, or holds more than one mask.
+    """
     data = path.read_bytes()
     if shape := _EMPTY_MASKS.get(data):
         return np.zeros(shape, np.uint8)
-    grey = _decode(data, path)
-    mask = cv2.compare(grey, float(grey.max()) / 2, cv2.CMP_GT) & 1
+    try:
+        # with its alpha channel; which would ignore the orientation of a JPEG
+        flags = cv2.IMREAD_UNCHANGED if data[:4] == b"\x89PNG" else cv2.IMREAD_COLOR
+        mask = binary_mask(_decode(data, path, flags))
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(
+            "A mask file must be 0 outside of the pneumothorax and have one other value inside. "
+            f"Received: {path} ({error})"
+        ) from None
     if len(_EMPTY_MASKS) < _EMPTY_MASKS_KEPT and not mask.any():
         _EMPTY_MASKS[data] = mask.shape
     return mask

@@ -1,10 +1,10 @@
-"""Case table of a SIIM-ACR data folder, in its PNG or its official DICOM layout."""
+"""Case table of a data folder: the SIIM-ACR layouts and those of copies, or pairs of folders."""
 
-import gzip
 import logging
 import re
 import warnings
-import zlib
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -13,34 +13,54 @@ import pandas as pd
 import pydicom
 from tqdm.auto import tqdm
 
+from pneumo_lib.data.dicom_fields import number
+from pneumo_lib.data.files import find_files, find_xrays
+from pneumo_lib.data.images import read_mask_file
+from pneumo_lib.data.rle import rle_height
+from pneumo_lib.data.tables import image_id, read_patients, read_run_lengths, read_table
+
 logger = logging.getLogger(__name__)
 
+LAYOUTS = (
+    "png_images/, png_masks/, stage_1_train_images.csv and stage_1_test_images.csv; or X-rays "
+    "(*.dcm, *.png, *.jpg) with their run-length table (csv: ImageId, EncodedPixels); or X-rays "
+    "and masks of equal names, such as images/x.png and masks/x.png, or train/, masks/ and test/"
+)
+_SIDE = 1024  # height and width of SIIM-ACR's X-rays, which its run lengths are of
+_SIIM_UID = "1.2.276.0.7230010.3.1.4.8323329."
 _HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "view"}
 _HEADER_BYTES = 1 << 16  # SIIM-ACR has 2,000 before the pixels
-_TABLE_BYTES = 1 << 25  # four times the largest table of SIIM-ACR
+_KINDS = re.compile(r"[\W_]*(images?|imgs?|x-?rays?|cxrs?|masks?|png|dicom)[\W_]*", re.IGNORECASE)
 
 
 def read_cases(folder):
     """Case table of a data set, one row per image.
 
     Args:
-        folder: one of two layouts, itself or one folder below it:
+        folder: one of three layouts, at any depth. Folders that are links are followed, see
+            `find_files()`.
 
             - the PNG release: `png_images/`, `png_masks/`, `stage_1_train_images.csv` and
               `stage_1_test_images.csv` with the columns `new_filename, ImageId, has_pneumo`;
-            - the official release: DICOM files `<ImageId>.dcm` in any nesting and one run-length
-              table `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without that header).
-              Files without a row are left out, with a log warning.
+            - X-rays and masks of equal names, in folders of which those with "mask" in their
+              names hold the masks: `images/x.png` and `masks/x.png`, `train/`, `masks/` and
+              `test/`, `train/images/` and `train/masks/`; or `x.png` and `x_mask.png`. The masks
+              decide who has a pneumothorax;
+            - the official release and copies of it: X-rays `<ImageId>.dcm`, `.png` or `.jpg` and
+              one run-length table `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without
+              that header; an id may end with the suffix of the file).
 
-            Patients come from `patients.csv` (`ImageId, patient_id`) or `nih_id.csv`
-            (`Kaggle_ID, NIH_ID`) in the same folder or its parent.
+            X-rays without a mask or row are left out, with a log warning. Patients come from
+            `patients.csv` (`ImageId, patient_id`) or `nih_id.csv` (`Kaggle_ID, NIH_ID`) in the
+            same folder or its parent.
 
     Returns:
-        DataFrame in the order of the tables: `image_id`, `image_path` (absolute), `mask_path` (PNG
-        release) or `rles` (official; list of `str`), `has_pneumothorax` (bool), `official_part`
-        ("train" or "test"; official release: the innermost folder with one of these words in its
+        DataFrame in the order of the tables: `image_id`, `image_path` (absolute), `mask_path` or
+        `rles` (list of `str`), `has_pneumothorax` (bool), `official_part` ("train" or "test";
+        without the tables of the PNG release: the innermost folder with one of these words in its
         name), `patient_id` and, from DICOM headers, `age` (years), `sex`, `view`, `pixel_spacing`
-        (mm). Missing is NaN. Names, numbers and dates in DICOM headers are never read.
+        (mm). Missing is NaN. `rle_side` is 1024 where the run lengths are of 1024 x 1024 pixels,
+        whatever the size of the image. Names, numbers and dates in DICOM headers are never read.
 
     Raises:
         FileNotFoundError: one error that lists the expected files that are missing, the rows
@@ -50,13 +70,24 @@ def read_cases(folder):
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"The data folder must exist. Received: {folder}")
-    for root in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
-        if (root / "png_images").is_dir() or any(root.glob("stage_1_*_images.csv")):
-            cases = _read_png_release(root)
-            break
-    else:
-        root, cases = folder, _read_official_release(folder)
-    return cases.assign(patient_id=cases["image_id"].map(_read_patients(root)).astype("str"))
+    files = find_files(folder)
+    tables = [path for path in files if path.name.lower().endswith((".csv", ".csv.gz"))]
+    roots = [path.parent for path in tables if re.fullmatch("stage_1_.*_images.csv", path.name)]
+    if not roots:
+        cases = _read_other_layout(folder, files, tables)
+        roots = [] if cases is not None else [p.parent.parent for p in files if _is_png(p)]
+    if roots:
+        folder = min(roots, key=lambda root: len(root.parts))
+        cases = _read_png_release(folder)
+    if cases is None:
+        raise FileNotFoundError(
+            f"A data folder holds {LAYOUTS}. Received: {folder}, which holds neither"
+        )
+    return _with_patients(cases, folder)
+
+
+def _is_png(path):
+    return path.parent.name == "png_images"
 
 
 def _read_png_release(root):
@@ -66,7 +97,7 @@ def _read_png_release(root):
     tables = []
     for subset, name in zip(("train", "test"), names, strict=True):
         if (root / name).is_file():
-            table = _read_table(root / name, ["new_filename", "ImageId", "has_pneumo"])
+            table = read_table(root / name, ["new_filename", "ImageId", "has_pneumo"])
             if not table["has_pneumo"].isin(["0", "1"]).all():
                 raise ValueError(
                     f"`has_pneumo` in {name} must be 0 or 1 in every row. "
@@ -95,64 +126,107 @@ def _read_png_release(root):
     )
 
 
-def _read_official_release(root):
-    files = sorted(p for p in root.rglob("[!.]*") if p.suffix.lower() == ".dcm" and p.is_file())
-    if not files:
+def _read_other_layout(root, files, tables):
+    """Cases by masks of equal names or by run lengths; `None` if there are neither."""
+    xrays, masks = [], []
+    for path in find_xrays(root, files, tables=True):
+        (masks if _is_mask(path.relative_to(root)) else xrays).append(path)
+    pairs, single = _pair(root, xrays, masks)
+    if pairs:
+        _refuse(root, _problem("masks without an image of their name", single))
+        return _cases_of_pairs(root, xrays, pairs)
+    rles, names = read_run_lengths(tables)
+    if rles is not None and xrays:
+        return _cases_of_run_lengths(root, xrays, rles)
+    if xrays and (names or any(path.suffix.lower() == ".dcm" for path in xrays)):
         raise FileNotFoundError(
-            "A data folder holds either png_images/, png_masks/, stage_1_train_images.csv and "
-            "stage_1_test_images.csv, or *.dcm files with their run-length table (csv). "
-            f"Received: {root}, which holds neither"
+            "X-rays without masks need exactly one run-length table (csv: ImageId, EncodedPixels) in the "
+            f"same folder. Received: {names or 'none'} in {root}"
         )
-    rles = _read_rle_table(root)
-    paths = {path.stem: path for path in files}
-    problems = _problem("rows without a DICOM file", set(rles.index) - set(paths))
-    problems += [] if len(rles) else ["the run-length table has no row"]
-    stems = pd.Series([path.stem for path in files])
-    problems += _problem("DICOM files of the same name", stems[stems.duplicated()])
-    what = "DICOM files without a row in the run-length table"
-    unlabelled = _problem(what, set(paths) - set(rles.index))
-    _refuse(root, problems + unlabelled if problems else [])
-    if unlabelled:  # as in the competition's own release
-        logger.warning("%s; they have no label and are left out", unlabelled[0])
-    chosen = [paths[image_id] for image_id in rles.index]
-    headers = [_read_header(path) for path in tqdm(chosen, "DICOM headers", delay=2)]
-    subsets = [_official_part(path.relative_to(root)) for path in chosen]
-    return pd.DataFrame(
-        {
-            "image_id": rles.index,
-            "image_path": [str(path) for path in chosen],
-            "rles": rles.array,
-            "has_pneumothorax": [any(rle != "-1" for rle in group) for group in rles],
-            "official_part": pd.Series(subsets, dtype="str"),
-            **pd.DataFrame(headers),
-        }
+    return None
+
+
+def _is_mask(path):
+    """Whether a path in the data folder is that of a mask: by a folder or the end of its name."""
+    return any("mask" in name.lower() for name in path.parts[:-1]) or bool(
+        re.search(r"[-_ ]mask$", path.stem, re.IGNORECASE)
     )
 
 
-def _read_rle_table(root):
-    """Series of lists of run-length texts, indexed by image in the order of the table."""
-    tables, unreadable = {}, []
-    for path in sorted([*root.rglob("*.csv"), *root.rglob("*.csv.gz")]):
-        if "submission" in path.name:
-            continue
-        try:
-            table = _read_csv(path)
-        except ValueError as error:  # perhaps somebody's notes; listed if no table is found
-            unreadable.append(str(error))
-            continue
-        first = table.iloc[0].tolist()
-        headless = len(first) == 2 and re.fullmatch(r"-1|\d[\d ]*", first[1])
-        if first == ["ImageId", "EncodedPixels"] or headless:
-            tables[path.name] = table if headless else table[1:]
-    if len(tables) != 1:
-        found = [*tables, *unreadable] or "none"
-        raise FileNotFoundError(
-            "DICOM files need exactly one run-length table (csv: ImageId, EncodedPixels) in the "
-            f"same folder. Received: {found} in {root}"
-        )
-    [(name, table)] = tables.items()
-    _check_names(table[0].rename("ImageId"), name)
-    return table[1].groupby(table[0], sort=False).agg(list)
+def _place(path):
+    """Parts of a path without suffixes and the words that tell images from masks."""
+    *folders, name = path.parts
+    name = re.sub(r"[-_ ]mask$", "", image_id(name), flags=re.IGNORECASE)
+    return (*filter(None, (_KINDS.sub("", folder) for folder in folders)), name)
+
+
+def _pair(root, xrays, masks):
+    """Dict of mask by X-ray: at the same place, else of a name that is there once; and the rest."""
+    by_place, by_name = defaultdict(list), defaultdict(list)
+    for xray in xrays:
+        place = _place(xray.relative_to(root))
+        by_place[place].append(xray)
+        by_name[place[-1]].append(xray)
+    pairs, single = {}, []
+    for mask in masks:
+        place = _place(mask.relative_to(root))
+        found = by_place[place] or by_name[place[-1]]
+        if len(found) == 1 and found[0] not in pairs:
+            pairs[found[0]] = mask
+        else:
+            single.append(str(mask.relative_to(root)))
+    return pairs, single
+
+
+def _cases_of_pairs(root, xrays, pairs):
+    chosen = [path for path in xrays if path in pairs]
+    _leave_out(
+        "X-rays without a mask", {image_id(path.name) for path in xrays if path not in pairs}
+    )
+    names = [image_id(path.name) for path in chosen]
+    if len(set(names)) < len(names):  # train/1.png and test/1.png
+        names = ["/".join(_place(path.relative_to(root))) for path in chosen]
+    with ThreadPoolExecutor() as threads:
+        holds = threads.map(_holds_pixels, map(pairs.get, chosen))
+        positive = list(tqdm(holds, "masks", len(chosen), delay=2))
+    masks = [str(pairs[path]) for path in chosen]
+    return _table(root, names, chosen, {"mask_path": masks, "has_pneumothorax": positive})
+
+
+def _holds_pixels(mask):
+    try:
+        return bool(read_mask_file(mask).any())
+    except (ValueError, OSError):
+        return True  # prepare() names the file
+
+
+def _cases_of_run_lengths(root, xrays, rles):
+    paths = {image_id(path.name): path for path in xrays}
+    problems = _problem("rows without a DICOM file", set(rles.index) - set(paths))
+    problems += [] if len(rles) else ["the run-length table has no row"]
+    names = pd.Series([image_id(path.name) for path in xrays])
+    problems += _problem("DICOM files of the same name", names[names.duplicated()])
+    what = "DICOM files without a row in the run-length table"
+    unlabelled = set(paths) - set(rles.index)
+    _refuse(root, problems + _problem(what, unlabelled) if problems else [])
+    _leave_out(what, unlabelled)  # as in the competition's own release
+    positive = [any(rle != "-1" for rle in group) for group in rles]
+    columns = {"rles": rles.array, "has_pneumothorax": positive}
+    height = rle_height(text for group in rles for text in group) or 0
+    if abs(height - _SIDE) < _SIDE / 32 or rles.index.str.startswith(_SIIM_UID).all():
+        columns["rle_side"] = _SIDE
+    return _table(root, rles.index, [paths[name] for name in rles.index], columns)
+
+
+def _table(root, names, paths, columns):
+    """Case table with what the folders and the DICOM headers tell."""
+    subsets = [_official_part(path.relative_to(root)) for path in paths]
+    table = {"image_id": names, "image_path": [str(path) for path in paths], **columns}
+    table |= {"official_part": pd.Series(subsets, dtype="str")}
+    if any(path.suffix.lower() == ".dcm" for path in paths):
+        headers = [_read_header(path) for path in tqdm(paths, "DICOM headers", delay=2)]
+        table |= dict(pd.DataFrame(headers))
+    return pd.DataFrame(table)
 
 
 def _official_part(path):
@@ -172,10 +246,9 @@ def _read_header(path):
             warnings.simplefilter("ignore")  # they quote the header
             head = BytesIO(file.read(_HEADER_BYTES))  # not more, whatever lengths the file claims
             tags = [*_HEADER, "PixelSpacing"]
-            header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=tags)
+            header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=tags, force=True)
             found = {name: str(header.get(tag) or "").strip() for tag, name in _HEADER.items()}
-            spacing = header.get("PixelSpacing")
-            values["pixel_spacing"] = float(spacing[0]) if spacing else np.nan
+            values["pixel_spacing"] = number(header, "PixelSpacing") or np.nan
     except Exception:  # pydicom raises anything; prepare() reads the whole file and reports it
         return values
     for column in ("sex", "view"):
@@ -186,68 +259,17 @@ def _read_header(path):
     return values
 
 
-def _read_patients(root):
-    """Series of patients, indexed by image; empty without a table of patients."""
-    for folder in (root, root.parent):
-        if (folder / "patients.csv").is_file():
-            table = _read_table(folder / "patients.csv", ["ImageId", "patient_id"])
-        elif (folder / "nih_id.csv").is_file():
-            table = _read_table(folder / "nih_id.csv", ["Kaggle_ID", "NIH_ID"])
-            # 00028864_007.png is image 7 of patient 28864
-            table["NIH_ID"] = table["NIH_ID"].str.split("_").str[0]
-        else:
-            continue
-        images, patients = table.iloc[:, 0], table.iloc[:, 1]
-        return patients.where(patients != "").set_axis(images).groupby(level=0).first()
-    return pd.Series(dtype="str")
-
-
-def _read_table(path, columns):
-    """The given columns of a table with a header, without blanks around the cells."""
-    table = _read_csv(path)
-    names = table.iloc[0].tolist()
-    if any(names.count(column) != 1 for column in columns):
-        shown = ", ".join(names[:9])[:200]
-        raise ValueError(f"{path.name} must have the columns {columns}. Received: {shown}")
-    table = table[1:].set_axis(names, axis=1)[columns].reset_index(drop=True)
-    for column in {*columns} - {"has_pneumo"}:
-        _check_names(table[column], path.name, empty=column in ("patient_id", "NIH_ID"))
-    return table
-
-
-def _read_csv(path):
-    """All cells of a table as text, with its header as the first row."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            data = file.read(_TABLE_BYTES + 1)  # a few packed bytes may unpack to a full memory
-        if len(data) > _TABLE_BYTES:
-            raise ValueError(f"more than {_TABLE_BYTES >> 20} MB")
-        if b"\0" in data:  # pandas would end the cell there
-            raise ValueError("a byte of zero")
-        # no header for pandas: it renames a column that is there twice, and takes the first
-        # column for row names where all rows have one cell too many
-        table = pd.read_csv(
-            BytesIO(data), header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+def _with_patients(cases, root):
+    patients, name = read_patients((root, root.parent))
+    found = cases["image_id"].map(patients).astype("str")
+    if name and found.isna().all():
+        logger.warning(
+            "%s fits no image: none of its %d ids, such as %s, is one of the data set's, such as %s",
+            *(name, len(patients), *patients.index[:1], cases["image_id"].iloc[0]),
         )
-        if table.shape[1] > 100:
-            raise ValueError(f"{table.shape[1]} columns")
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        why = str(error).strip().split("\n")[0][:200]
-        raise ValueError(
-            "A table must be text in UTF-8 with commas between its cells, as many in each row. "
-            f"Save it as CSV again. Received: {path} ({why})"
-        ) from None
-    return table.fillna("").apply(lambda column: column.str.strip())
-
-
-def _check_names(column, table, *, empty=False):
-    """Refuses names that a spreadsheet, which opens our tables too, would run as a formula."""
-    bad = column[column.str.contains(r"^[=+\-@]|[\x00-\x1f\x7f]") | (column.eq("") & (not empty))]
-    if len(bad):
-        raise ValueError(
-            f"{column.name} in {table} must be a name that does not begin with =, +, - or @, "
-            f"without line breaks. Received: {bad.iloc[0][:40]!r}"
-        )
+    elif name and (unknown := found.isna().sum()):
+        logger.warning("%s: %d of %d images have no patient", name, unknown, len(cases))
+    return cases.assign(patient_id=found)
 
 
 def _problem(what, names):
@@ -255,6 +277,11 @@ def _problem(what, names):
     names = sorted(set(names))
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return [f"{len(names)} {what} ({shown})"] if names else []
+
+
+def _leave_out(what, names):
+    for phrase in _problem(what, names):
+        logger.warning("%s; they have no label and are left out", phrase)
 
 
 def _refuse(root, problems):

@@ -131,7 +131,8 @@ def _choose_scheme(scheme, patients, *, in_test, known):
     if scheme == "patient" and not known.any():
         raise ValueError(
             'scheme="patient" needs patients: put patients.csv (ImageId, patient_id) or nih_id.csv '
-            "(Kaggle_ID, NIH_ID) beside the data. Received: no `patient_id`"
+            "(Kaggle_ID, NIH_ID), whose ids match the images', beside the data. "
+            "Received: no `patient_id`"
         )
     if scheme == "official" and not two_sets:
         raise ValueError(

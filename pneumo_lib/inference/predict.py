@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from pneumo_lib.data.dicom import XRay
-from pneumo_lib.data.images import SUFFIXES, decode_xray, inside_frame, is_dicom, resize_image
+from pneumo_lib.data.files import SUFFIXES, find_files, find_xrays
+from pneumo_lib.data.images import decode_xray, inside_frame, resize_image
 from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.inference.prediction_rows import text_of
@@ -81,7 +82,7 @@ def find_images(files):
 
     Args:
         files: path or list of paths. In a folder, files with one of `SUFFIXES` count, and DICOM
-            files by their content; hidden ones do not.
+            files by their content; hidden ones do not. Links are followed, see `find_files()`.
 
     Returns:
         List of `Path`, sorted within each folder.
@@ -92,22 +93,13 @@ def find_images(files):
     given = [Path(p) for p in ([files] if isinstance(files, (str, Path)) else files)]
     found = []
     for path in given:
-        found += sorted(filter(_is_image, path.rglob("*"))) if path.is_dir() else [path]
+        found += find_xrays(path, find_files(path)) if path.is_dir() else [path]
     if not found:
         raise FileNotFoundError(
             f"`files` must name image files or folders with {', '.join(SUFFIXES)} files. "
             f"Received: {', '.join(map(str, given)) or 'nothing'}"
         )
     return found
-
-
-def _is_image(path):
-    if path.name[0] == "." or path.name == "DICOMDIR" or not path.is_file():
-        return False
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    with path.open("rb") as file:
-        return is_dicom(file.read(132))
 
 
 def load_foreground(run, *, batch_size, xla):

@@ -4,14 +4,14 @@ import csv
 from pathlib import Path
 
 import cv2
-import pandas as pd
 from tqdm.auto import tqdm
 
 from pneumo_lib._files import atomic_write
-from pneumo_lib.data.images import SUFFIXES
+from pneumo_lib.data.files import find_files, find_xrays
 from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.data.siim import read_cases
-from pneumo_lib.inference.predict import find_images, predict
+from pneumo_lib.data.tables import image_id, read_table
+from pneumo_lib.inference.predict import predict
 
 HEADER = ("ImageId", "EncodedPixels")
 SHAPE = (1024, 1024)  # of the competition's images; copies may be smaller
@@ -83,9 +83,10 @@ def encode_mask(mask, *, rows="image"):
 
 def _image_ids(images, part):
     """Dict of image id by path."""
-    found = _listed_images(images, part)
+    files = find_files(images) if images.is_dir() else [images]
+    found = _listed_images(images, files, part)
     if found is None:
-        found = {path: _image_id(path) for path in find_images(images)}
+        found = {path: image_id(path.name) for path in find_xrays(images, files, tables=True)}
     if not found:
         raise FileNotFoundError(f"The data set must have images of the part {part!r}: {images}")
     names = list(found.values())
@@ -99,25 +100,21 @@ def _image_ids(images, part):
     return found
 
 
-def _listed_images(images, part):
+def _listed_images(images, files, part):
     """Dict of image id by path from the tables of a data set; `None` without tables.
 
     The competition's test images are only in its sample submission, which has no truth.
     """
-    tables = [*images.rglob("*.csv"), *images.rglob("*.csv.gz")]
+    tables = [path for path in files if path.name.lower().endswith((".csv", ".csv.gz"))]
     samples = [path for path in tables if "sample_submission" in path.name]
     if all("submission" in path.name for path in tables):
         return None
     cases = read_cases(images)
     known = cases["official_part"]
     if part == "test" and samples and not (known == "test").any():
-        listed = set(pd.read_csv(samples[0], dtype=str)["ImageId"])
-        return {path: _image_id(path) for path in find_images(images) if _image_id(path) in listed}
+        listed = set(map(image_id, read_table(samples[0], ["ImageId"])["ImageId"]))
+        named = {path: image_id(path.name) for path in find_xrays(images, files, tables=True)}
+        return {path: name for path, name in named.items() if name in listed}
     if part != "all" and known.notna().any():
         cases = cases[known == part]
     return dict(zip(map(Path, cases["image_path"]), cases["image_id"], strict=True))
-
-
-def _image_id(path):
-    """Name of a file without its suffix; the last number of a UID is no suffix."""
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name

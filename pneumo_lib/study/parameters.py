@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from pneumo_lib._files import project_path
+from pneumo_lib._files import IN_CHECKOUT, project_path
 from pneumo_lib.data.prepare import check_data_settings
 from pneumo_lib.models.names import check_size, did_you_mean
 from pneumo_lib.runs import load_run
@@ -24,7 +24,7 @@ def read_params(path):
         return {}
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"No parameter file {path}. The project's own are in params/")
+        raise FileNotFoundError(f"No parameter file {path}. {IN_CHECKOUT}")
     try:
         params = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from pneumo_lib._files import file_lock, project_path, source_path, write_json
+from pneumo_lib._files import IN_CHECKOUT, file_lock, project_path, source_path, write_json
 from pneumo_lib.models import names
 from pneumo_lib.runs import (
     RESULTS_VERSION,
@@ -66,7 +66,9 @@ def run_report(
     """
     paths = sorted(source_path(notebooks).glob("[0-9][0-9]_*.ipynb"))
     if not paths:
-        raise FileNotFoundError(f"No numbered notebook, such as 01_*.ipynb, in {notebooks}")
+        raise FileNotFoundError(
+            f"No numbered notebook, such as 01_*.ipynb, in {source_path(notebooks)}. {IN_CHECKOUT}"
+        )
     settings = {"data": "phantoms"} | read_params(params) | (overrides or {})
     settings = absolute_paths(settings | ({} if data is None else {"data": data}))
     steps = plan(paths, settings)

@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom import DataElement, uid
 from pydicom.dataset import Dataset
 
-from pneumo_lib.data import dicom
+from pneumo_lib.data import dicom_open
 from pneumo_lib.data.dicom import decode_dicom
 from pneumo_lib.data.images import read_image
 
@@ -327,7 +327,7 @@ def test_frame_of_another_size_than_the_header_claims_is_refused():
 
 
 def test_deflated_file_that_would_fill_the_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(dicom, "MOST_PIXELS", 10_000)
+    monkeypatch.setattr(dicom_open, "MOST_PIXELS", 10_000)
     pixels = np.zeros((90, 90), np.uint16)
     syntax = uid.DeflatedExplicitVRLittleEndian
     assert decode_dicom(dicom_bytes(pixels, syntax)).shape == (90, 90)

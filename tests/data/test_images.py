@@ -43,8 +43,8 @@ def test_identical_empty_mask_files_are_decoded_once(write_mask, monkeypatch):
 
 def test_mask_file_that_gains_pixels_is_read_anew(write_mask):
     images.read_mask(write_mask("a", np.zeros((4, 4), np.uint8)), (4, 4))
-    case = write_mask("a", np.ones((4, 4), np.uint8))
-    assert images.read_mask(case, (4, 4)).all()
+    case = write_mask("a", np.eye(4, dtype=np.uint8))
+    assert images.read_mask(case, (4, 4)).sum() == 4
 
 
 def test_only_so_many_empty_files_are_remembered(write_mask, monkeypatch):

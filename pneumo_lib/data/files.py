@@ -1,0 +1,87 @@
+"""Files below a folder, with those behind links, and one line on each kind that is left out."""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+from pneumo_lib.data.dicom_open import is_dicom
+
+logger = logging.getLogger(__name__)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of X-ray files
+
+
+def find_files(folder):
+    """Files below a folder, sorted, without those whose names begin with a dot.
+
+    Folders that are links are followed, since many keep X-rays on another disk, but each folder
+    is read once: not those that lead back or to what is in `folder` anyway. One line of the log
+    names the links that are followed, and counts the others and what cannot be read.
+    """
+    top = Path(folder)
+    around = {top.resolve(), *top.resolve().parents} - {top.resolve()}
+    files, links, followed, seen, skipped = [], [], [], set(), Counter()
+    todo = [top]
+    while todo:
+        place = todo.pop()
+        real = place.resolve()
+        if real in seen or real in around:
+            skipped["links to folders that are read anyway"] += 1
+        else:
+            seen.add(real)
+            followed += [f"{place.relative_to(top)} -> {real}"] if place.is_symlink() else []
+            _list(place, files, todo, links, skipped)
+        if not todo and links:  # after all folders, which keep their own paths
+            todo.append(links.pop(0))
+    told = [f"{count} {what} are left out" for what, count in skipped.items()]
+    if followed := [link for link in followed if not link.startswith(". ->")]:
+        told.insert(0, f"{len(followed)} links are followed ({', '.join(sorted(followed)[:3])})")
+    if told:
+        logger.warning("%s: %s", top, "; ".join(told))
+    return sorted(files)
+
+
+def _list(place, files, folders, links, skipped):
+    """Sorts the entries of a folder into the lists."""
+    try:
+        entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+    except OSError:
+        skipped["folders that cannot be listed"] += 1
+        return
+    for entry in entries:
+        link, path = entry.is_symlink(), entry.path
+        # not the entry's own test of a link, which raises an error for one to itself
+        if os.path.isdir(path) if link else entry.is_dir():
+            (links if link else folders).append(Path(path))
+        elif os.path.isfile(path) if link else entry.is_file():
+            files += [] if entry.name[0] == "." else [Path(path)]
+        elif link:
+            skipped["links to nothing"] += 1
+
+
+def find_xrays(folder, files, *, tables=False):
+    """Those of the files of a folder that are X-rays: by suffix, or DICOM by their content.
+
+    Args:
+        folder: for the log, one line of which counts the files of other kinds.
+        files: list of `find_files()`.
+        tables: whether csv files belong there and are not counted.
+    """
+    found = [path for path in files if _is_xray(path)]
+    others = Counter(path.suffix.lower() or path.name for path in set(files) - set(found))
+    others = {kind: n for kind, n in others.items() if not tables or kind not in (".csv", ".gz")}
+    if others:
+        kinds = ", ".join(f"{others[kind]} {kind}" for kind in sorted(others)[:5])
+        count = sum(others.values())
+        logger.warning("%s: %d files that are no X-rays are left out (%s)", folder, count, kinds)
+    return found
+
+
+def _is_xray(path):
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return path.name != "DICOMDIR" and is_dicom(file.read(132))
+    except OSError:
+        return False
