@@ -46,12 +46,12 @@ def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=N
     return stream.getvalue()
 
 
-def lookup_table(entries, bits, *, first=0, packed=True, order="<"):
-    """A sequence with one table; entries of 8 bits are `packed`, two in a word."""
+def lookup_table(entries, bits, *, first=0, packed=True, order="<", count=None):
+    """A sequence with one table of `count` entries; those of 8 bits are `packed`, two in a word."""
     item = Dataset()
     kind = "SS" if first < 0 else "US"
     item.add_new("LUTDescriptor", kind, [len(entries) % 2**16, first, bits])
-    words = np.array(entries).astype("<u2")
+    words = np.array(entries[:count]).astype("<u2")
     if bits == 8 and packed:  # the first in the lower byte
         pairs = np.append(entries, [0] * (len(entries) % 2)).astype(np.uint8)
         words = pairs.view("<u2")
