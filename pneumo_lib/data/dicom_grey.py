@@ -175,15 +175,19 @@ def _padding(stored, header):
     ends = [number(header, n) for n in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None:
         return np.zeros(stored.shape, bool)
-    low, high = stored.min(), stored.max()
-    # the header may hold the bits of a signed value as an unsigned one, or the other way round
-    turns = (0, -(2**16), 2**16, -len(stored))
-    ends = [
-        next((end + turn for turn in turns if low <= end + turn <= high), end)
-        for end in ends
-        if end is not None
-    ]
+    # the header may hold the bits of a signed value as an unsigned one
+    ends = [_as_fits(end, stored, header.BitsStored) for end in ends if end is not None]
     return (stored >= min(ends)) & (stored <= max(ends))
+
+
+def _as_fits(value, values, bits=16):
+    """`value`, or what its bits mean with the other sign, if only that is among `values`."""
+    low, high = values.min(), values.max()
+    for width in (16, bits):
+        turn = 2**width if value < 0 else -(2**width) if value >= 2 ** (width - 1) else 0
+        if not low <= value <= high and low <= value + turn <= high:
+            return value + turn
+    return value
 
 
 def _modality(stored, header):
@@ -260,9 +264,7 @@ def _lut(item, values, header):
     if not data.size:
         return None
     # the sign of the first value depends on what comes out of the step before
-    turns = (0, -(2**16), 2**16)
-    low, high = values.min(), values.max()
-    first = next((first + turn for turn in turns if low <= first + turn <= high), first)
+    first = _as_fits(first, values)
     # A table of 16 bits often holds values of 12. One whose brightest entry is below a quarter
     # of the range that it declares, or above that range, has the depth of its entries.
     needed = max(1, int(data.max()).bit_length())
