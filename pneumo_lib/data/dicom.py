@@ -12,8 +12,8 @@ from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
+from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, levels_of_bytes
 from pneumo_lib.data.dicom_open import CODECS, MOST_PIXELS, Refused, open_dicom
-from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, shows_stored_values
 
 _GREY_SPREAD = 16  # levels between the channels of grey, which JPEG rounds
 _COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most
@@ -53,8 +53,9 @@ def decode_dicom(data, *, at_least=None):
         if number(file, "SamplesPerPixel") == 3:
             image = _grey_of_colours(_decoded(file, (*shape, 3)))
             return XRay(image, shape, *_spacing(file), *_patients_left(file))
-        at_least = at_least if shows_stored_values(file) else None
-        image, notes = grey_levels(_decoded(file, shape, at_least=at_least), file)
+        levels = levels_of_bytes(file)
+        pixels = _decoded(file, shape, at_least=at_least if levels else None)
+        image, notes = grey_levels(pixels, file, levels)
         return XRay(image, shape, *_spacing(file), *_patients_left(file), notes)
     except (Refused, GreyScaleError):
         raise
@@ -100,8 +101,12 @@ def _decoded(file, shape, *, at_least=None):
         import imagecodecs  # of the extra "dicom"
 
         # with `out`, a codec refuses a frame of another size instead of allocating memory for it
-        pixels = np.empty(shape, np.uint8 if file.BitsStored <= 8 else np.uint16)
-        getattr(imagecodecs, codec)(_frame(file), out=pixels)
+        decode, kinds = getattr(imagecodecs, codec), (np.uint8, np.uint16)
+        first, other = (np.empty(shape, kind) for kind in kinds[:: 1 if file.BitsStored <= 8 else -1])
+        try:
+            pixels = decode(_frame(file), out=first)
+        except ValueError:  # its frame has bits of its own, of which the header's are stored
+            pixels = decode(_frame(file), out=other)
     else:
         file.pixel_array_options(correct_unused_bits=False)  # which may be the stored ones
         pixels = file.pixel_array
@@ -139,7 +144,7 @@ def _spacing(file):
     """mm between rows and between columns, and the header fields that they are from.
 
     Equal `PixelSpacing` and `ImagerPixelSpacing` are both those of the detector, unless a kind of
-    calibration is named (PS3.3 10.7.1.3). There the X-ray is larger than the patient, by the
+    calibration is named (PS3.3 10.7.1). There the X-ray is larger than the patient, by the
     factor that `EstimatedRadiographicMagnificationFactor` may give.
     """
     [group, *_] = groups(file, "PixelMeasuresSequence")

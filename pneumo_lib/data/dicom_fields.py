@@ -5,6 +5,7 @@ A field that is empty or holds no number counts as absent, one that holds 0 as p
 
 import math
 
+import numpy as np
 from pydicom.multival import MultiValue
 
 
@@ -23,12 +24,22 @@ def number(dataset, name):
 
 def numbers(dataset, name):
     """Numbers of a field, `None` for one that is not finite; `()` where it is absent or empty."""
+    values = _values(dataset, name)
+    return () if values in ([], [""]) else tuple(_as_number(value) for value in values)
+
+
+def _values(dataset, name):
+    """List of what a field holds, as pydicom reads it or else as it is in the file."""
     try:
         values = dataset.get(name)
-    except Exception:  # pydicom raises anything on text that is no number
-        values = dataset.get_item(name).value.decode("ascii", "replace").split("\\")
-    values = values if isinstance(values, MultiValue | list | tuple) else [values]
-    return tuple(_as_number(value) for value in values) if values not in ([None], [""]) else ()
+    except Exception:  # pydicom raises anything, and warns of values that break the standard
+        element = dataset.get_item(name)
+        if element.VR in ("US", "SS", "US or SS"):
+            return np.frombuffer(element.value, "<u2").tolist()
+        values = element.value.decode("ascii", "replace").split("\\")
+    if values is None:
+        return []
+    return list(values) if isinstance(values, MultiValue | list) else [values]
 
 
 def _as_number(value):
@@ -40,9 +51,5 @@ def _as_number(value):
 
 
 def text(dataset, name):
-    """Text of a field in capitals, without padding; empty where it is absent."""
-    try:
-        value = dataset.get(name)
-    except Exception:  # as above
-        value = None
-    return str(value or "").strip("\0 ").upper()
+    """First text of a field in capitals, without padding; empty where it is absent."""
+    return str(next(iter(_values(dataset, name)), "")).strip("\0 ").upper()

@@ -7,21 +7,27 @@ for each of the at most 65,536 values, and then looked up for the pixels.
 
 import cv2
 import numpy as np
+from pydicom import uid
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
+
+
+# whose Modality LUT leads back to the intensity of the beam, and is not for display
+_ANGIOGRAPHY = (uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage)
 
 
 class GreyScaleError(ValueError):
     """Reason why the values of an X-ray cannot be shown; quotes nothing but names of fields."""
 
 
-def grey_levels(pixels, header):
+def grey_levels(pixels, header, levels=None):
     """Image of uint8 in which bone is brighter than air and padding is black.
 
     Args:
         pixels: `(height, width)` uint8 or uint16 as decoded; bits outside of the stored ones may
             hold anything.
         header: dataset with `BitsStored` (at most 16) and `PixelRepresentation`.
+        levels: of `levels_of_bytes()`, so that pixels need not be counted.
 
     Returns:
         `(image, notes)`: `(height, width)` uint8, and sentences on fields that were ignored.
@@ -30,21 +36,29 @@ def grey_levels(pixels, header):
         GreyScaleError: if values that vary would become one grey level.
     """
     codes = _codes(pixels, header)
-    table, notes = grey_table(header, _count(codes, header.BitsStored))
+    table, notes = levels or grey_table(header, _count(codes, header.BitsStored))
     return look_up(table, codes), notes
 
 
 def look_up(table, codes):
-    """`(height, width)` uint8 from codes, uint8 or uint16, and the uint8 level of each code."""
-    return cv2.LUT(codes, table) if len(table) == 256 and codes.dtype == np.uint8 else table[codes]
+    """`(height, width)` uint8: the level that `table` gives each code, of uint8 or uint16."""
+    if len(table) == 256 and np.array_equal(table, np.arange(256)):
+        return codes.astype(np.uint8, copy=False)
+    if codes.dtype == np.uint8:
+        return cv2.LUT(codes, np.resize(table, 256))
+    return table[codes]
 
 
-def shows_stored_values(header):
-    """Whether the grey levels are the 8-bit stored values, or 255 less them."""
+def levels_of_bytes(header):
+    """`(table, notes)` where grey levels are the 8-bit stored values or 255 less them, or `None`.
+
+    Then no pixel is needed for the table, and the mean of grey levels is the level of the mean.
+    """
     if (header.BitsStored, header.PixelRepresentation) != (8, 0):
-        return False
-    table = grey_table(header, np.ones(256))[0].astype(int)
-    return abs(table[255] - table[0]) == 255 and (abs(np.diff(table)) == 1).all()
+        return None
+    table, notes = grey_table(header, np.ones(256))
+    steps = np.unique(np.diff(table.astype(int))).tolist()
+    return (table, notes) if steps in ([1], [-1]) else None
 
 
 def grey_table(header, counts):
@@ -99,7 +113,7 @@ def stretch(image):
     values = np.arange(2**16)
     low, high = ends_without_window(values, _count(image, 16), bits=16)
     share = np.clip((values - low) / ((high - low) or 1), 0, 1)
-    return np.rint(255 * share).astype(np.uint8)[image]
+    return look_up(np.rint(255 * share).astype(np.uint8), image)
 
 
 def ends_without_window(values, counts, *, bits):
@@ -140,8 +154,11 @@ def _codes(pixels, header):
     """The stored bits of each pixel, unsigned, without what other bits hold (PS3.5 8.1.1)."""
     bits, high = header.BitsStored, number(header, "HighBit")
     shift = int(high) + 1 - bits if high is not None else 0
-    if 0 < shift <= 8 * pixels.itemsize - bits and pixels.max() >> bits:
-        pixels = pixels >> shift  # a codec may have done so already
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != uid.RLELossless and not pixels.max() >> bits:
+        shift = 0  # the codec has its own number of bits
+    if 0 < shift <= 8 * pixels.itemsize - bits:
+        pixels = pixels >> shift
     unused = 8 * pixels.itemsize > bits
     return pixels & pixels.dtype.type(2**bits - 1) if unused else pixels
 
@@ -158,21 +175,26 @@ def _padding(stored, header):
     ends = [number(header, n) for n in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None:
         return np.zeros(stored.shape, bool)
-    low, high = stored.min(), stored.max()
-    # the header may hold the bits of a signed value as an unsigned one, or the other way round
-    turns = (0, -(2**16), 2**16, -len(stored))
-    ends = [
-        next((end + turn for turn in turns if low <= end + turn <= high), end)
-        for end in ends
-        if end is not None
-    ]
+    # the header may hold the bits of a signed value as an unsigned one
+    ends = [_as_fits(end, stored, header.BitsStored) for end in ends if end is not None]
     return (stored >= min(ends)) & (stored <= max(ends))
+
+
+def _as_fits(value, values, bits=16):
+    """`value`, or what its bits mean with the other sign, if only that is among `values`."""
+    low, high = values.min(), values.max()
+    for width in (16, bits):
+        turn = 2**width if value < 0 else -(2**width) if value >= 2 ** (width - 1) else 0
+        if not low <= value <= high and low <= value + turn <= high:
+            return value + turn
+    return value
 
 
 def _modality(stored, header):
     """Values after Modality LUT or rescale (PS3.3 C.11.1); `None` if no use can be made of it."""
     for group in groups(header, "PixelValueTransformationSequence"):
-        if lut := _first_lut(group, "ModalityLUTSequence", stored, header):
+        lut = _first_lut(group, "ModalityLUTSequence", stored, header)
+        if lut and header.get("SOPClassUID") not in _ANGIOGRAPHY:
             return _looked_up(stored, *lut[:2])
         slope, intercept = (numbers(group, n) for n in ("RescaleSlope", "RescaleIntercept"))
         if None in slope + intercept:
@@ -187,7 +209,7 @@ def _modality(stored, header):
 def _voi(values, header):
     """Share of full brightness by VOI LUT or window (PS3.3 C.11.2); `None` without any.
 
-    Where a file has both, they are alternatives (C.11.2.1.1); the lookup table is taken.
+    Where a file has both, they are alternatives (C.11.2.1.2); the lookup table is taken.
     """
     for group in groups(header, "FrameVOILUTSequence"):
         if lut := _first_lut(group, "VOILUTSequence", values, header):
@@ -196,21 +218,21 @@ def _voi(values, header):
         centres, widths = numbers(group, "WindowCenter"), numbers(group, "WindowWidth")
         function = text(group, "VOILUTFunction")
         for centre, width in zip(centres, widths, strict=False):
-            if None not in (centre, width) and width >= (1 if _is_linear(function) else 1e-9):
+            if None not in (centre, width) and width > 0:
                 return _windowed(values, centre, width, function)
     return None
 
 
-def _is_linear(function):
-    return function not in ("LINEAR_EXACT", "SIGMOID")
-
-
 def _windowed(values, centre, width, function):
-    """Share of full brightness: PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2."""
+    """Share of full brightness: PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2.
+
+    A width below 1, which a slope below 1 may ask for, is not allowed as LINEAR: it counts as
+    LINEAR_EXACT.
+    """
     if function == "SIGMOID":
         # the logistic function, without the overflow of its exponential
         return (1 + np.tanh(2 * (values - centre) / width)) / 2
-    if _is_linear(function):
+    if function != "LINEAR_EXACT" and width >= 1:
         centre, width = centre - 0.5, width - 1
     low, high = centre - width / 2, centre + width / 2
     return np.where(values > high, 1, np.clip((values - low) / (width or 1), 0, 1))
@@ -242,9 +264,7 @@ def _lut(item, values, header):
     if not data.size:
         return None
     # the sign of the first value depends on what comes out of the step before
-    turns = (0, -(2**16), 2**16)
-    low, high = values.min(), values.max()
-    first = next((first + turn for turn in turns if low <= first + turn <= high), first)
+    first = _as_fits(first, values)
     # A table of 16 bits often holds values of 12. One whose brightest entry is below a quarter
     # of the range that it declares, or above that range, has the depth of its entries.
     needed = max(1, int(data.max()).bit_length())

@@ -146,6 +146,13 @@ def changed_numbers(data):
     return sink.getvalue()
 
 
+def older_columns(data):
+    table, sink = pq.read_table(BytesIO(data)), BytesIO()
+    metadata = {b"pneumo.sha256": archive_tasks._checksum(table.drop("area_source")).encode()}
+    pq.write_table(table.drop("area_source").replace_schema_metadata(metadata), sink)
+    return sink.getvalue()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -153,8 +160,9 @@ def changed_numbers(data):
         lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
         lambda data: b"",
         changed_numbers,
+        older_columns,
     ],
-    ids=["torn", "one bit", "empty", "numbers"],
+    ids=["torn", "one bit", "empty", "numbers", "of an older release"],
 )
 def test_damaged_part_is_made_again_and_the_others_are_not(predict, xrays, tmp_path, damage):
     more(xrays, 9)

@@ -2,6 +2,7 @@
 
 from io import BytesIO
 
+import numpy as np
 import pydicom
 from pydicom import DataElement, uid
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -43,3 +44,16 @@ def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=N
     stream = BytesIO()
     pydicom.dcmwrite(stream, file, enforce_file_format=True)
     return stream.getvalue()
+
+
+def lookup_table(entries, bits, *, first=0, packed=True, order="<", count=None):
+    """A sequence with one table of `count` entries; those of 8 bits are `packed`, two in a word."""
+    item = Dataset()
+    kind = "SS" if first < 0 else "US"
+    item.add_new("LUTDescriptor", kind, [len(entries) % 2**16, first, bits])
+    words = np.array(entries[:count]).astype("<u2")
+    if bits == 8 and packed:  # the first in the lower byte
+        pairs = np.append(entries, [0] * (len(entries) % 2)).astype(np.uint8)
+        words = pairs.view("<u2")
+    item.add_new("LUTData", "OW", words.astype(f"{order}u2").tobytes())
+    return [item]

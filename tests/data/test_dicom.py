@@ -251,7 +251,7 @@ BOTH = {"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.2, 0.1]}
         ({"ImagerPixelSpacing": [0.2, 0.1]} | FACTOR, (0.16, 0.08), MAGNIFIED),
         ({"PixelSpacing": [0.2, 0.1]} | FACTOR, (0.2, 0.1), "PixelSpacing"),
         (BOTH | {"PixelSpacing": [0.3, 0.3]}, (0.3, 0.3), "PixelSpacing"),
-        (BOTH, (0.2, 0.1), DETECTOR),  # PS3.3 10.7.1.3: equal ones are not calibrated
+        (BOTH, (0.2, 0.1), DETECTOR),  # PS3.3 10.7.1: equal ones are not calibrated
         (BOTH | FACTOR, (0.16, 0.08), MAGNIFIED),
         (BOTH | {"PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.1), "PixelSpacing"),
         ({"ImagerPixelSpacing": [0.2, 0.1], next(iter(FACTOR)): 0}, (0.2, 0.1), DETECTOR),

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import dicom_bytes
 
 from pneumo_lib.data import images
 from pneumo_lib.data.images import (
@@ -108,6 +109,33 @@ def test_read_image_scales_16_bits_and_greys_colour(tmp_path):
     cv2.imwrite(str(tmp_path / "colour.png"), np.full((1, 1, 3), 90, np.uint8))
     assert read_image(tmp_path / "deep.png").tolist() == [[0, 128, 255]]
     assert read_image(tmp_path / "colour.png").tolist() == [[90]]
+
+
+def test_hot_pixel_of_a_16_bit_picture_leaves_the_contrast_of_the_chest(tmp_path):
+    chest = np.random.default_rng(0).integers(1000, 1400, (100, 100)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "clean.png"), chest)
+    chest[50, 50] = 65535
+    cv2.imwrite(str(tmp_path / "hot.png"), chest)
+    clean, hot = (read_image(tmp_path / f"{name}.png").astype(int) for name in ("clean", "hot"))
+    hot[50, 50] = clean[50, 50]
+    np.testing.assert_allclose(hot, clean, atol=2)
+    assert (clean.min(), clean.max()) == (0, 255)
+
+
+def test_picture_and_dicom_file_of_the_same_values_look_alike(tmp_path):
+    rng = np.random.default_rng(0)
+    for bits, kind in ((8, np.uint8), (12, np.uint16), (16, np.uint16)):
+        pixels = (rng.normal(0.5, 0.1, (40, 30)).clip(0, 1) * (2**bits - 1)).astype(kind)
+        cv2.imwrite(str(tmp_path / "a.png"), pixels)
+        (tmp_path / "a.dcm").write_bytes(dicom_bytes(pixels, bits=bits))
+        read = [read_image(tmp_path / name) for name in ("a.png", "a.dcm")]
+        np.testing.assert_array_equal(*read)
+        assert (read[0].min(), read[0].max()) == (0, 255) or bits == 8
+
+
+def test_picture_of_one_value_is_black(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((3, 4), 5000, np.uint16))
+    assert not read_image(tmp_path / "a.png").any()
 
 
 @pytest.mark.parametrize("content", [b"", b"text"])

@@ -13,6 +13,7 @@ from test_dicom import RAMP, dicom_bytes
 
 from pneumo_lib import runs
 from pneumo_lib.evaluation.operating_point import OperatingPoint
+from pneumo_lib.inference import predict_files as predict_files_module
 from pneumo_lib.inference.overlay import draw_overlay
 from pneumo_lib.inference.predict_files import KINDS, predict_files, read_table
 from pneumo_lib.inference.prediction_rows import FILE_COLUMNS, NOTE, side_of
@@ -75,6 +76,30 @@ def test_row_that_a_kill_cut_short_is_predicted_again(bright, xrays, tmp_path):
     table.write_bytes(table.read_bytes()[:-20])
     assert predict_files(xrays, bright, out).predicted == 1
     assert len(read_table(out)) == 3
+
+
+def test_table_of_an_older_release_is_predicted_again(bright, xrays, tmp_path):
+    """Its X-rays were read by other rules, and its columns were others."""
+    out = tmp_path / "out"
+    predict_files(xrays, bright, out)
+    table = out / "predictions.csv"
+    table.write_text(table.read_text().replace(",area_source", ",area_note", 1))
+    assert predict_files(xrays, bright, out).predicted == 3
+    assert [row["area_source"] for row in read_table(out)] == ["", "", "PixelSpacing"]
+
+
+def test_area_names_the_fields_of_its_spacing_and_says_where_it_lies(bright, tmp_path):
+    white = np.full((50, 30), 255, np.uint8)
+    fields = {"ImagerPixelSpacing": [1, 0.5]}
+    magnified = fields | {"EstimatedRadiographicMagnificationFactor": 2}
+    for name, header in (("a", fields), ("b", magnified)):
+        (tmp_path / f"{name}.dcm").write_bytes(dicom_bytes(white, **header))
+    detector, patient = predict_files(tmp_path, bright, tmp_path / "out").rows
+    assert (detector["area_cm2"], patient["area_cm2"]) == (7.5, 1.88)  # 1,500 pixels, a quarter
+    assert detector["area_source"] == "ImagerPixelSpacing, on the detector"
+    assert "Magnification" in patient["area_source"]
+    assert "7.50 cm2 on the detector, patient" in predict_files_module._caption(detector)[0]
+    assert "1.88 cm2, patient" in predict_files_module._caption(patient)[0]
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(bright, xrays, tmp_path):

@@ -131,6 +131,19 @@ def interrupts(folder, *, arguments, count, within, seed=0):
     return {"faults": len(seconds), "longest": max(seconds, default=0), "wrong": wrong}
 
 
+def generated_xrays(folder, *, examples):
+    """Generated X-rays on every path, see `test_same_pixels`."""
+    folder.mkdir()
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_same_pixels.py"]
+    settings = {"PYTHONPATH": PATH, "PNEUMO_EXAMPLES": str(examples)}
+    with (folder / "screen.txt").open("w+") as screen:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=os.environ | settings, stdout=screen
+        )
+        screen.seek(0)
+        return {"inputs": examples, "wrong": [screen.read()[-3000:]] if done.returncode else []}
+
+
 def xrays(folder, count):
     """One phantom under many names."""
     import cv2
@@ -176,6 +189,7 @@ def sections(minutes):
     found |= archive_faults.SECTIONS | sweep_faults.SECTIONS
     for target in ("rle", "tables", "dicom", "image"):
         found[f"fuzz {target}"] = lambda f, t=target: fuzz(f, target=t, minutes=minutes)
+    found["generated xrays"] = lambda f: generated_xrays(f, examples=20_000)
     for module in mutants.MODULES:
         found[f"mutants {module}"] = lambda f, m=module: mutants.mutants(f, module=m)
     return found
