@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
 
 from pneumo_lib._files import atomic_write, new_array
-from pneumo_lib.data.images import read_pair
+from pneumo_lib.data.images import READING, read_pair
 
 PRINTS = "made_from.npy"  # fingerprints of the rows that are done
 CHUNK = 256  # images between two flushes to the disk
@@ -23,7 +23,7 @@ def fingerprints(cases, *, size):
     columns = [c for c in ("image_path", "mask_path", "rles", "has_pneumothorax") if c in cases]
     prints = np.zeros(len(cases), np.uint64)
     for row, values in enumerate(cases[columns].itertuples(index=False, name=None)):
-        text = [size, *values]
+        text = [READING, size, *values]
         for path in values[: 2 if "mask_path" in columns else 1]:
             with suppress(OSError):  # a missing file is reported when it is read
                 found = os.stat(path)

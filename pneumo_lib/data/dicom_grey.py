@@ -90,17 +90,9 @@ def grey_table(header, counts):
     else:
         share = _voi(values, header)
     if share is None:
-        low, high = ends_without_window(values, seen, bits=header.BitsStored)
-        share = np.clip((values - low) / ((high - low) or 1), 0, 1)
+        share = _without_window(values, seen, bits=header.BitsStored)
     table = np.rint(255 * share).astype(np.uint8)
-    inverted = text(header, "PhotometricInterpretation") == "MONOCHROME1"
-    shape = text(header, "PresentationLUTShape")
-    if (shape, inverted) in (("IDENTITY", True), ("INVERSE", False)):
-        notes.append(
-            "its PresentationLUTShape contradicts its PhotometricInterpretation; the shape counts"
-        )
-        inverted = not inverted
-    table = 255 - table if inverted else table
+    table = 255 - table if _is_inverted(header, notes) else table
     shown = table[seen > 0]
     if len(shown) > 1 and shown.min() == shown.max():
         raise GreyScaleError("its window or lookup table makes all of its values one grey level")
@@ -109,40 +101,31 @@ def grey_table(header, counts):
 
 
 def stretch(image):
-    """Image of 16 bits at 8, as `grey_levels()` without window: `(height, width)` uint8."""
-    values = np.arange(2**16)
-    low, high = ends_without_window(values, _count(image, 16), bits=16)
-    share = np.clip((values - low) / ((high - low) or 1), 0, 1)
+    """`(height, width)` uint8 from uint16, as from a DICOM file of 16 bits without window."""
+    share = _without_window(np.arange(2**16), _count(image, 16), bits=16)
     return look_up(np.rint(255 * share).astype(np.uint8), image)
 
 
-def ends_without_window(values, counts, *, bits):
-    """Values that become 0 and 255 where the file has no window.
+def _without_window(values, counts, *, bits):
+    """Share of full brightness of each value where the file has no window.
 
-    Up to 8 bits are grey levels already. Of more, the middle 99 % are taken, without the lowest
-    and the highest value: those are often collimator borders and burnt-in letters, and a single
-    hot pixel is no reason to darken an image.
+    Up to 8 bits are grey levels already. Of more, the middle 99 % of the pixels are stretched,
+    without the lowest and the highest value: those are often collimator borders and burnt-in
+    letters, and a single hot pixel is no reason to darken an image.
 
     Args:
         values: `(n,)` value of each code.
         counts: `(n,)` number of pixels with each code.
         bits: stored ones.
-
-    Returns:
-        `(low, high)`, equal only if all pixels have one value.
     """
-    if bits <= 8:
-        return values.min(), values.max()
-    seen = np.unique(values[counts > 0])
-    if not seen.size:
-        return 0, 1
-    inner = (counts > 0) & (values > seen[0]) & (values < seen[-1])
-    if inner.any():
+    seen = values[counts > 0] if bits > 8 and counts.any() else values
+    low, high = seen.min(), seen.max()
+    inner = (counts > 0) & (values > low) & (values < high)
+    if bits > 8 and inner.any():
         options = {"weights": counts[inner], "method": "inverted_cdf"}
-        low, high = np.percentile(values[inner], (0.5, 99.5), **options)
-        if high > low:
-            return low, high
-    return seen[0], seen[-1]
+        ends = np.percentile(values[inner], (0.5, 99.5), **options)
+        low, high = ends if ends[0] < ends[1] else (low, high)
+    return np.clip((values - low) / ((high - low) or 1), 0, 1)
 
 
 def _count(codes, bits):
@@ -236,6 +219,16 @@ def _windowed(values, centre, width, function):
         centre, width = centre - 0.5, width - 1
     low, high = centre - width / 2, centre + width / 2
     return np.where(values > high, 1, np.clip((values - low) / (width or 1), 0, 1))
+
+
+def _is_inverted(header, notes):
+    """Whether the lowest value is white (PS3.3 C.7.6.3.1.2, C.8.11.3, C.11.6)."""
+    inverted = text(header, "PhotometricInterpretation") == "MONOCHROME1"
+    shape = text(header, "PresentationLUTShape")
+    if shape == ("IDENTITY" if inverted else "INVERSE"):
+        notes.append("its PresentationLUTShape contradicts the photometric interpretation; it wins")
+        return not inverted
+    return inverted
 
 
 # -- lookup tables

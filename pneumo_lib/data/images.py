@@ -14,6 +14,7 @@ from pneumo_lib.data.masks import binary_mask
 from pneumo_lib.data.rle import rle_decode, rle_height
 
 logger = logging.getLogger(__name__)
+READING = 2  # raised when the same file no longer gives the same pixels
 # Shapes of empty masks by the bytes of their files: three quarters of the masks are empty, mostly
 # the same few files, and decoding each would cost a third of the time of a preparation.
 _EMPTY_MASKS = {}
