@@ -4,22 +4,14 @@ import gzip
 import re
 import zlib
 from io import BytesIO
-from pathlib import PurePath
 
 import pandas as pd
 
-from pneumo_lib.data.files import SUFFIXES
+from pneumo_lib.data.files import image_id
 
 _TABLE_BYTES = 1 << 25  # four times the largest table of SIIM-ACR
 _NO_MASK = re.compile(r"-1(\.0*)?|nan|none|null|n/?a|<na>|\[\s*\]|", re.IGNORECASE)
 _RUNS = re.compile(r"\d[\d ]*", re.ASCII)
-
-
-def image_id(name):
-    """Name of an image without the suffix of a file; the last number of a UID is no suffix."""
-    while PurePath(name).suffix.lower() in SUFFIXES:  # 1.2.3.dcm.png
-        name = PurePath(name).stem
-    return name
 
 
 def read_csv(path):
