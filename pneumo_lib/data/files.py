@@ -122,9 +122,9 @@ def pair_files(root, paths):
             xrays.append(path)
             by_place[place_of(root, path)].append(path)
             by_name[image_id(name)].append(path)
-    for mask in masks:
+    for mask in sorted(masks, key=lambda mask: place_of(root, mask) not in by_place):
         place = place_of(root, mask)
-        found = by_place[place] or by_name[place[-1]]
+        found = by_place.get(place) or by_name[place[-1]]
         if len(found) == 1 and found[0] not in pairs:
             pairs[found[0]] = mask
         else:

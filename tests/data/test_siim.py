@@ -311,6 +311,13 @@ def test_read_cases_refuses_masks_without_their_image(tmp_path):
         read_cases(tmp_path)
 
 
+def test_read_cases_does_not_take_masks_of_lungs_for_those_of_pneumothorax(tmp_path):
+    write_pngs(tmp_path, ["images/a.png"])
+    write_pngs(tmp_path, ["masks/a.png", "lung_masks/a.png"], LESION)
+    with pytest.raises(FileNotFoundError, match=r"1 masks without an image of their name \(lung_"):
+        read_cases(tmp_path)
+
+
 def test_read_cases_refuses_masks_none_of_which_has_an_image(tmp_path):
     write_pngs(tmp_path, ["images/a.png"])
     write_pngs(tmp_path, ["masks/a_0.png", "masks/a_1.png"], LESION)  # one file per lesion
