@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 SIIM_SIDE = 1024  # pixels of the images that SIIM-ACR's run lengths were drawn on
+_PAIRS = re.compile(r"(\d{1,9} ?)+", re.ASCII)
 _FEWEST_STEPS = 8  # from run to run, that tell the height of an image
 _NOISE = 0.1  # of the range: flat areas that JPEG has blurred are of one label
 _FEW = 16  # levels, at most, of a mask that JPEG has not blurred
@@ -65,8 +66,15 @@ def rle_shape(case, shape):
         shape: `(height, width)` of the case's image.
 
     Raises:
-        ValueError: if the runs show that it is neither `shape` nor SIIM-ACR's.
+        ValueError: if the runs show that it is neither `shape` nor SIIM-ACR's, or that offsets are
+            not relative.
     """
+    if any(map(_counts_from_the_first_pixel, case["rles"])):
+        raise ValueError(
+            "An offset of a run length must count from the end of the run before, as SIIM-ACR's "
+            f"do. Received: offsets from the first pixel for {case['image_id']}. Subtract from "
+            "each the end of the run before"
+        )
     side = rle_height(case["rles"]) or 0
     side = SIIM_SIDE if case.get("rle_side") == SIIM_SIDE else side
     if abs(side - SIIM_SIDE) < SIIM_SIDE / 32 and abs(shape[0] - SIIM_SIDE) > SIIM_SIDE / 32:
@@ -93,10 +101,20 @@ def rle_height(texts):
     """
     steps = [np.empty(0, int)]
     for text in texts:
-        if re.fullmatch(r"(\d{1,9} ?)+", text, re.ASCII):
+        if _PAIRS.fullmatch(text):
             numbers = np.array(text.split(), int)
             steps.append((numbers[1:] + numbers[:-1])[1::2])  # a length and the next offset
     steps = np.concatenate(steps)
     middle = np.median(steps) if len(steps) >= _FEWEST_STEPS else 0
     near = abs(steps - middle) <= middle / 20
     return int(middle) if middle and near.mean() >= 0.5 else None
+
+
+def _counts_from_the_first_pixel(text):
+    """Whether the offsets themselves grow by one height from run to run, as in other formats."""
+    numbers = np.array(text.split(), int) if _PAIRS.fullmatch(text) else np.empty(0, int)
+    steps = np.diff(numbers[0::2])
+    if len(steps) < _FEWEST_STEPS or steps.min() <= 0:
+        return False
+    middle = np.median(steps)
+    return middle > numbers[1::2].max() and (abs(steps - middle) <= middle / 20).mean() >= 0.5
