@@ -88,7 +88,7 @@ def checksum(encoder, data, backbone):
     """Checksum of all that the features depend on but their precision."""
     digest = hashlib.sha256(json.dumps(data.meta["checksum"]).encode())
     probe = np.arange(256, dtype="uint8").reshape(1, 16, 16)
-    digest.update(np.asarray(preprocess(probe, backbone)).tobytes())
+    digest.update(keras.ops.convert_to_numpy(preprocess(probe, backbone)).tobytes())
     digest.update(json.dumps(encoder.get_config(), default=str, sort_keys=True).encode())
     for weight in encoder.weights:
         digest.update(np.ascontiguousarray(weight.numpy()))
