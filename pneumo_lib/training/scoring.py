@@ -94,6 +94,7 @@ def keep_results(model, part, data, settings, folder, *, scores=None, distributi
         "weights": getattr(model, "weights_used", "from scratch"),
         "parameters": fcn.parameters(model),
         "versions": runs.package_versions(),
+        "backend": keras.backend.backend(),
         "diverged": diverged,
         "device": device_name(),
         "distribution": distribution and type(distribution).__name__,
