@@ -11,7 +11,6 @@ import argparse
 import os
 import subprocess
 import time
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -19,9 +18,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 import numpy as np
 import pandas as pd
-from harness import report
+from harness import noise, report
 
-from pneumo_lib.data import Prepared
 from pneumo_lib.training.train import train
 
 HEADS = ("vgg19", "resnet50", "inceptionv3")
@@ -58,21 +56,6 @@ class Gpu:
         """Mean of the last `share` of the samples, 0 to 1; None without a GPU."""
         last = self.samples[len(self.samples) - round(share * len(self.samples)) :]
         return float(np.mean(last)) / 100 if last else None
-
-
-def noise(images, size, *, training_share, folder):
-    """`Prepared` noise, a patch of each third image marked."""
-    rng = np.random.default_rng(0)
-    masks = np.zeros((images, size, size), "uint8")
-    masks[::3, size // 4 : size // 2, size // 4 : size // 3] = 1
-    training = round(training_share * images)
-    splits = ["train"] * training + ["validation"] * (images - training)
-    cases = pd.DataFrame({"image_id": np.arange(images).astype(str), "split": splits})
-    cases["has_pneumothorax"] = masks.any(axis=(1, 2))
-    meta = {"source": "noise", "size": size, "checksum": f"{images} {size}", "synthetic": True}
-    meta |= {"split_scheme": "random", "leaked_patients": 0}
-    pixels = rng.integers(0, 256, masks.shape, dtype="uint8")
-    return Prepared(pixels, masks, cases, meta, Path(folder) / "noise")
 
 
 def measure(name, data, **settings):

@@ -79,7 +79,8 @@ def compiled(network, backbone=None, *, batch_size, xla=False):
         backbone: preprocess images `(n, size, size)` for it first; None: inputs are what `network`
             takes.
         batch_size: the largest n.
-        xla: whether TensorFlow compiles with XLA, which pays for a head alone; JAX always does.
+        xla: whether TensorFlow compiles with XLA, as JAX always does. It halves the time of a head;
+            whole backbones took 1.04 to 1.7 times as long on two cores, and seconds to compile.
 
     Returns:
         Function from n inputs to what `network` gives for them, as NumPy arrays.
