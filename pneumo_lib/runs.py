@@ -346,6 +346,11 @@ def weights_checksum(folder):
     return hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
 
 
+def results_version(settings):
+    """`RESULTS_VERSION` in settings of a run; 1 for runs from before it was kept."""
+    return settings.get("results_version", 1)
+
+
 def package_versions():
     """Versions of Python and the packages that decide a run's numbers, as a dict."""
     versions = {"python": platform.python_version()}

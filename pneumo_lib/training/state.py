@@ -1,6 +1,5 @@
 """Run folders under way: created, kept after each epoch, resumed."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pneumo_lib._files import (
     read_csv,
     write_csv,
 )
-from pneumo_lib.runs import SETTINGS, is_finished, logger
+from pneumo_lib.runs import SETTINGS, is_finished, logger, results_version
 
 
 def create_run_folder(name, settings):
@@ -40,15 +39,20 @@ def create_run_folder(name, settings):
     settings = json.loads(json.dumps(settings))
     former = made_from(folder, record=SETTINGS)
     if former is not None:
-        names = sorted(former.keys() | settings)
-        if changed := [k for k in names if former.get(k) != settings.get(k)]:
-            numbered = (folder.with_name(f"{name}.old-{number}") for number in itertools.count(1))
-            aside = next(path for path in numbered if not path.exists())
+        kept = former | {"results_version": results_version(former)}
+        kept.pop("code", None)  # what older runs held in its place
+        changed = sorted(k for k in kept.keys() | settings if kept.get(k) != settings.get(k))
+        if changed:
+            number = 1
+            while (aside := folder.with_name(f"{name}.old-{number}")).exists():
+                number += 1
             folder.rename(aside)
             logger.warning(
                 "%s was trained with other settings (%s); kept as %s",
                 *(name, ", ".join(changed), aside.name),
             )
+        else:
+            settings = former
     begin_folder(folder, settings, record=SETTINGS, what="A run")
     if is_finished(folder):  # and killed just before its state was removed
         (folder / "state.npz").unlink(missing_ok=True)

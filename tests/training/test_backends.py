@@ -17,14 +17,14 @@ import numpy as np
 if os.environ["KERAS_BACKEND"] != "tensorflow":
     sys.modules["tensorflow"] = None  # as where it is not installed: an import of it fails
 import pneumo_lib as pl
-data = pl.prepare_data(phantom_count=20, size=96)
+data = pl.prepare_data(phantom_count=20, size=32)
 train, opened = json.loads(sys.argv[1])
 for run, settings in train.items():
     pl.train(data, run=run, weights=None, batch_size=4, **settings)
 found = {}
 for run in opened:
     paths = data.cases["image_path"].iloc[:2].tolist()
-    found[run] = [p.probability[::8, ::8].tolist() for p in pl.predict(paths, run)]
+    found[run] = [p.probability[::2, ::2].tolist() for p in pl.predict(paths, run)]
     assert pl.inference.verify_run(run, data=data).matches
 print(json.dumps(found))
 """

@@ -49,6 +49,7 @@ def test_scores_of_several_batches_are_those_of_the_pooled_counts(case):
     assert scores_of((truth[:1], softmax[:1]), (truth[1:], softmax[1:])) == pytest.approx(expected)
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")  # Keras' own
 def test_scores_are_those_that_keras_finds(case):
     truth, softmax = case
     found, settings = scores_of(case), {"num_classes": 2, "sparse_y_pred": False}
@@ -59,7 +60,7 @@ def test_scores_are_those_that_keras_finds(case):
         "logged_mean_iou": keras.metrics.MeanIoU(num_classes=2),
     }
     for name, judge in judges.items():
-        judge.update_state(truth if name != "logged_mean_iou" else np.eye(2)[truth], softmax)
+        judge.update_state(truth if name != "logged_mean_iou" else np.eye(2, dtype="float32")[truth], softmax)
         assert found[name] == pytest.approx(float(judge.result()), abs=1e-6)
 
 
