@@ -60,7 +60,9 @@ def test_scores_are_those_that_keras_finds(case):
         "logged_mean_iou": keras.metrics.MeanIoU(num_classes=2),
     }
     for name, judge in judges.items():
-        judge.update_state(truth if name != "logged_mean_iou" else np.eye(2, dtype="float32")[truth], softmax)
+        judge.update_state(
+            truth if name != "logged_mean_iou" else np.eye(2, dtype="float32")[truth], softmax
+        )
         assert found[name] == pytest.approx(float(judge.result()), abs=1e-6)
 
 
