@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
+NEUTRAL := tests/models tests/training tests/inference tests/evaluation # what runs on JAX too
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
@@ -48,6 +49,7 @@ better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=p
 # Two processes: one runs the notebooks while the other tests; more would need more memory.
 test: env ## all tests; nbval runs every notebook at its embedded defaults
 	@TQDM_DISABLE=1 $(BIN)/python -m pytest -n 2 --nbval-lax --nbval-current-env tests notebooks
+	@TQDM_DISABLE=1 KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(NEUTRAL)
 
 # atheris has wheels for Linux and Python 3.11 to 3.13; without it the fuzzing alone fails.
 torture: env ## kills, interrupts, fuzzing, mutants, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]

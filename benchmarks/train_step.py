@@ -3,7 +3,8 @@
 For each network of the report: ours on cached features, ours through the frozen backbone, stock
 Keras `train_on_batch()` with stock layers through the frozen backbone, and PyTorch with the same
 head on the same features (its backbone costs nothing here, which favours PyTorch). Random
-features, synthetic masks: the arithmetic is that of a real run. `make bench` runs it.
+features, synthetic masks: the arithmetic is that of a real run. `make bench` runs it; `commits.py`
+compares two commits.
 """
 
 import argparse

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 # tenth slower. TensorFlow reads the variable when it first computes.
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX: memory as it is needed
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def _stderr_held_back():
 with nullcontext() if "tensorflow" in sys.modules else _stderr_held_back():
     import keras
 
-    if "tensorflow" in sys.modules:  # the backend; looking for a GPU writes to stderr too
+    if keras.backend.backend() == "tensorflow":  # looking for a GPU writes to stderr too
         sys.modules["tensorflow"].config.list_physical_devices()
 
 __all__ = ["keras"]

@@ -90,6 +90,43 @@ def png_release(tmp_path):
     return folder
 
 
+def gradients_of(function, x, variables=()):
+    """Of the sum of `function(x)`, by `x` and by Keras variables: NumPy arrays, on any backend."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.convert_to_tensor(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(function(x))
+        found = tape.gradient(total, [x, *(v.value for v in variables)])
+    else:
+        import jax
+
+        def total(x, values):
+            with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)):
+                return keras.ops.sum(function(x))
+
+        x = keras.ops.convert_to_tensor(x)
+        found = jax.tree.leaves(jax.grad(total, (0, 1))(x, [v.value for v in variables]))
+    return [np.asarray(gradient) for gradient in found]
+
+
+def compiled_by_xla(function, *, stateful=False):
+    """Compiled; as it is where it changes variables and the backend cannot compile that."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True)
+    import jax
+
+    return function if stateful else jax.jit(function)
+
+
 def make_data(folder, *, seed=0, size=SIZE):
     """Noise with a dark square that the mask marks: 24 cases, 14 to train on (3.5 batches)."""
     rng = np.random.default_rng(seed)

@@ -20,7 +20,7 @@ from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.inference.prediction_rows import text_of
 from pneumo_lib.models import fcn
-from pneumo_lib.models.forward import as_graph, compiled
+from pneumo_lib.models.forward import compiled
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
@@ -114,22 +114,16 @@ def load_foreground(run, *, batch_size, xla):
         ValueError: as `load_network()`.
     """
     network, config = load_network(run), run.config
-    shape, backbone = (config["size"], config["size"]), config["backbone"]
+    backbone = config["backbone"]
     if xla and backbone != "small" and "mean_of" not in config:
         encoder, head = fcn.split_fcn(network)
-        encode = compiled(encoder, shape, "uint8", backbone)
-        decode = as_graph(lambda features: head(features, training=False)[..., 1], jit_compile=True)
-
-        def foreground(images):
-            batch = np.zeros((batch_size, *shape), np.uint8)  # XLA would compile each length anew
-            batch[: len(images)] = images
-            return decode(encode(batch)).numpy()[: len(images)].copy()
-
+        encode = compiled(encoder, backbone, batch_size=batch_size)
+        decode = compiled(head, batch_size=batch_size, xla=True)
     else:
-        whole = compiled(network, shape, "uint8", backbone)
+        encode, decode = compiled(network, backbone, batch_size=batch_size), lambda softmax: softmax
 
-        def foreground(images):
-            return whole(images).numpy()[..., 1].copy()
+    def foreground(images):
+        return decode(encode(images))[..., 1].copy()
 
     if not config.get("test_time_flip"):
         return foreground

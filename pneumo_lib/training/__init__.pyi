@@ -26,7 +26,6 @@ from .config import PRECISIONS as PRECISIONS
 from .config import SCHEDULES as SCHEDULES
 from .config import TrainingConfig as TrainingConfig
 from .config import as_value as as_value
-from .config import check_number as check_number
 from .config import describe as describe
 from .config import parse_loss as parse_loss
 from .devices import device_name as device_name

@@ -58,26 +58,23 @@ def as_value(value):
         return value
 
 
-def check_number(name, value, *, whole=False, low=0, above=None, below=math.inf):
-    """`value` as an int (`whole`) or a float, at least `low` or above `above`, and below `below`.
-
-    Raises:
-        ValueError: if it is none, naming the setting and its range.
-    """
-    number, kind = as_value(value), numbers.Integral if whole else numbers.Real
-    right = isinstance(number, kind) and not isinstance(number, bool)
-    if right and (number > above if above is not None else number >= low) and number < below:
-        return int(number) if whole else float(number)
+def _number(*, whole=False, low=0, above=None, below=math.inf):
+    """Check that a number is at least `low`, or above `above`, and below `below`."""
+    kind = numbers.Integral if whole else numbers.Real
     least = f"above {above}" if above is not None else f"of {low} or more"
     most = "" if below == math.inf else f" and below {below}"
-    raise ValueError(
-        f"`{name}` must be a {'whole number' if whole else 'number'} {least}{most}. "
-        f"Received: {name}={value!r}"
-    )
 
+    def check(name, value):
+        number = as_value(value)
+        right = isinstance(number, kind) and not isinstance(number, bool)
+        if right and (number > above if above is not None else number >= low) and number < below:
+            return int(number) if whole else float(number)
+        raise ValueError(
+            f"`{name}` must be a {'whole number' if whole else 'number'} {least}{most}. "
+            f"Received: {name}={value!r}"
+        )
 
-def _number(**limits):
-    return lambda name, value: check_number(name, value, **limits)
+    return check
 
 
 def _one_of(*known):
@@ -149,9 +146,7 @@ class TrainingConfig:
         "vgg19", _one_of(*BACKBONES), f"{', '.join(BACKBONES)}: from scratch, the control"
     )
     decoder: str = _setting(
-        "deconvolution",
-        _one_of(*DECODERS),
-        f"as in the report; or {', '.join(list(DECODERS)[1:])}",
+        "deconvolution", _one_of(*DECODERS), f"as in the report; or {', '.join(list(DECODERS)[1:])}"
     )
     weights: str | None = _setting(
         "auto", _optional(_text), "of the backbone: auto, imagenet, a file, or None: random"
@@ -204,9 +199,7 @@ class TrainingConfig:
         False, _switch, "whether predictions are means over an image and its mirror image"
     )
     precision: str = _setting(
-        "auto",
-        _one_of("auto", *PRECISIONS),
-        f"{', '.join(PRECISIONS)}; auto: by the device",
+        "auto", _one_of("auto", *PRECISIONS), f"{', '.join(PRECISIONS)}; auto: by the device"
     )
     feature_precision: str = _setting(
         "float32", _one_of("float32", "bfloat16"), "of a frozen backbone: float32, bfloat16"

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from pneumo_lib._startup import keras
 
+from pneumo_lib.models.layers.conv_transpose import has_gpu
+
 
 def device_name():
     """The GPU that trains, or the processor and its number of cores."""
     for gpu in _tensorflow_gpus():
         details = sys.modules["tensorflow"].config.experimental.get_device_details(gpu)
         return details.get("device_name", gpu.name)
-    if gpus := keras.distribution.list_devices("gpu"):
-        return gpus[0]
+    if has_gpu():
+        return keras.distribution.list_devices()[0]
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
@@ -24,11 +26,14 @@ def device_name():
 
 
 def prepare_gpus():
-    """Whether there is a GPU; TensorFlow then takes its memory as needed instead of all at once."""
+    """Whether there is a GPU; its memory is then taken as needed instead of all at once.
+
+    Of JAX, `_startup` asks the same.
+    """
     for gpu in _tensorflow_gpus():
         with suppress(RuntimeError):  # already in use: too late to change
             sys.modules["tensorflow"].config.experimental.set_memory_growth(gpu, True)
-    return bool(keras.distribution.list_devices("gpu"))
+    return has_gpu()
 
 
 def _tensorflow_gpus():

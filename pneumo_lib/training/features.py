@@ -1,4 +1,4 @@
-"""Frozen features: what a backbone says of each image, computed once and kept on disk."""
+"""Cache of the features of a frozen backbone: computed once, kept on disk."""
 
 import hashlib
 import json
@@ -26,13 +26,9 @@ def cached_features(
 ):
     """Features of every prepared image, from disk where they were computed before.
 
-    A frozen backbone gives the same features in every epoch, so training needs it once. The
-    file's name holds a checksum of all that the features depend on: images, preprocessing,
-    layers, weights and precision. A stale file is thus never read. A killed computation goes on
+    The file's name holds a checksum of all that the features depend on: images, preprocessing,
+    layers, weights and backend. A stale file is thus never read. A killed computation goes on
     where it stopped.
-
-    XLA is not used: on two cores it took 1.04 to 1.7 times as long as TensorFlow's own kernels,
-    for each of the three backbones, and seconds to compile.
 
     Args:
         encoder: `keras.Model`, `(batch, size, size, 3)` -> features, see `fcn.split_fcn()`.
@@ -40,11 +36,10 @@ def cached_features(
         backbone: name that chooses the preprocessing, see `backbones.preprocess()`.
         flipped: features of the images mirrored left to right, a second file. They are not the
             mirrored features: a backbone's kernels are not symmetric.
-        precision: "float32", or "bfloat16": the backbone computes with 8 significant bits, on
-            processors that have such instructions 1.3 (ResNet50, InceptionV3) to 2.7 times
-            (VGG19) as fast, on others slower. Features move by about 1 %, the Dice that a trained
-            head reaches on them by up to 0.004 (VGG16, phantoms). They are kept as float16, which
-            has more digits than they have, in half the space.
+        precision: "float32", or "bfloat16": on processors with such instructions 1.3 (ResNet50,
+            InceptionV3) to 2.7 times (VGG19) as fast, on others slower. Features move by about
+            1 %, the Dice that a trained head reaches by up to 0.004 (VGG16, phantoms). They are
+            kept as float16, which has more digits than they have.
         batch_size: images at a time.
         folder: where the files are kept.
 
@@ -86,9 +81,10 @@ def _in_bfloat16(encoder):
 
 def checksum(encoder, data, backbone):
     """Checksum of all that the features depend on but their precision."""
-    digest = hashlib.sha256(json.dumps(data.meta["checksum"]).encode())
+    backend = keras.backend.backend()  # whose kernels round in their own way
+    digest = hashlib.sha256(json.dumps([data.meta["checksum"], backend]).encode())
     probe = np.arange(256, dtype="uint8").reshape(1, 16, 16)
-    digest.update(np.asarray(preprocess(probe, backbone)).tobytes())
+    digest.update(keras.ops.convert_to_numpy(preprocess(probe, backbone)).tobytes())
     digest.update(json.dumps(encoder.get_config(), default=str, sort_keys=True).encode())
     for weight in encoder.weights:
         digest.update(np.ascontiguousarray(weight.numpy()))

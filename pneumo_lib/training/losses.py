@@ -16,8 +16,8 @@ from pneumo_lib.training.config import parse_loss
 def crossentropy(y_true, y_pred):
     """Mean over the pixels of `-log p(true class)`: the loss of the report.
 
-    An empty mask contributes like any other: each pixel asks for background. As 99.7 % of all
-    pixels do, predicting nothing already makes this loss small.
+    An empty mask contributes like any other. As 99.7 % of all pixels are background, a network
+    that predicts nothing already has a small loss.
     """
     y_pred = ops.cast(y_pred, "float32")
     per_pixel = ops.sparse_categorical_crossentropy(ops.cast(y_true, "int32"), y_pred)
@@ -29,9 +29,9 @@ def dice(y_true, y_pred, *, smooth=0.01):
 
     `I`, `T`, `P` are the shares of the pixels (means of truth times probability, of truth, of
     probability) and `s` is `smooth`. An empty mask (`T = I = 0`) contributes `P / (P + s)`: 0
-    if nothing is predicted, one half for a false alarm on 1 % of the pixels, about the size of
-    a typical lesion, which a missed lesion of that size costs too. So healthy lungs teach; with
-    `keras.losses.Dice` (a smoothing of 1e-7) an empty mask has loss 1 and gradient 0.
+    if nothing is predicted, one half for a false positive on 1 % of the pixels, about the size of
+    a typical lesion, as much as for a missed lesion of that size. With `keras.losses.Dice` (a
+    smoothing of 1e-7) an empty mask has loss 1 and gradient 0.
 
     Reference:
         Milletari, Navab, Ahmadi (2016), V-Net, doi:10.1109/3DV.2016.79, here with plain
@@ -62,8 +62,8 @@ def weighted_crossentropy(y_true, y_pred, *, weight=10.0):
 def focal(y_true, y_pred, *, gamma=2.0):
     """Mean over the pixels of `-(1 - p)^gamma log p`, p the probability of the true class.
 
-    An empty mask contributes what its false alarms do: a pixel with a foreground probability of
-    0.1 counts a hundredth of its cross-entropy, one with 0.9 nearly all of it.
+    In an empty mask a pixel with a foreground probability of 0.1 counts a hundredth of its
+    cross-entropy, one with 0.9 nearly all of it.
 
     Reference:
         Lin et al. (2017), Focal loss, arXiv:1708.02002.
@@ -73,30 +73,29 @@ def focal(y_true, y_pred, *, gamma=2.0):
     return ops.mean(per_row, axis=1)
 
 
-def tversky(y_true, y_pred, *, false_alarm=0.3, miss=0.7, smooth=0.005):
-    """`1 - (I + s) / (I + a F + m M + s)`: soft Dice with a price for each kind of error.
+def tversky(y_true, y_pred, *, alpha=0.3, beta=0.7, smooth=0.005):
+    """`1 - (TP + s) / (TP + alpha FP + beta FN + s)`: soft Dice that weights the two errors apart.
 
-    `I`, `F`, `M` are the shares of the pixels that are found, falsely alarmed and missed (soft),
-    `a` and `m` their prices, `s` is `smooth`. With both prices at one half it is `dice()` with
-    twice the `smooth`. An empty mask contributes `a F / (a F + s)`: 0.375 for a false alarm
-    on 1 % of the pixels, while a missed lesion of that size costs 0.58.
+    `TP`, `FP`, `FN` are soft shares of the pixels, `s` is `smooth`. With both weights at one half
+    it is `dice()` with twice the `smooth`. An empty mask contributes `alpha FP / (alpha FP + s)`:
+    0.375 for a false positive on 1 % of the pixels, while a missed lesion of that size costs 0.58.
 
     Reference:
         Salehi, Erdogmus, Gholipour (2017), arXiv:1706.05721.
     """
     y_true, foreground = ops.cast(y_true, "float32"), ops.cast(y_pred[..., 1], "float32")
-    found = ops.mean(y_true * foreground, axis=(1, 2))
-    alarmed = ops.mean((1 - y_true) * foreground, axis=(1, 2))
-    missed = ops.mean(y_true * (1 - foreground), axis=(1, 2))
-    return 1 - (found + smooth) / (found + false_alarm * alarmed + miss * missed + smooth)
+    tp = ops.mean(y_true * foreground, axis=(1, 2))
+    fp = ops.mean((1 - y_true) * foreground, axis=(1, 2))
+    fn = ops.mean(y_true * (1 - foreground), axis=(1, 2))
+    return 1 - (tp + smooth) / (tp + alpha * fp + beta * fn + smooth)
 
 
 def lovasz(y_true, y_pred):
     """Lovasz-softmax of the foreground in each image: 1 - IoU, made continuous between masks.
 
     For probabilities of exactly 0 and 1 it is `1 - iou`, in between the convex surrogate of it
-    that lies closest. An empty mask contributes its largest foreground probability: one pixel
-    decides, as it does in the IoU, and one pixel learns.
+    that lies closest. An empty mask contributes its largest foreground probability, and the
+    gradient of that one pixel.
 
     Reference:
         Berman, Triki, Blaschko (2018), arXiv:1705.08790, equations 8 to 11.
@@ -126,9 +125,9 @@ def crossentropy_dice(y_true, y_pred):
 def dice_of_positives(y_true, y_pred):
     """`dice()` of an image that shows a pneumothorax; an empty mask contributes nothing.
 
-    For sums with a loss that healthy lungs teach, such as "10*crossentropy+dice_of_positives". It
-    is hardly smoothed, as only empty masks need that: a lesion on 0.2 % of the pixels that is
-    missed costs 0.97, with the smoothing of `dice()` 0.17, and a network learns to say little.
+    For sums with a loss of all images, such as "10*crossentropy+dice_of_positives". It is hardly
+    smoothed, as only empty masks need that: a missed lesion on 0.2 % of the pixels costs 0.97;
+    with the smoothing of `dice()` it would cost 0.17, and a network would predict too little.
     """
     positive = ops.cast(ops.any(ops.cast(y_true, "bool"), axis=(1, 2)), "float32")
     return positive * dice(y_true, y_pred, smooth=6e-5)

@@ -85,7 +85,7 @@ def _scheduled(learning_rate, schedule, steps):
 
 
 def optimizer_of_run(network, config, *, images):
-    """The optimizer of a training; lets the backbone learn, slowly, as far as `fine_tune` says."""
+    """The optimizer of a training; unfreezes the part of the backbone that `fine_tune` names."""
     slow = []
     if config.fine_tune != "none" and config.backbone != "small":
         fast = {id(variable) for variable in network.trainable_variables}

@@ -5,7 +5,7 @@ import hashlib
 from pneumo_lib._startup import keras
 
 import numpy as np
-from keras import ops, tree
+from keras import tree
 
 from pneumo_lib._files import atomic_write, file_lock, project_path
 from pneumo_lib.models.forward import compiled
@@ -54,12 +54,12 @@ def fit_projections(model, data, backbone, *, folder="data/features", batch_size
 
 def _moments(taps, images, rows, backbone, batch_size):
     """`(mean, mean of the outer products)` over all cells of each tap, float64."""
-    predict = compiled(taps, images.shape[1:], images.dtype, backbone)
+    predict = compiled(taps, backbone, batch_size=batch_size)
     sums = [0] * len(taps.outputs)
     for first in range(0, len(rows), batch_size):
         batch = images[rows[first : first + batch_size]]
         for number, tap in enumerate(tree.flatten(predict(batch))):
-            cells = ops.convert_to_numpy(tap).reshape(-1, tap.shape[-1]).astype("float64")
+            cells = tap.reshape(-1, tap.shape[-1]).astype("float64")
             cells = np.pad(cells, ((0, 0), (0, 1)), constant_values=1)  # sums and count as well
             sums[number] = sums[number] + cells.T @ cells
     return [(total[-1, :-1] / total[-1, -1], total[:-1, :-1] / total[-1, -1]) for total in sums]

@@ -59,41 +59,29 @@ def keep_results(model, part, data, settings, folder, *, scores=None, distributi
     history = read_csv(folder / "history.csv")
     with atomic_write(folder / "model.keras") as aside:
         model.save(aside)
-    with atomic_write(folder / "probabilities.npy") as aside:
-        kept = new_array(aside, data.masks.shape, "uint8")
-
-        def predictions():
-            for rows, softmax in _predictions(part, settings["test_time_flip"]):
-                kept[rows] = np.rint(255 * softmax[..., 1])
-                yield rows, softmax
-
-        table = count_cases(data, predictions(), count=_counts)
-        kept.flush()
+    table, probabilities = _keep_probabilities(part, data, folder, settings["test_time_flip"])
     state.write_scores(folder, {**(scores or {}), int(history["epoch"].max()): table})
     validation = np.flatnonzero(data.cases["split"] == "validation")
     if validation.size:
-        point = choose_operating_point(data.masks[validation], kept[validation])
+        point = choose_operating_point(data.masks[validation], probabilities[validation])
         write_json(folder / "operating_point.json", point._asdict())
     if diverged := _has_diverged(history, data, settings["loss"]):
         logger.warning(
             "%s diverged: its loss is worse than that of a network that knows nothing. Take a "
             "learning_rate below %s.",
-            folder.name,
-            settings.get("learning_rate"),
+            *(folder.name, settings.get("learning_rate")),
         )
-    root = project_path()
     config = {
         "name": folder.name,
-        "data": os.path.relpath(data.folder, root),
+        "data": os.path.relpath(data.folder, project_path()),
         "data_name": data.meta["source"],
-        "synthetic": data.meta["synthetic"],
-        "split_scheme": data.meta["split_scheme"],
-        "leaked_patients": data.meta["leaked_patients"],
+        **{key: data.meta[key] for key in ("synthetic", "split_scheme", "leaked_patients")},
         "prepared_by": data.meta.get("prepared_by"),
         **settings,
         "weights": getattr(model, "weights_used", "from scratch"),
         "parameters": fcn.parameters(model),
         "versions": runs.package_versions(),
+        "backend": keras.backend.backend(),
         "diverged": diverged,
         "device": device_name(),
         "distribution": distribution and type(distribution).__name__,
@@ -101,6 +89,21 @@ def keep_results(model, part, data, settings, folder, *, scores=None, distributi
     }
     write_json(folder / "config.json", config)
     (folder / "state.npz").unlink(missing_ok=True)
+
+
+def _keep_probabilities(part, data, folder, test_time_flip):
+    """Writes `probabilities.npy`; returns the counts of every case, and the array."""
+    with atomic_write(folder / "probabilities.npy") as aside:
+        kept = new_array(aside, data.masks.shape, "uint8")
+
+        def predictions():
+            for rows, softmax in _predictions(part, test_time_flip):
+                kept[rows] = np.rint(255 * softmax[..., 1])
+                yield rows, softmax
+
+        table = count_cases(data, predictions(), count=_counts)
+        kept.flush()
+    return table, kept
 
 
 def _counts(y_true, softmax):

@@ -33,19 +33,16 @@ _STEPS_PER_EXECUTION = 32  # of a head: Python would be a tenth of a step
 def train(data, config=None, *, run=None, distribution=None, callbacks=(), **changes):
     """Train one FCN and keep all that a results notebook needs in `runs/<name>/`.
 
-    A frozen backbone's features are computed once and only the head is trained, on them. Where
-    the backbone is fine-tuned, the images fully augmented, or the small FCN ("small") trained from
-    scratch, each step runs the whole network on images. A checkpoint follows every epoch: a
+    Where the backbone is frozen, its features are computed once and only the head is trained;
+    elsewhere each step runs the whole network on images. A checkpoint follows every epoch: a
     killed run goes on where it was and ends with the same numbers. A finished run with the same
-    settings is returned at once; one with other settings under the same name is moved aside,
-    never overwritten. What is kept are the weights after the last epoch, and weights and scores
-    at the milestones: choose among those by validation. Test cases never decide anything.
+    settings is returned at once; one with other settings is moved aside. Kept are the weights
+    after the last epoch, and weights and scores at the milestones: choose by validation.
 
     Args:
         data: `Prepared`, see `prepare.prepare()`.
         config: `TrainingConfig`; None: the defaults.
-        run: name of the run folder below `runs/`; default `<data>-<backbone>-<size>`, with the
-            decoder before the size unless it is the report's.
+        run: name of the run folder below `runs/`; None: `runs.default_name()`.
         distribution: several devices of this machine: a `tf.distribute.MirroredStrategy` or,
             with JAX, `keras.distribution.DataParallel`; see docs/training_on_many_machines.md.
         callbacks: list of `keras.callbacks.Callback` that see each epoch as in `fit()`. They are
@@ -53,13 +50,12 @@ def train(data, config=None, *, run=None, distribution=None, callbacks=(), **cha
         **changes: single settings of `TrainingConfig`, such as `epochs=5`, stronger than `config`.
 
     Returns:
-        `Run`, see `runs.load_run()`. Its `config["diverged"]` is True, with a logged warning, if
-        the training ended with weights that are of no use.
+        `Run`, see `runs.load_run()`. `config["diverged"]` is True, with a logged warning, if the
+        weights are of no use.
 
     Raises:
-        ValueError: if the training split is empty, for a setting that `TrainingConfig` refuses,
-            for an `initial` run of another network, if the loss is not finite any more, or for
-            what `build_fcn()` refuses.
+        ValueError: if the training split is empty, for an `initial` run of another network, if the
+            loss is no longer finite, and as `TrainingConfig` and `build_fcn()`.
         FileNotFoundError: if `initial` is no finished run, and as `build_fcn()`.
     """
     config = TrainingConfig.from_settings(asdict(config or TrainingConfig()) | changes)

@@ -8,7 +8,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from conftest import compiled_by_xla
 
 from pneumo_lib.models import backbones
 from pneumo_lib.models.backbones import build_backbone, preprocess
@@ -155,7 +155,7 @@ def test_preprocess_of_black_and_white_has_the_published_values():
 @pytest.mark.parametrize("name", [*BACKBONES, "small"])
 def test_preprocess_runs_inside_a_compiled_graph(name):
     images = grey_batch()
-    compiled = tf.function(lambda batch: preprocess(batch, name), jit_compile=True)
+    compiled = compiled_by_xla(lambda batch: preprocess(batch, name))
     np.testing.assert_allclose(compiled(images), preprocess(images, name), rtol=0, atol=1e-5)
 
 

@@ -8,6 +8,9 @@ import tensorflow as tf
 from pneumo_lib.models.layers.batch_norm import FusedBatchNormalization
 
 SHAPE = (4, 6, 5, 3)
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the fused operation is TensorFlow's own"
+)
 
 
 def pair(**options):

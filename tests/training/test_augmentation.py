@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from pneumo_lib.training import augmentation
 from pneumo_lib.training.augmentation import augment, move, relight
@@ -26,7 +25,8 @@ def blobs(n=8, size=64):
 
 def draws_of(monkeypatch, values):
     """Let `move()` draw these instead of random numbers: angle, size, down, across."""
-    monkeypatch.setattr(augmentation, "_draw", lambda shape, seed: tf.constant([values] * shape[0]))
+    draws = np.float32([values])
+    monkeypatch.setattr(augmentation, "_draw", lambda shape, seed: draws.repeat(shape[0], axis=0))
 
 
 def test_masks_stay_0_and_1_and_shapes_stay_what_they_are():

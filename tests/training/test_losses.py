@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from conftest import compiled_by_xla, gradients_of
+from keras import ops
 
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.training import losses
@@ -16,15 +17,12 @@ TEACH_ALL_PIXELS = [loss for loss in ALL if loss not in NOT_ALL_PIXELS]
 
 def softmax_of(foreground, dtype="float32"):
     foreground = np.asarray(foreground, dtype=np.float32)
-    return tf.cast(np.stack([1 - foreground, foreground], axis=-1), dtype)
+    return ops.cast(np.stack([1 - foreground, foreground], axis=-1), dtype)
 
 
 def gradient(loss, truth, logits):
-    logits = tf.constant(logits, tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(logits)
-        value = keras.ops.sum(loss(truth, keras.ops.softmax(logits)))
-    return tape.gradient(value, logits).numpy()
+    logits = np.asarray(logits, "float32")
+    return gradients_of(lambda logits: loss(truth, ops.softmax(logits)), logits)[0]
 
 
 def random_case(seed=0, *, n=3, size=10):
@@ -62,13 +60,13 @@ def test_a_perfect_prediction_costs_nothing(loss):
 
 def test_dice_of_an_empty_mask_is_what_its_docstring_says():
     empty, probability = np.zeros((3, 10, 10), np.uint8), np.zeros((3, 10, 10))
-    probability[1, 0, 0] = 1  # a false alarm on 1 % of the pixels
+    probability[1, 0, 0] = 1  # a false positive on 1 % of the pixels
     probability[2] = 1
     loss = losses.dice(empty, softmax_of(probability))
     np.testing.assert_allclose(loss, [0, 1 / 2, 100 / 101], atol=1e-6)
 
 
-def test_dice_prices_a_missed_lesion_like_a_false_alarm_of_its_size():
+def test_dice_prices_a_missed_lesion_like_a_false_positive_of_its_size():
     lesion, nothing = np.zeros((1, 10, 10), np.uint8), np.zeros((1, 10, 10), np.uint8)
     lesion[0, 0, :3] = 1
     missed = losses.dice(lesion, softmax_of(nothing))
@@ -104,7 +102,7 @@ def test_tversky_equals_the_value_counted_by_hand():
     truth = np.zeros((1, 10, 10), np.uint8)  # shares of 100 pixels, s = 0.5
     truth[0, 0, :4] = 1
     probability = np.zeros((1, 10, 10))
-    probability[0, 0, 2:6] = 0.5  # 1 is found, 1 is a false alarm, 3 are missed
+    probability[0, 0, 2:6] = 0.5  # TP 1, FP 1, FN 3
     expected = 1 - (1 + 0.5) / (1 + 0.3 * 1 + 0.7 * 3 + 0.5)
     np.testing.assert_allclose(losses.tversky(truth, softmax_of(probability)), [expected], 1e-5)
 
@@ -112,16 +110,16 @@ def test_tversky_equals_the_value_counted_by_hand():
 def test_tversky_with_equal_prices_is_dice():
     truth, probability = random_case()
     softmax = softmax_of(probability)
-    equal = losses.tversky(truth, softmax, false_alarm=0.5, miss=0.5, smooth=0.005)
+    equal = losses.tversky(truth, softmax, alpha=0.5, beta=0.5, smooth=0.005)
     np.testing.assert_allclose(equal, losses.dice(truth, softmax, smooth=0.01), rtol=1e-5)
 
 
 def test_tversky_prices_are_those_of_its_docstring():
     lesion, nothing = np.zeros((1, 10, 10), np.uint8), np.zeros((1, 10, 10), np.uint8)
     lesion[0, 0, 0] = 1
-    alarm = losses.tversky(nothing, softmax_of(lesion))
+    false = losses.tversky(nothing, softmax_of(lesion))
     missed = losses.tversky(lesion, softmax_of(nothing))
-    np.testing.assert_allclose([*alarm, *missed], [0.375, 0.5833], atol=1e-4)
+    np.testing.assert_allclose([*false, *missed], [0.375, 0.5833], atol=1e-4)
 
 
 def test_lovasz_of_a_hard_prediction_is_one_minus_iou():
@@ -156,7 +154,7 @@ def test_losses_compile_with_xla_to_the_same_values():
     truth, probability = random_case()
     softmax = softmax_of(probability)
     for loss in (losses.focal, losses.tversky, losses.lovasz):
-        compiled = tf.function(loss, jit_compile=True)
+        compiled = compiled_by_xla(loss)
         np.testing.assert_allclose(compiled(truth, softmax), loss(truth, softmax), rtol=1e-4)
 
 
@@ -175,7 +173,7 @@ def test_losses_and_gradients_stay_finite_at_exact_saturation(loss, foreground):
     logits = np.zeros((3, 10, 10, 2), np.float32)
     logits[..., foreground] = 1000  # half of the pixels wrong
     exactly = np.sign(logits)  # 0 and 1; some processors round the softmax to just below 1
-    np.testing.assert_allclose(keras.ops.softmax(logits), exactly, rtol=1e-6)
+    np.testing.assert_allclose(ops.softmax(logits), exactly, rtol=1e-6)
     assert np.isfinite(loss(truth, exactly)).all()
     assert np.isfinite(gradient(loss, truth, logits)).all()
 
@@ -187,7 +185,7 @@ def test_half_precision_is_computed_in_float32(loss, dtype):
     softmax = softmax_of(np.where(truth, 0.9, probability), dtype)
     value = loss(truth, softmax)
     assert keras.backend.standardize_dtype(value.dtype) == "float32"
-    np.testing.assert_allclose(value, loss(truth, tf.cast(softmax, "float32")), rtol=1e-6)
+    np.testing.assert_allclose(value, loss(truth, ops.cast(softmax, "float32")), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "bool", "int64", "float32"])

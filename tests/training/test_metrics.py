@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from conftest import compiled_by_xla
 
 from pneumo_lib.evaluation import logged_metrics, metrics
 from pneumo_lib.training.metrics import (
@@ -49,6 +49,7 @@ def test_scores_of_several_batches_are_those_of_the_pooled_counts(case):
     assert scores_of((truth[:1], softmax[:1]), (truth[1:], softmax[1:])) == pytest.approx(expected)
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")  # Keras' own
 def test_scores_are_those_that_keras_finds(case):
     truth, softmax = case
     found, settings = scores_of(case), {"num_classes": 2, "sparse_y_pred": False}
@@ -59,7 +60,9 @@ def test_scores_are_those_that_keras_finds(case):
         "logged_mean_iou": keras.metrics.MeanIoU(num_classes=2),
     }
     for name, judge in judges.items():
-        judge.update_state(truth if name != "logged_mean_iou" else np.eye(2)[truth], softmax)
+        judge.update_state(
+            truth if name != "logged_mean_iou" else np.eye(2, dtype="float32")[truth], softmax
+        )
         assert found[name] == pytest.approx(float(judge.result()), abs=1e-6)
 
 
@@ -77,9 +80,9 @@ def test_nothing_to_find_and_nothing_found_has_no_overlap():
 
 
 def test_more_pixels_than_float32_counts_are_counted_exactly_also_when_compiled():
-    truth, metric = tf.zeros((1, 1024, 1025)), SegmentationScores()
-    step = tf.function(lambda softmax: metric.update_state(truth, softmax), jit_compile=True)
-    right = tf.tile(tf.constant([[[[0.6, 0.4]]]]), (1, 1024, 1025, 1))
+    truth, metric = np.zeros((1, 1024, 1025)), SegmentationScores()
+    step = compiled_by_xla(lambda softmax: metric.update_state(truth, softmax), stateful=True)
+    right = np.tile(np.float32([0.6, 0.4]), (1, 1024, 1025, 1))
     for softmax in [right] * 40 + [1 - right]:
         step(softmax)
     carried, rest = np.asarray(metric.sums, "float64")

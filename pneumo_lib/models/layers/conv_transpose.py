@@ -78,7 +78,7 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
             return self.method
         if not self._has_fourier_form or None in size:
             return "stock"
-        if _has_gpu():
+        if has_gpu():
             return "fourier" if max(self.kernel_size) >= _SMALLEST_ON_GPU else "stock"
         stock, fourier = _costs(size, self.kernel_size, self.strides, input_shape[-1], self.filters)
         return "fourier" if fourier < stock else "stock"
@@ -220,7 +220,7 @@ def _multiply(x, k):
     return ops.transpose(product, (2, 4, 3, 0, 1))
 
 
-def _has_gpu():
+def has_gpu():
     """Whether the backend computes on a GPU."""
     if keras.backend.backend() == "torch":  # for which Keras lists no devices
         return False
