@@ -27,9 +27,10 @@ def fold_normalizations(model):
     pairs = {}  # name of a convolution -> its normalization
     for layer in model.layers:
         before = made_by.get(id(layer.input))
-        if isinstance(layer, layers.BatchNormalization) and isinstance(before, layers.Conv2D):
-            if before.activation is keras.activations.linear and uses[id(layer.input)] == 1:
-                pairs[before.name] = layer
+        alone = isinstance(before, layers.Conv2D) and uses[id(layer.input)] == 1
+        linear = alone and before.activation is keras.activations.linear
+        if linear and isinstance(layer, layers.BatchNormalization):
+            pairs[before.name] = layer
     folded = {layer.name for layer in pairs.values()}
 
     def clone(layer):
