@@ -181,13 +181,9 @@ def runs_to_compare(data, names=None):
 
 
 def caveats(runs):
-    """Small print for figures: what a reader must know beside every number of these runs.
+    """Small print for figures: what a reader must know beside every number of these `Run`s.
 
-    Args:
-        runs: list of `Run` on the same data.
-
-    Returns:
-        Text such as "synthetic radiographs · random features: vgg19, resnet50 · split: official".
+    Text such as "synthetic radiographs · random features: vgg19, resnet50 · split: official".
     """
     config = runs[0].config
     random = [r.config["backbone"] for r in runs if r.config["weights"] == "random features"]

@@ -55,12 +55,7 @@ def predict_partition(partition, *, out, settings):
 
 
 def read_whole(data, files):
-    """Table of a partition's file; `None` if it is damaged, or a file could not be read then.
-
-    Args:
-        data: bytes of the Parquet file.
-        files: names that it must hold, in their order.
-    """
+    """Table of a Parquet file's bytes; `None` if damaged, or not all rows of `files` are there."""
     try:
         table = pq.read_table(BytesIO(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError):

@@ -216,14 +216,7 @@ def _finish(file, probability, *, point, shape):
 
 
 def ahead(threads, do, items, *, count):
-    """Yields `do(item)` in order, at most `count` calls ahead of the consumer.
-
-    Args:
-        threads: `Executor`.
-        do: function of one item.
-        items: iterable, read only so far ahead.
-        count: calls that run or wait at once.
-    """
+    """Yields `do(item)` of an `Executor` in order; at most `count` calls run or wait ahead."""
     items = iter(items)
     coming = deque(threads.submit(do, item) for item in islice(items, count))
     while coming:
