@@ -20,12 +20,11 @@ from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.inference.prediction_rows import text_of
 from pneumo_lib.models import fcn
 from pneumo_lib.models.folding import fold_normalizations
-from pneumo_lib.models.forward import as_graph, compiled
+from pneumo_lib.models.forward import as_graph, batch_in_memory, compiled
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
 _WORTH_COMPILING = 1000  # files: XLA takes 0.8 s for a head, and then saves 1 ms an image
-_STEP_PIXELS = 32 * 128**2  # of images that go through a network at once, in less than 2 GB
 
 
 class Prediction(NamedTuple):
@@ -59,7 +58,7 @@ def predict(
             bottom threshold at the mask's size.
         shape: `(height, width)` of all masks; `None` is that of each file.
         keep: whether results hold the image of the X-ray, at its full size.
-        batch_size: images per step of the network, at most, see `load_foreground()`.
+        batch_size: images per step of the network, at most, see `batch_in_memory()`.
         workers: decoding threads; `None` is one per processor, at most 16.
 
     Returns:
@@ -117,8 +116,7 @@ def load_foreground(run, *, batch_size, xla):
 
     Args:
         run: `Run`.
-        batch_size: images per step of the network, at most: at 128 pixels as many as 32, larger
-            ones fewer, so that memory does not grow with their size.
+        batch_size: images per step of the network, at most.
         xla: whether to compile the head, which halves its time; the backbone would only lose.
 
     Raises:
@@ -128,7 +126,7 @@ def load_foreground(run, *, batch_size, xla):
     if xla:
         network = fold_normalizations(network)
     shape, backbone = (config["size"], config["size"]), config["backbone"]
-    batch_size = min(batch_size, max(1, _STEP_PIXELS // config["size"] ** 2))
+    batch_size = batch_in_memory(config["size"], most=batch_size)
     if xla and backbone != "small" and "mean_of" not in config:
         encoder, head = fcn.split_fcn(network)
         encode = compiled(encoder, shape, "uint8", backbone)

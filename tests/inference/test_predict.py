@@ -69,7 +69,7 @@ def test_large_images_go_through_the_network_a_few_at_a_time(run, data, monkeypa
     run = run._replace(config=run.config | {"test_time_flip": flip})
     whole = inference.load_foreground(run, batch_size=8, xla=xla)(data.images[:8])
     monkeypatch.setattr(inference, "compiled", recording)
-    monkeypatch.setattr(inference, "_STEP_PIXELS", 3 * SIZE**2 + 1)
+    monkeypatch.setattr(inference, "batch_in_memory", lambda size, most: 3)
     few = inference.load_foreground(run, batch_size=8, xla=xla)(data.images[:8])
     assert max(lengths) == 3
     np.testing.assert_allclose(few, whole, atol=1e-5)
