@@ -28,7 +28,7 @@ from pneumo_lib.inference import predict
 from pneumo_lib.models import forward as features
 from pneumo_lib.models.backbones import preprocess
 
-SIZE, BATCH, FILES = 128, 32, 256
+SIZE, BATCH = 128, 32
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -55,7 +55,7 @@ def measure(backbone, sources, folder, *, rounds):
         }
         table = compare(ways, rounds=rounds)
         per_image = 1 / np.where(table["contender"] == "Keras predict", BATCH, len(paths))
-        for column in ("median_ms", "lower_ms", "upper_ms"):
+        for column in ("median_ms", "lower_ms", "upper_ms", "cpu_ms"):
             table[column] *= per_image
         table["images a second"] = 1e3 / table["median_ms"]
         table["times ours"] = table["median_ms"] / table["median_ms"].iloc[0]
@@ -90,25 +90,26 @@ def backbone_alone(encoder, images, backbone):
     return lambda: [forward(images[i : i + BATCH]).numpy() for i in range(0, len(images), BATCH)]
 
 
-def find_sources(folder):
-    """Name -> paths of `FILES` files, repeated where there are fewer."""
+def find_sources(folder, count):
+    """Name -> paths of `count` files, repeated where there are fewer."""
     phantoms = pl.make_phantoms(folder / "phantoms", count=32, size=1024)
     sources = {"phantoms 1024, PNG": phantoms / "png_images"}
     if SHARED.is_dir():
         sources["siim_real 512, PNG"] = SHARED / "siim_real" / "png_images"
         sources["siim sample 1024, DICOM"] = SHARED / "siim_dicom_sample"
     found = {name: predict.find_images(place) for name, place in sources.items()}
-    return {name: (paths * FILES)[:FILES] for name, paths in found.items()}
+    return {name: (paths * count)[:count] for name, paths in found.items()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--files", type=int, default=256)
     parser.add_argument("--networks", nargs="+", default=["vgg19", "resnet50", "inceptionv3"])
     arguments = parser.parse_args()
     tables = []
     with TemporaryDirectory() as folder:
-        sources = find_sources(Path(folder))
+        sources = find_sources(Path(folder), arguments.files)
         for backbone in arguments.networks:
             table = measure(backbone, sources, Path(folder), rounds=arguments.rounds)
             print(table.to_string(index=False, float_format="{:,.3g}".format), flush=True)

@@ -247,14 +247,10 @@ def read_csv(path):
 
 
 def new_array(path, shape, dtype):
-    """Writable memory map of a new array file of zeros whose disk space is reserved.
+    """Writable memory map of a new `.npy` file of zeros whose disk space is reserved.
 
     Without the reservation a disk that fills up later would kill the process with SIGBUS, and no
-    error, when a page is written.
-
-    Args:
-        path: `.npy` file, replaced where it exists.
-        shape, dtype: of the array.
+    error, when a page is written. A former file is replaced.
 
     Raises:
         OSError: if the disk is too full.

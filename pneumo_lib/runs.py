@@ -6,6 +6,7 @@ come at the end, and `config.json` last: its presence marks a finished run.
 """
 
 import hashlib
+import json
 import logging
 import math
 import platform
@@ -180,13 +181,9 @@ def runs_to_compare(data, names=None):
 
 
 def caveats(runs):
-    """Small print for figures: what a reader must know beside every number of these runs.
+    """Small print for figures: what a reader must know beside every number of these `Run`s.
 
-    Args:
-        runs: list of `Run` on the same data.
-
-    Returns:
-        Text such as "synthetic radiographs · random features: vgg19, resnet50 · split: official".
+    Text such as "synthetic radiographs · random features: vgg19, resnet50 · split: official".
     """
     config = runs[0].config
     random = [r.config["backbone"] for r in runs if r.config["weights"] == "random features"]
@@ -330,6 +327,20 @@ def run_settings(data, config):
     }
 
 
+def changed_settings(folder, settings):
+    """Names of `run_settings()` that the run in `folder` was begun without, or with other values.
+
+    Returns:
+        Sorted list, empty for the same settings; `None` if there is no run in `folder`.
+    """
+    if (former := made_from(folder, record=SETTINGS)) is None:
+        return None
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in `former`
+    former = {"results_version": 1} | former  # before it was kept, there was none
+    former.pop("code", None)  # what older runs held in its place
+    return sorted(k for k in former.keys() | settings if former.get(k) != settings.get(k))
+
+
 def is_finished(folder):
     """Whether the run in `folder` reached its last epoch."""
     return (folder / _CONFIG).is_file()
@@ -344,11 +355,6 @@ def data_checksum(data):
 def weights_checksum(folder):
     """Checksum of the network of the finished run in `folder`."""
     return hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()[:16]
-
-
-def results_version(settings):
-    """`RESULTS_VERSION` in settings of a run; 1 for runs from before it was kept."""
-    return settings.get("results_version", 1)
 
 
 def package_versions():

@@ -138,15 +138,11 @@ def _xrays(store, entries):
 
 
 def partitions(files, *, size, identity):
-    """Yield `Partition`s of about `size` files, half of it to twice of it.
+    """Yield `Partition`s of half of `size` to twice as many of the files, `(name, stamp)` each.
 
     The names near its end decide where a partition ends, not their number from the start: a file
-    more or less changes its own partition and at most the next few.
-
-    Args:
-        files: iterable of `(name, stamp)`.
-        size: files of one.
-        identity: text of what predicts them.
+    more or less changes its own partition and at most the next few. `identity`, text of what
+    predicts the files, is part of the names.
     """
     half, held = max(1, size // 2), []
     for name, stamp in files:

@@ -24,7 +24,6 @@ from pneumo_lib.runs import Run
 SCHEMA = pa.schema(list(ARCHIVE_COLUMNS.items()))
 _BATCH = 32
 _READERS = 16  # threads that read and decode ahead; most wait for the store
-_CHECKSUM = b"pneumo.sha256"
 
 
 def predict_partition(partition, *, out, settings):
@@ -48,42 +47,23 @@ def predict_partition(partition, *, out, settings):
     data = store.cat_file(path) if store.exists(path) else b""
     table = read_whole(data, partition.files)
     if is_new := table is None:
-        table = _predict(partition.files, out, settings)
-        data = _as_parquet(table)
-        save(data, store, path)
+        table, sink = _predict(partition.files, out, settings), BytesIO()
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        save(data := sink.getvalue(), store, path)
     failed = [(row["file"], row["error"]) for row in table.to_pylist() if row["error"]]
     return len(data), hashlib.sha256(data).hexdigest(), table.num_rows, failed, is_new
 
 
 def read_whole(data, files):
-    """Table of a partition's file; `None` if it is damaged, or a file could not be read then.
-
-    Args:
-        data: bytes of the Parquet file.
-        files: names that it must hold, in their order.
-    """
+    """Table of a Parquet file's bytes; `None` if damaged, or not all rows of `files` are there."""
     try:
         table = pq.read_table(BytesIO(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError):
         return None
-    recorded = (table.schema.metadata or {}).get(_CHECKSUM, b"").decode()
-    if table.column_names != SCHEMA.names:  # of an older release
-        return None
-    if recorded != _checksum(table) or table["file"].to_pylist() != list(map(text_of, files)):
+    if table.schema != SCHEMA or table["file"].to_pylist() != list(map(text_of, files)):
         return None
     # a file without checksum could not be read: the store may answer this time
     return None if table["sha256"].null_count else table
-
-
-def _checksum(table):
-    return hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest()
-
-
-def _as_parquet(table):
-    whole = table.replace_schema_metadata({_CHECKSUM: _checksum(table)})
-    sink = BytesIO()
-    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
 
 
 def _predict(files, out, settings):

@@ -5,6 +5,7 @@ import logging
 import os
 import uuid
 from importlib import import_module
+from itertools import islice
 
 import dask
 from dask.utils import parse_bytes
@@ -119,20 +120,16 @@ def as_finished(
         Exception: what a task raised each time that it was tried.
     """
     items, pending, coming = iter(items), {}, as_completed()
-    name = (do.__module__, do.__name__)
+    how = {"retries": retries, "resources": resources}
 
-    def submit_next():
-        for item in items:
-            key = f"{do.__name__}-{uuid.uuid4().hex}"
-            how = {"key": key, "retries": retries, "resources": resources}
-            future = client.submit(_call, *name, item, options, **how)
+    def submit(count):
+        for item in islice(items, count):
+            key = f"{do.__name__}-{uuid.uuid4().hex}"  # by which the dashboard groups them
+            future = client.submit(_call, do.__module__, do.__name__, item, options, key=key, **how)
             pending[future] = item
             coming.add(future)
-            return True
-        return False
 
-    while len(pending) < window and submit_next():
-        pass
+    submit(window)
     try:
         for future in coming:
             item = pending.pop(future)
@@ -150,7 +147,7 @@ def as_finished(
                 if raising:
                     raise
                 found = (item, None, error)
-            submit_next()
+            submit(1)
             yield found
     except KeyboardInterrupt:
         # Dask lets tasks that have begun go on: their workers are started anew

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import dask
-import matplotlib.pyplot as plt
 import pandas as pd
 from distributed import get_worker
 from tqdm.auto import tqdm
@@ -24,8 +23,6 @@ from pneumo_lib import runs
 from pneumo_lib._files import file_lock, project_path, write_csv
 from pneumo_lib.cluster.dask_client import as_finished, connected
 from pneumo_lib.evaluation.score_table import score_table
-from pneumo_lib.plots.experiments import REPEATS, SCORES, sweep_chart
-from pneumo_lib.plots.style import export, use_style
 from pneumo_lib.study.experiments import (
     is_finished,
     plan_run,
@@ -226,6 +223,8 @@ def sweep_table(found, *, axes):
         bootstrap interval over images, `lower` and `upper` (see `score_table()`), and
         `all_background`, the score of an empty prediction on the same images.
     """
+    from pneumo_lib.plots.experiments import SCORES  # with matplotlib, which no worker needs
+
     rows = []
     for run, parameters in found:
         place = {"run": run.folder.name}
@@ -253,6 +252,8 @@ def summarise(table, *, axes):
         (NaN for one run), `lowest`, `highest`; `all_background` is a mean, too: another seed or
         fold may have other images.
     """
+    from pneumo_lib.plots.experiments import REPEATS
+
     if table.empty:
         return table
     by = [*(axis for axis in axes if axis not in REPEATS), "split", "score"]
@@ -264,6 +265,11 @@ def summarise(table, *, axes):
 
 def keep_results(table, summary, found, folder):
     """Writes table.csv, summary.csv and the figure of a list of `Run` to a folder."""
+    import matplotlib.pyplot as plt
+
+    from pneumo_lib.plots.experiments import sweep_chart
+    from pneumo_lib.plots.style import export, use_style
+
     write_csv(folder / "table.csv", table)
     write_csv(folder / "summary.csv", summary)
     one_each = {run.config["backbone"]: run for run in found}

@@ -151,14 +151,8 @@ def _scores_of_sums(sums):
 def _bootstrap_sums(per_image, *, n_bootstrap, seed):
     """`(k, n_bootstrap)` sums of counts over images drawn with replacement."""
     rng, n = np.random.default_rng(seed), len(per_image)
-    sums = np.empty((n_bootstrap, per_image.shape[1]))
-    block = max(1, 2_000_000 // n)  # resamples at a time: 16 MB of weights however many images
-    for start in range(0, n_bootstrap, block):
-        size = min(block, n_bootstrap - start)
-        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-        sums[start : start + size] = weights.astype(np.float64) @ per_image
-    return sums.T
+    weights = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(n_bootstrap))
+    return np.column_stack([drawn @ per_image for drawn in weights])
 
 
 def _all_background(images):

@@ -37,12 +37,7 @@ def draw_overlay(image, mask, caption):
 
 
 def write_png(path, image):
-    """Writes `<path>.png` atomically.
-
-    Args:
-        path: without the suffix, whatever dots it holds.
-        image: grey uint8 or uint16, or BGR uint8.
-    """
+    """Writes `<path>.png` atomically: an image of grey uint8 or uint16, or of BGR uint8."""
     with atomic_write(path.with_name(f"{path.name}.png")) as aside:
         aside.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 

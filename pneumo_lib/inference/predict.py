@@ -20,7 +20,8 @@ from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.inference.prediction_rows import text_of
 from pneumo_lib.models import fcn
-from pneumo_lib.models.forward import compiled
+from pneumo_lib.models.folding import fold_normalizations
+from pneumo_lib.models.forward import batch_in_memory, compiled
 from pneumo_lib.runs import load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def predict(
             bottom threshold at the mask's size.
         shape: `(height, width)` of all masks; `None` is that of each file.
         keep: whether results hold the image of the X-ray, at its full size.
-        batch_size: images per step of the network.
+        batch_size: images per step of the network, at most, see `batch_in_memory()`.
         workers: decoding threads; `None` is one per processor, at most 16.
 
     Returns:
@@ -107,14 +108,17 @@ def load_foreground(run, *, batch_size, xla):
 
     Args:
         run: `Run`.
-        batch_size: largest n.
+        batch_size: images per step of the network, at most.
         xla: whether to compile the head, which halves its time; the backbone would only lose.
 
     Raises:
         ValueError: as `load_network()`.
     """
     network, config = load_network(run), run.config
+    if xla:
+        network = fold_normalizations(network)
     backbone = config["backbone"]
+    batch_size = batch_in_memory(config["size"], most=batch_size)
     if xla and backbone != "small" and "mean_of" not in config:
         encoder, head = fcn.split_fcn(network)
         encode = compiled(encoder, backbone, batch_size=batch_size)
@@ -125,10 +129,14 @@ def load_foreground(run, *, batch_size, xla):
     def foreground(images):
         return decode(encode(images))[..., 1].copy()
 
+    def in_steps(images):
+        steps = range(0, len(images), batch_size)
+        return np.concatenate([foreground(images[i : i + batch_size]) for i in steps])
+
     if not config.get("test_time_flip"):
-        return foreground
+        return in_steps
     # the mean over each image and its mirror image, as the run was scored
-    return lambda images: (foreground(images) + foreground(images[:, :, ::-1])[:, :, ::-1]) / 2
+    return lambda images: (in_steps(images) + in_steps(images[:, :, ::-1])[:, :, ::-1]) / 2
 
 
 def predictions(paths, read, foreground, point, batch_size, workers, *, shape=None):
@@ -192,14 +200,7 @@ def _finish(file, probability, *, point, shape):
 
 
 def ahead(threads, do, items, *, count):
-    """Yields `do(item)` in order, at most `count` calls ahead of the consumer.
-
-    Args:
-        threads: `Executor`.
-        do: function of one item.
-        items: iterable, read only so far ahead.
-        count: calls that run or wait at once.
-    """
+    """Yields `do(item)` of an `Executor` in order; at most `count` calls run or wait ahead."""
     items = iter(items)
     coming = deque(threads.submit(do, item) for item in islice(items, count))
     while coming:

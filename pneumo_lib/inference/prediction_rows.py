@@ -88,13 +88,7 @@ def text_of(path):
 
 
 def readme(table, columns, folders):
-    """Text of a `README.txt` on a folder of predictions.
-
-    Args:
-        table: heading of the columns.
-        columns: names of the table's columns.
-        folders: text on the other files and folders.
-    """
+    """Text of a `README.txt`: `table` is the heading of the `columns`, `folders` the last lines."""
     lines = [
         textwrap.fill(text, 96, initial_indent=f"  {name:18}", subsequent_indent=20 * " ")
         for name, _, text in _COLUMNS

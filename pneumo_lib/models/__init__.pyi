@@ -1,6 +1,7 @@
 from . import backbones as backbones
 from . import decoders as decoders
 from . import fcn as fcn
+from . import folding as folding
 from . import forward as forward
 from . import layers as layers
 from . import names as names
@@ -29,7 +30,9 @@ from .fcn import layer_table as layer_table
 from .fcn import parameters as parameters
 from .fcn import split_fcn as split_fcn
 from .fcn import unfreeze as unfreeze
+from .folding import fold_normalizations as fold_normalizations
 from .forward import as_graph as as_graph
+from .forward import batch_in_memory as batch_in_memory
 from .forward import compiled as compiled
 from .forward import predict_batches as predict_batches
 from .forward import with_preprocessing as with_preprocessing

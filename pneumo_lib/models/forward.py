@@ -20,7 +20,7 @@ def predict_batches(
         network: `keras.Model`.
         inputs: array or memory map; images `(n, size, size)` if `backbone` is given.
         backbone: preprocess for it first; None: `inputs` are what `network` takes.
-        batch_size: rows at a time.
+        batch_size: rows at a time, at most, see `batch_in_memory()`.
         start: first row.
         flipped: like `inputs`, of the mirrored images: outputs are then `(n, h, w, ...)`, each the
             mean of the image's and of its mirror's, mirrored back.
@@ -29,6 +29,8 @@ def predict_batches(
     Yields:
         `(slice of the rows, NumPy array of their outputs)`.
     """
+    sides = [shape[1] for shape in (inputs.shape, network.output.shape) if len(shape) > 2]
+    batch_size = batch_in_memory(max(sides), most=batch_size)
     predict = compiled(network, backbone, batch_size=batch_size)
     bar = tqdm(total=len(inputs), initial=start, desc=desc, unit="image", delay=1, leave=False)
     with bar:
@@ -39,6 +41,14 @@ def predict_batches(
                 output = (output + predict(flipped[rows])[:, :, ::-1]) / 2
             yield rows, output
             bar.update(len(output))
+
+
+def batch_in_memory(size, *, most):
+    """Images of `size` pixels a side that go through a network at once, in less than 2 GB.
+
+    32 of 128 pixels, 2 of 512 pixels, one of more, and never more than `most`.
+    """
+    return max(1, min(most, 32 * 128**2 // size**2))
 
 
 @keras.saving.register_keras_serializable(package="pneumo")

@@ -1,6 +1,5 @@
 """Experiments: many trainings from one parameter file, each with a few settings changed."""
 
-import json
 import logging
 import re
 from dataclasses import asdict
@@ -8,7 +7,7 @@ from functools import cache
 from typing import NamedTuple
 
 from pneumo_lib import runs
-from pneumo_lib._files import made_from, project_path, source_path
+from pneumo_lib._files import project_path, source_path
 from pneumo_lib.data.prepare import prepare_data
 from pneumo_lib.study.parameters import DATA, absolute_paths, check_parameters, read_params
 from pneumo_lib.training.config import TrainingConfig
@@ -126,6 +125,6 @@ def is_finished(planned, data):
     folder = project_path("runs") / planned.name
     if not runs.is_finished(folder):
         return False
-    kept = made_from(folder, record=runs.SETTINGS)
     on_any = (planned.config.resolved(gpu=gpu) for gpu in (False, True))  # a worker may have one
-    return any(kept == json.loads(json.dumps(runs.run_settings(data, config))) for config in on_any)
+    settings = (runs.run_settings(data, config) for config in on_any)
+    return any(runs.changed_settings(folder, each) == [] for each in settings)

@@ -1,6 +1,5 @@
 """Run folders under way: created, kept after each epoch, resumed."""
 
-import json
 from pathlib import Path
 
 from pneumo_lib._startup import keras  # noqa: F401
@@ -9,15 +8,8 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from pneumo_lib._files import (
-    atomic_write,
-    begin_folder,
-    made_from,
-    project_path,
-    read_csv,
-    write_csv,
-)
-from pneumo_lib.runs import SETTINGS, is_finished, logger, results_version
+from pneumo_lib._files import atomic_write, begin_folder, project_path, read_csv, write_csv
+from pneumo_lib.runs import SETTINGS, changed_settings, is_finished, logger
 
 
 def create_run_folder(name, settings):
@@ -36,24 +28,17 @@ def create_run_folder(name, settings):
         ValueError: if the folder holds something that is not a training run.
     """
     folder = project_path(Path("runs") / name)
-    settings = json.loads(json.dumps(settings))
-    former = made_from(folder, record=SETTINGS)
-    if former is not None:
-        kept = former | {"results_version": results_version(former)}
-        kept.pop("code", None)  # what older runs held in its place
-        changed = sorted(k for k in kept.keys() | settings if kept.get(k) != settings.get(k))
-        if changed:
-            number = 1
-            while (aside := folder.with_name(f"{name}.old-{number}")).exists():
-                number += 1
-            folder.rename(aside)
-            logger.warning(
-                "%s was trained with other settings (%s); kept as %s",
-                *(name, ", ".join(changed), aside.name),
-            )
-        else:
-            settings = former
-    begin_folder(folder, settings, record=SETTINGS, what="A run")
+    if changed := changed_settings(folder, settings):
+        number = 1
+        while (aside := folder.with_name(f"{name}.old-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        logger.warning(
+            "%s was trained with other settings (%s); kept as %s",
+            *(name, ", ".join(changed), aside.name),
+        )
+    if changed != []:  # a run of an older version holds the same settings in another form
+        begin_folder(folder, settings, record=SETTINGS, what="A run")
     if is_finished(folder):  # and killed just before its state was removed
         (folder / "state.npz").unlink(missing_ok=True)
     return folder

@@ -20,7 +20,7 @@ from pneumo_lib.study.experiments import plan_run, run_experiments
 sweep = pytest.importorskip("pneumo_lib.cluster.sweep", reason="the extra `cluster` is missing")
 
 from pneumo_lib.cluster import dask_client as clusters  # noqa: E402
-from pneumo_lib.plots import experiments  # noqa: E402
+from pneumo_lib.plots import experiments, style  # noqa: E402
 
 BASE = {"phantom_count": 12, "size": 32, "backbone": "small", "epochs": 2, "batch_size": 4}
 LONG = BASE | {"epochs": 5000}  # never trained to its end
@@ -257,6 +257,11 @@ def test_a_worker_refuses_what_it_would_do_in_vain(project, cluster, changes):
         future.result()
 
 
+def test_a_worker_that_trains_needs_no_matplotlib():
+    code = "import sys, pneumo_lib.cluster.sweep; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_a_sweep_that_waits_for_a_resource_logs_so(project, cluster, caplog):
     write(project, {"seed": [0]})
 
@@ -295,7 +300,7 @@ def test_the_figure_has_a_row_for_each_setting_with_its_repeats_and_their_mean(p
 
 def test_the_files_of_a_sweep_can_be_read_again_and_name_the_folds(project, monkeypatch):
     drawn = []
-    monkeypatch.setattr(sweep, "export", lambda figure, name, folder: drawn.append(figure))
+    monkeypatch.setattr(style, "export", lambda figure, name, folder: drawn.append(figure))
     config = {"backbone": "vgg16", "weights": "random features", "synthetic": True}
     config |= {"split_scheme": "patient, fold 2/5", "leaked_patients": 0}
     sweep.keep_results(rows_of(), rows_of(), [SimpleNamespace(config=config)] * 2, project)

@@ -20,6 +20,7 @@ from pneumo_lib.data.dicom import XRay
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference import predict as inference
 from pneumo_lib.inference.predict import Prediction, find_images, predict
+from pneumo_lib.models import forward
 from pneumo_lib.training.train import train
 
 
@@ -54,6 +55,24 @@ def test_compiled_head_gives_the_same_probabilities(run, files, monkeypatch):
     assert len(compiled) == len(plain)
     for one, other in zip(plain, compiled, strict=True):
         np.testing.assert_allclose(other.probability, one.probability, atol=1e-5)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_large_images_go_through_the_network_a_few_at_a_time(run, data, monkeypatch, xla, flip):
+    lengths = []
+
+    def recording(*arguments, **options):
+        compiled = forward.compiled(*arguments, **options)
+        return lambda images: (lengths.append(len(images)), compiled(images))[1]
+
+    run = run._replace(config=run.config | {"test_time_flip": flip})
+    whole = inference.load_foreground(run, batch_size=8, xla=xla)(data.images[:8])
+    monkeypatch.setattr(inference, "compiled", recording)
+    monkeypatch.setattr(inference, "batch_in_memory", lambda size, most: 3)
+    few = inference.load_foreground(run, batch_size=8, xla=xla)(data.images[:8])
+    assert max(lengths) == 3
+    np.testing.assert_allclose(few, whole, atol=1e-5)
 
 
 def test_small_fcn_has_no_head_to_compile_and_predicts_all_the_same(bright, xrays, monkeypatch):
