@@ -17,6 +17,7 @@ from .notebooks import figures_folder as figures_folder
 from .report import BACKBONES as BACKBONES
 from .report import LAST as LAST
 from .report import TRAINING as TRAINING
+from .report import conclusion as conclusion
 from .report import plan as plan
 from .report import run_report as run_report
 from .slides import Section as Section

@@ -7,6 +7,7 @@ and copied elsewhere.
 import io
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,10 +19,10 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from pneumo_lib._files import source_path
 from pneumo_lib.evaluation.score_table import format_table, score_table
+from pneumo_lib.plots.style import PAGE_PIXELS
 from pneumo_lib.study.notebooks import figures_folder
 
-_PAGE_PIXELS = (1600, 1600)
-_INDEX = Path(__file__).with_name("report.md")
+INDEX = Path(__file__).with_name("report.md")
 
 
 def write_report(folder, records, settings, *, runs, notebooks=()):
@@ -78,7 +79,7 @@ def _first_page(records, settings, runs, figures):
         # an empty line would end the HTML around a value, and what follows would be Markdown
         finalize=lambda value: " ".join(value.split()) if type(value) is str else value,
     )
-    return environment.from_string(_INDEX.read_text(encoding="utf-8")).render(
+    return environment.from_string(INDEX.read_text(encoding="utf-8")).render(
         data=Path(settings["data"]).name,
         synthetic=_synthetic(settings["data"], configs),
         settings=settings,
@@ -103,10 +104,8 @@ def _results_tables(runs):
     """Scores after the last epoch: dict from caption to HTML, the all-background row first."""
     if not runs:
         return {}
-    last = [run.scores[run.scores["epoch"] == run.scores["epoch"].max()] for run in runs]
-    names = [{"network": run.config["backbone"], "weights": run.config["weights"]} for run in runs]
-    scores = pd.concat([t.assign(**row) for t, row in zip(last, names, strict=True)])
-    table = format_table(score_table(scores, by=["network", "weights"])).fillna("–")
+    table = score_table(last_scores(runs), by=["network", "weights"])
+    table = format_table(table).fillna("–")
     found = {}
     for split in ("test", "validation", "train"):  # the split to read comes first
         rows = table[table["split"] == split]
@@ -121,18 +120,32 @@ def _results_tables(runs):
     return found
 
 
+def last_scores(runs):
+    """Scores of all cases after the last epoch of each run, with columns `network`, `weights`."""
+    last = [run.scores[run.scores["epoch"] == run.scores["epoch"].max()] for run in runs]
+    names = [{"network": run.config["backbone"], "weights": run.config["weights"]} for run in runs]
+    return pd.concat([table.assign(**row) for table, row in zip(last, names, strict=True)])
+
+
 def _figures(stem, settings):
     """Dict from a notebook's exported figures to their captions, in the order of the notebook."""
     paths = figures_folder(settings["data"]).glob(f"{stem}_*.png")
     paths = sorted(paths, key=lambda path: path.stat().st_mtime_ns)
-    return {p: p.stem.removeprefix(f"{stem}_").replace("_", " ").capitalize() for p in paths}
+    listed = source_path("figures/README.md").read_text(encoding="utf-8")
+    captions = dict(re.findall(r"^\| `([\w*]+)` \| (.+) \|$", listed, re.M))
+    found = {}
+    for path in paths:
+        named = (text for name, text in captions.items() if fnmatch(path.stem, name))
+        name = path.stem.removeprefix(f"{stem}_").replace("_", " ").capitalize()
+        found[path] = next(named, f"{name}.")
+    return found
 
 
 def shrunk_picture(path):
-    """Bytes of a PNG at screen size, without empty borders: 300 dpi made the page 24 MB."""
+    """Bytes of a PNG of a page's width at most, without empty borders."""
     image, small = Image.open(path).convert("RGB"), io.BytesIO()
     empty = Image.new("RGB", image.size, image.getpixel((0, 0)))
     image = image.crop(ImageChops.difference(image, empty).getbbox())
-    image.thumbnail(_PAGE_PIXELS)
-    image.save(small, "png", optimize=True)
+    image.thumbnail((PAGE_PIXELS, PAGE_PIXELS))
+    image.save(small, "png")
     return small.getvalue()
