@@ -74,7 +74,7 @@ def report(
     beyond: Annotated[bool, Option("--all", help="also the notebooks after 06_results")] = False,
 ):
     """Run all notebooks and write runs/report/index.html."""
-    import nbclient  # noqa: F401  (fails here, not when the first notebook runs)
+    import sphinx  # noqa: F401  (fails here, not when the first notebook runs)
 
     from pneumo_lib.study.report import run_report
 

@@ -13,11 +13,11 @@ from .experiments import read_two_parts as read_two_parts
 from .experiments import run_experiments as run_experiments
 from .experiments import run_name as run_name
 from .experiments import train_run as train_run
+from .html import conclusion as conclusion
 from .notebooks import figures_folder as figures_folder
 from .report import BACKBONES as BACKBONES
 from .report import LAST as LAST
 from .report import TRAINING as TRAINING
-from .report import conclusion as conclusion
 from .report import plan as plan
 from .report import run_report as run_report
 from .slides import Section as Section

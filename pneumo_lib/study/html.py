@@ -19,10 +19,10 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from pneumo_lib._files import source_path
 from pneumo_lib.evaluation.score_table import format_table, score_table
-from pneumo_lib.plots.style import PAGE_PIXELS
+from pneumo_lib.models.names import BACKBONES
 from pneumo_lib.study.notebooks import figures_folder
 
-INDEX = Path(__file__).with_name("report.md")
+_INDEX = Path(__file__).with_name("report.md")
 
 
 def write_report(folder, records, settings, *, runs, notebooks=()):
@@ -79,7 +79,7 @@ def _first_page(records, settings, runs, figures):
         # an empty line would end the HTML around a value, and what follows would be Markdown
         finalize=lambda value: " ".join(value.split()) if type(value) is str else value,
     )
-    return environment.from_string(INDEX.read_text(encoding="utf-8")).render(
+    return environment.from_string(_INDEX.read_text(encoding="utf-8")).render(
         data=Path(settings["data"]).name,
         synthetic=_synthetic(settings["data"], configs),
         settings=settings,
@@ -127,6 +127,29 @@ def last_scores(runs):
     return pd.concat([table.assign(**row) for table, row in zip(last, names, strict=True)])
 
 
+def conclusion(runs):
+    """The result of a report in one sentence: what the control and the best frozen backbone reach.
+
+    Args:
+        runs: list of `Run`, one of each backbone.
+    """
+    table = score_table(last_scores(runs), by=["network"])
+    test = table[(table["split"] == "test") & (table["network"] != "all background")]
+    ranked = test.set_index("network")["dice_positive"].sort_values(ascending=False)
+    if "small" not in ranked or len(ranked) < 2:
+        return (
+            f"{BACKBONES[ranked.index[0]]} reaches a Dice of {ranked.iloc[0]:.2f} on the "
+            "positive test cases; the control, or a network to compare it with, is missing."
+        )
+    frozen = ranked.drop("small")
+    difference = round(ranked["small"] - frozen.iloc[0], 2)
+    verdict = "level with" if difference == 0 else "ahead of" if difference > 0 else "behind"
+    return (
+        f"The control is {verdict} {BACKBONES[frozen.index[0]]}, the best frozen backbone: "
+        f"{difference:+.2f} Dice on the positive test cases."
+    )
+
+
 def _figures(stem, settings):
     """Dict from a notebook's exported figures to their captions, in the order of the notebook."""
     paths = figures_folder(settings["data"]).glob(f"{stem}_*.png")
@@ -143,6 +166,8 @@ def _figures(stem, settings):
 
 def shrunk_picture(path):
     """Bytes of a PNG of a page's width at most, without empty borders."""
+    from pneumo_lib.plots.style import PAGE_PIXELS  # matplotlib
+
     image, small = Image.open(path).convert("RGB"), io.BytesIO()
     empty = Image.new("RGB", image.size, image.getpixel((0, 0)))
     image = image.crop(ImageChops.difference(image, empty).getbbox())

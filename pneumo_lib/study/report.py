@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pneumo_lib._files import file_lock, made_from, project_path, source_path, write_json
-from pneumo_lib.evaluation.score_table import score_table
 from pneumo_lib.models import names
 from pneumo_lib.runs import (
     RESULTS_VERSION,
@@ -27,7 +26,6 @@ from pneumo_lib.runs import (
     package_versions,
     weights_checksum,
 )
-from pneumo_lib.study import html
 from pneumo_lib.study.notebooks import (
     Kernel,
     Progress,
@@ -88,38 +86,18 @@ def run_report(
 def _write_pages(folder, records, settings, paths):
     """Writes the pages, unless they are about the same records, and then `report.json`."""
     kept = made_from(folder, record=_SUMMARY) or {}
-    sources = [path.read_text(encoding="utf-8") for path in (html.INDEX, source_path("site/conf.py"))]
+    sources = (Path(__file__).with_name("report.md"), source_path("site/conf.py"))
+    sources = [path.read_text(encoding="utf-8") for path in sources]
     key = _digest([records, settings, sources, [str(path) for path in paths]])
     if kept.get("key") == key and (folder / "index.html").is_file():
         return
+    from pneumo_lib.study import html  # Sphinx and matplotlib, which an unchanged report needs not
+
     runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
     html.write_report(folder, records, settings, runs=runs, notebooks=paths)
     summary = {"key": key, "figures": str(figures_folder(settings["data"])), "notebooks": records}
-    about = {"caveats": caveats(runs), "result": conclusion(runs)} if runs else {"caveats": None}
+    about = {"caveats": caveats(runs), "result": html.conclusion(runs)} if runs else {"caveats": None}
     write_json(folder / _SUMMARY, summary | about)
-
-
-def conclusion(runs):
-    """The result of a report in one sentence: what the control and the best frozen backbone reach.
-
-    Args:
-        runs: list of `Run`, one of each backbone.
-    """
-    table = score_table(html.last_scores(runs), by=["network"])
-    test = table[(table["split"] == "test") & (table["network"] != "all background")]
-    ranked = test.set_index("network")["dice_positive"].sort_values(ascending=False)
-    if "small" not in ranked or len(ranked) < 2:
-        return (
-            f"{names.BACKBONES[ranked.index[0]]} reaches a Dice of {ranked.iloc[0]:.2f} on the "
-            "positive test cases; the control, or a network to compare it with, is missing."
-        )
-    frozen = ranked.drop("small")
-    difference = round(ranked["small"] - frozen.iloc[0], 2)
-    verdict = "level with" if difference == 0 else "ahead of" if difference > 0 else "behind"
-    return (
-        f"The control is {verdict} {names.BACKBONES[frozen.index[0]]}, the best frozen backbone: "
-        f"{difference:+.2f} Dice on the positive test cases."
-    )
 
 
 def plan(notebooks, settings):
