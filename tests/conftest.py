@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import json
+import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,9 @@ from pneumo_lib.data.prepare import load_prepared
 
 CASES, SIZE = 24, 32  # of `make_data()`
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# The first run of a notebook would show progress bars, and its stored outputs have none.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and
 # interrupts.

@@ -158,9 +158,12 @@ def _figures(stem, settings):
     captions = dict(re.findall(r"^\| `([\w*]+)` \| (.+) \|$", listed, re.M))
     found = {}
     for path in paths:
-        named = (text for name, text in captions.items() if fnmatch(path.stem, name))
         name = path.stem.removeprefix(f"{stem}_").replace("_", " ").capitalize()
-        found[path] = next(named, f"{name}.")
+        found[path] = f"{name}."
+        for pattern, sentence in captions.items():
+            if fnmatch(path.stem, pattern):
+                network = path.stem.removeprefix(pattern.rstrip("*"))
+                found[path] = f"{sentence[:-1]}: {network}." if network else sentence
     return found
 
 

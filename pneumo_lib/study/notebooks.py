@@ -1,6 +1,6 @@
 """Execution of notebooks, one after the other, and a line for each that shows how far it is.
 
-Packages of the extra "notebooks" are imported where they are needed: the library works without them.
+Packages of the extra "notebooks" are imported where they are needed: the library works without.
 """
 
 import ast

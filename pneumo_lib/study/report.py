@@ -96,7 +96,9 @@ def _write_pages(folder, records, settings, paths):
     runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
     html.write_report(folder, records, settings, runs=runs, notebooks=paths)
     summary = {"key": key, "figures": str(figures_folder(settings["data"])), "notebooks": records}
-    about = {"caveats": caveats(runs), "result": html.conclusion(runs)} if runs else {"caveats": None}
+    about = (
+        {"caveats": caveats(runs), "result": html.conclusion(runs)} if runs else {"caveats": None}
+    )
     write_json(folder / _SUMMARY, summary | about)
 
 
