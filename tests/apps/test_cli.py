@@ -167,12 +167,13 @@ def test_a_shell_completes_options(shell):
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no pseudo-terminals")
 def test_colour_is_for_terminals_that_want_it():
-    wrong, in_terminal = ("verify", "nowhere"), "import pty, sys; pty.spawn(sys.argv[1:])"
+    in_terminal = "import pty, sys; pty.spawn(sys.argv[1:])"
+    wrong = ("predict", "a", "b", "--run", "c", "--out", "d", "--scheduler", "local")
     line = ("-c", in_terminal, sys.executable, "-m", "pneumo_lib", *wrong)
-    assert "\x1b[31mpneumo verify: " in run_python(*line, NO_COLOR="", TERM="xterm").stdout
+    assert "\x1b[31mpneumo predict: " in run_python(*line, NO_COLOR="", TERM="xterm").stdout
     plain = run_python(*line, NO_COLOR="1", TERM="xterm").stdout
     plain += run_python("-m", "pneumo_lib", *wrong, NO_COLOR="", TERM="xterm").stderr
-    assert plain.count("pneumo verify: ") == 2
+    assert plain.count("pneumo predict: ") == 2
     assert "\x1b" not in plain
 
 
