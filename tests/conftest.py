@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,14 @@ def pytest_xdist_make_scheduler(config, log):
             return "notebooks" if path.endswith(".ipynb") else path
 
     return NotebooksTogether(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks_are_deleted():
+    """After each file, or a run of all tests would hold every network: 10 GB in the end."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session()
 
 
 def _shared(name):

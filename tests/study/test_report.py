@@ -20,8 +20,8 @@ from PIL import Image
 from pneumo_lib import _files, runs
 from pneumo_lib._files import write_csv, write_json
 from pneumo_lib.data.phantom import draw as phantom
-from pneumo_lib.study import notebooks as study_notebooks
 from pneumo_lib.study import html, report
+from pneumo_lib.study import notebooks as study_notebooks
 from pneumo_lib.study.html import conclusion
 from pneumo_lib.study.notebooks import NotebookError, notebook_parameters
 from pneumo_lib.study.report import run_report
