@@ -41,9 +41,16 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def networks_are_deleted():
-    """After each file, or a run of all tests would hold every network: 10 GB in the end."""
-    yield
+def small_networks():
+    """XLA compiles in half the time what only a few steps run, and each file ends without networks.
+
+    A run of all tests would hold every network: 10 GB in the end. Notebooks, which run all their
+    steps, are no part of this: their code is compiled with care.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "XLA_FLAGS" not in os.environ:
+            patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
 

@@ -39,7 +39,7 @@ class NotebookError(RuntimeError):
 
 
 class Kernel:
-    """Process of this Python that executes notebooks, started with the first one.
+    """Process of this Python that executes notebooks, started with the first one. A context.
 
     One process for all notebooks imports TensorFlow once instead of nine times. With a GPU each
     notebook has its own: TensorFlow keeps GPU memory until its process ends.
@@ -47,7 +47,6 @@ class Kernel:
 
     def __init__(self):
         self._open, self._client = ExitStack(), None
-        self._gpu = any(map(shutil.which, ("nvidia-smi", "rocm-smi")))
 
     def __enter__(self):
         return self
@@ -66,11 +65,12 @@ class Kernel:
         Raises:
             NotebookError: if a cell fails, or the process ends.
         """
-        client = self._prepare(step.notebook.parent)
-        import nbformat  # after `_prepare()`, which shortens this import
+        client = self._without_state(step.notebook.parent)
+        import nbformat
         from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-        nb = with_parameters(nbformat.read(step.notebook, as_version=4), step.parameters)
+        nb = nbformat.read(step.notebook, as_version=4)
+        nb.cells[:] = with_parameters(nb.cells, step.parameters)
         client.nb, number = nb, 0
         client.reset_execution_trackers()
         try:
@@ -79,24 +79,23 @@ class Kernel:
                     number += 1
                     client.execute_cell(cell, index, execution_count=number)
                     after_cell()
+            return
         except CellExecutionError as error:
-            reason = textwrap.shorten(f"{error.ename}: {error.evalue}", 500)
-            raise NotebookError(
-                f"{step.name}, cell In [{number}]: {reason}. The notebook up to there, with the "
-                f"traceback: {output}"
-            ) from None
+            reason = f"{textwrap.shorten(f'{error.ename}: {error.evalue}', 500)}. "
         except DeadKernelError:
-            raise NotebookError(
-                f"{step.name}, cell In [{number}]: the process was killed, as the system does when "
-                "memory is short. Close other programs, or take a smaller `size`, and run the "
-                f"report again: what was finished is kept. The notebook up to there: {output}"
-            ) from None
+            reason = (
+                "the process was killed, as the system does when memory is short. Close other "
+                "programs, or take a smaller `size`, and run the report again: what was finished "
+                "is kept. "
+            )
         finally:
             client.set_widgets_metadata()
             nbformat.write(nb, output)
+        traceback = f"The notebook up to there, with the traceback: {output}"
+        raise NotebookError(f"{step.name}, cell In [{number}]: {reason}{traceback}")
 
-    def _prepare(self, folder):
-        """`NotebookClient` of a process in which nothing was computed, or all was deleted."""
+    def _without_state(self, folder):
+        """`nbclient.NotebookClient` of a process that is new, or in which all was deleted."""
         # Imported by nbformat through jsonschema, it compiles a grammar of addresses: two seconds.
         sys.modules.setdefault("rfc3987_syntax", None)
         from ipykernel.kernelspec import get_kernel_dict
@@ -109,15 +108,14 @@ class Kernel:
             # a kernel that a user installed as "python3" may belong to another environment
             kernel_spec = KernelSpec(**get_kernel_dict())
 
-        if self._client and not self._gpu:
+        if self._client and not any(map(shutil.which, ("nvidia-smi", "rocm-smi"))):
             self._client.nb = new_notebook(cells=[new_code_cell(_RESET)])
             self._client.execute_cell(self._client.nb.cells[0], 0)
             return self._client
         self._open.close()
         quiet = ["--log-level=50"]  # kernels log about themselves; errors come back
-        self._client = NotebookClient(
-            new_notebook(), km=ThisPython(), timeout=None, extra_arguments=quiet
-        )
+        options = {"timeout": None, "extra_arguments": quiet}
+        self._client = NotebookClient(new_notebook(), ThisPython(), **options)
         self._open.enter_context(self._client.setup_kernel(cleanup_kc=True, cwd=str(folder)))
         return self._client
 
@@ -131,32 +129,30 @@ def read_cells(notebook):
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
 
+def with_parameters(cells, parameters):
+    """Cells without outputs, and with one of assignments below the cell of defaults."""
+    from nbformat.v4 import new_code_cell
+
+    lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())]
+    given = new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
+    for cell in cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        yield cell
+        if parameters and is_parameters(cell):
+            yield given
+
+
 def is_parameters(cell):
     """Whether a cell has the tag `parameters`, by which papermill finds the defaults."""
     return "parameters" in cell["metadata"].get("tags", ())
 
 
-def with_parameters(nb, parameters):
-    """The notebook without outputs, and with a cell of assignments below its defaults."""
-    from nbformat.v4 import new_code_cell
-
-    code = [cell for cell in nb.cells if cell.cell_type == "code"]
-    for cell in code:
-        cell.outputs, cell.execution_count = [], None
-    if parameters:
-        lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())]
-        given = new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
-        place = next((n for n, cell in enumerate(nb.cells, 1) if is_parameters(cell)), 0)
-        nb.cells.insert(place, given)
-    return nb
-
-
 class Progress:
     """Line in the terminal about a running notebook: its time, and epoch and Dice of its training.
 
-    A context. At its end it holds `seconds`; `peak_gb`, the highest resident memory of this process
-    and all that it started (shared memory counts once for each process), in 10^9 bytes; and
-    `training`, text on the last epoch, or "".
+    A context that ends with `seconds`; `peak_gb`, the highest resident memory of this process and
+    all that it started, in 10^9 bytes; and `training`, text on the last epoch, or "".
 
     Args:
         step: `Step`.
@@ -166,9 +162,9 @@ class Progress:
     def __init__(self, step, desc):
         from tqdm import tqdm
 
-        settings = notebook_parameters(step.notebook) | step.parameters
-        self.epochs = settings.get("epochs", 0) if step.parameters.get("run_name") else 0
-        self.history = project_path(f"runs/{step.parameters.get('run_name')}/history.csv")
+        settings, run = notebook_parameters(step.notebook), step.parameters.get("run_name")
+        self.epochs = (settings | step.parameters).get("epochs", 0) if run else 0
+        self.history = project_path(f"runs/{run}/history.csv")
         self.started, self.peak_gb, self.epoch, self.training = time.time(), 0.0, 0, ""
         cells = sum(cell["cell_type"] == "code" for cell in read_cells(step.notebook))
         total = cells + bool(step.parameters) + self.epochs
@@ -184,28 +180,29 @@ class Progress:
     def __exit__(self, *error):
         self.done.set()
         self.watcher.join()
-        self._look()
         self.bar.close()
 
-    def _watch(self, every=0.25):
-        while not self.done.wait(every):
-            self._look()
-
-    def _look(self):
+    def _watch(self):
         import psutil
 
-        total, here = 0, psutil.Process()
-        for process in (here, *here.children(recursive=True)):
-            with suppress(psutil.Error):  # it may have ended meanwhile
-                total += process.memory_info().rss
-        self.peak_gb = round(max(self.peak_gb, total / 1e9), 2)
-        self.seconds = round(time.time() - self.started, 1)
-        if self.epochs and self.history.is_file() and self.history.stat().st_mtime > self.started:
+        here, over = psutil.Process(), False
+        while not over:
+            over, total = self.done.wait(0.25), 0
+            for process in (here, *here.children(recursive=True)):
+                with suppress(psutil.Error):  # it may have ended meanwhile
+                    total += process.memory_info().rss  # shared memory counts for each process
+            self.peak_gb = round(max(self.peak_gb, total / 1e9), 2)
+            self.seconds = round(time.time() - self.started, 1)
+            with suppress(FileNotFoundError):
+                self._read_epoch()
+
+    def _read_epoch(self):
+        if self.epochs and self.history.stat().st_mtime > self.started:
             *_, row = csv.DictReader(self.history.read_text(encoding="utf-8").splitlines())
             epoch, dice = int(row["epoch"]), float(row.get("val_dice") or row["dice"])
             self.bar.update(epoch - self.epoch)
             self.epoch, self.training = epoch, f", epoch {epoch} of {self.epochs}, Dice {dice:.3f}"
-        self.bar.set_postfix_str(self.training.strip(", "))
+        self.bar.set_postfix_str(self.training[2:])
 
 
 def notebook_parameters(notebook):

@@ -223,22 +223,19 @@ def _run(kernel, step, key, folder, *, desc):
 
 @contextmanager
 def _data_prepared(steps):
-    """Draws phantoms and prepares data in another process, on all cores, until the block ends.
+    """Draws phantoms and prepares data in another process while the first notebooks need neither.
 
-    Meanwhile the first notebooks run, which need neither. What fails there is told by the first
-    notebook that needs the data.
+    An error is left to the notebook that needs the data.
     """
     wanted = [notebook_parameters(step.notebook) | step.parameters for step in steps]
     wanted = [settings for settings in wanted if "phantom_count" in settings]
-    if not wanted:
-        yield
-        return
-    source = {name: wanted[-1][name] for name in DATA if name in wanted[-1]}
+    source = {name: s[name] for s in wanted[-1:] for name in DATA if name in s}
     code = "import json, sys, pneumo_lib as pl; pl.prepare_data(**json.loads(sys.argv[1]))"
     command = [sys.executable, "-c", code, json.dumps(source)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=os.environ | {"TQDM_DISABLE": "1"}, **quiet) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
+    with ExitStack() as stack:
+        if source:
+            quiet |= {"env": os.environ | {"TQDM_DISABLE": "1"}}
+            process = stack.enter_context(subprocess.Popen(command, **quiet))
+            stack.callback(process.terminate)
+        yield

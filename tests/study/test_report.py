@@ -260,13 +260,6 @@ def test_a_notebook_that_exits_early_is_refused(project):
         run_report()
 
 
-def test_a_killed_kernel_is_told(project):
-    kill = "import os, signal; os.kill(os.getpid(), signal.SIGTERM if os.name == 'nt' else 9)"
-    write_notebook(project, "01_first", "seed = 1", kill)
-    with pytest.raises(NotebookError, match=r"cell In \[2\]: the process was killed, .* memory"):
-        run_report()
-
-
 # -- processes
 
 
