@@ -6,7 +6,7 @@ NEUTRAL := tests/models tests/training tests/inference tests/evaluation # what r
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help env report better test lab explore bench lint notebooks figures slides site lock clean torture audit lowest
+.PHONY: help env report better test check lab explore bench lint notebooks figures slides site lock clean torture audit lowest
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
@@ -15,16 +15,19 @@ help: ## list these commands
 
 env: .venv/installed ## create .venv with the exact versions of requirements.lock
 
-# Done again only when the lock or pyproject.toml changed. --require-hashes also checks what was
-# downloaded, and --no-deps takes the lock as it is: pip 23 looks for the newest version of
-# `coverage[toml]`, which pytest-cov asks for, though `coverage` is pinned, and then refuses it.
-# The editable package itself is installed in a second step, without fetching a build tool
-# (setuptools is one of the packages).
+# Done again only when the lock or pyproject.toml changed. uv installs in a fifth of the time of pip,
+# which goes on where uv cannot be had. --require-hashes also checks what was downloaded, and
+# --no-deps takes the lock as it is: pip 23 looks for the newest version of `coverage[toml]`, which
+# pytest-cov asks for, though `coverage` is pinned, and then refuses it. The editable package itself
+# is installed in a second step, without fetching a build tool (setuptools is one of the packages).
 .venv/installed: requirements.lock pyproject.toml | $(BIN)/python
-	@echo "Installing the exact versions of requirements.lock into .venv (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
-	  -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || \
+	  echo "uv could not be installed: pip goes on without it, which takes some minutes." >&2
+	@echo "Installing the exact versions of requirements.lock into .venv ..."
+	@pip="$(BIN)/python -m pip install --disable-pip-version-check"; \
+	  [ ! -x $(BIN)/uv ] || pip="$(BIN)/uv pip install --python $(BIN)/python"; \
+	  $$pip --quiet --require-hashes --no-deps -r requirements.lock && \
+	  $$pip --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(BIN)/python:
@@ -45,11 +48,17 @@ better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=p
 	  pl.study.run_experiments(sys.argv[1], overrides={k: v for k, v in zip(names, sys.argv[2:]) if v})' \
 	  "$(or $(PARAMS),params/better.yaml)" "$(if $(DATA),$(abspath $(DATA)))" "$(if $(WEIGHTS),$(abspath $(WEIGHTS)))"
 
-# Without progress bars: the first run of a notebook shows them and its stored outputs do not.
+# Of the folders that train, and of tests that start programs, none: for the inner loop.
+CHECKED := data evaluation plots study/test_parameters.py study/test_slides.py test_files.py \
+  test_house.py test_names.py test_notebooks.py test_packaging.py
+
+check: lint ## style, import rule and the tests that train nothing, in a minute
+	@$(BIN)/python -m pytest -n 2 -q $(addprefix tests/,$(CHECKED))
+
 # Two processes: one runs the notebooks while the other tests; more would need more memory.
 test: env ## all tests; nbval runs every notebook at its embedded defaults
-	@TQDM_DISABLE=1 $(BIN)/python -m pytest -n 2 --nbval-lax --nbval-current-env tests notebooks
-	@TQDM_DISABLE=1 KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(NEUTRAL)
+	@KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(NEUTRAL)
+	@$(BIN)/python -m pytest -n 2 --nbval-lax --nbval-current-env tests notebooks
 
 # atheris has wheels for Linux and Python 3.11 to 3.13; without it the fuzzing alone fails.
 torture: env ## kills, interrupts, fuzzing, mutants, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]
@@ -78,15 +87,13 @@ bench: env ## all benchmarks, more than an hour on two cores (installs PyTorch w
 # `--strict`: pip-audit skips what pypi.org does not answer for, and would call that clean.
 audit: env ## licences and known vulnerabilities of the locked packages (needs pypi.org); [OPTIONS="-s osv"]
 	@$(BIN)/python tests/licences.py
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uvx --quiet pip-audit --strict --disable-pip --require-hashes --progress-spinner=off $(OPTIONS) -r requirements.lock
 
 lowest: env ## the tests, without notebooks, on the lowest versions that pyproject.toml allows
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/lowest
 	@$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct \
 	  -e '.[notebooks,dicom,export,talk,kaggle,cluster,test]'
-	@TQDM_DISABLE=1 .venv/lowest/bin/python -m pytest tests
+	@.venv/lowest/bin/python -m pytest tests
 
 lint: env ## check style, format, and that imports go one way only
 	@$(BIN)/ruff check .
@@ -101,7 +108,7 @@ notebooks: report ## run the notebooks in place, to refresh the outputs that are
 
 figures: env ## export all figures of all notebooks, on white and on black (hundreds of MB)
 	@rm -rf runs/report figures/dark figures/*.png figures/*.svg figures/*.pdf
-	@PNEUMO_DARK=1 $(BIN)/pneumo report --all
+	@PNEUMO_FIGURES=1 $(BIN)/pneumo report --all
 
 slides: report ## the talk: runs/report/slides.pptx and slides.html
 	@$(BIN)/pneumo slides $(if $(DATA),--data "$(DATA)")
@@ -113,7 +120,6 @@ site: env ## the notebooks as a course: runs/site/index.html
 	@echo "Site        runs/site/index.html"
 
 lock: env ## choose exact versions for pyproject.toml again; UPGRADE=--upgrade takes the newest
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 $(UPGRADE) \
 	  --extra notebooks --extra dicom --extra export --extra talk --extra kaggle --extra cluster --extra test --generate-hashes \
 	  --custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links -o requirements.lock

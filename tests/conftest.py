@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
 import json
+import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,9 @@ from pneumo_lib.data.prepare import load_prepared
 
 CASES, SIZE = 24, 32  # of `make_data()`
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# The first run of a notebook would show progress bars, and its stored outputs have none.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and
 # interrupts.
@@ -33,6 +38,21 @@ def pytest_xdist_make_scheduler(config, log):
             return "notebooks" if path.endswith(".ipynb") else path
 
     return NotebooksTogether(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks():
+    """XLA compiles in half the time what only a few steps run, and each file ends without networks.
+
+    A run of all tests would hold every network: 10 GB in the end. Notebooks, which run all their
+    steps, are no part of this: their code is compiled with care.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "XLA_FLAGS" not in os.environ:
+            patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session()
 
 
 def _shared(name):

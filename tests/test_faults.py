@@ -437,7 +437,9 @@ def test_dead_kernel_is_one_error_and_the_notebooks_before_it_are_kept(tmp_path,
         cells.insert(1, v4.new_code_cell("size = 1", metadata={"tags": ["parameters"]}))
         nb = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         write(nb, tmp_path / "notebooks" / f"{name}.ipynb")
-    with pytest.raises(NotebookError, match=r"02_dies lost its kernel.*memory is short"):
+    with pytest.raises(
+        NotebookError, match=r"02_dies, cell In \[\d\]: the process was killed.*memory is short"
+    ):
         run_report()
     assert (tmp_path / "runs" / "report" / "01_fine.ipynb").exists()
     assert not (tmp_path / "runs" / "report" / "02_dies.ipynb").exists()

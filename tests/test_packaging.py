@@ -92,6 +92,46 @@ def test_the_version_is_the_same_everywhere():
     assert f"## {pl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+# -- make env and make test
+
+STUB = """#!/bin/sh
+echo "$(basename $0) $*" >> calls
+case "$*" in *" uv") [ {uv} = yes ] && cp .venv/bin/python .venv/bin/uv ;; esac
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("uv", "installer"), [("yes", "uv pip install"), ("no", "python -m pip")])
+def test_make_env_installs_the_lock_with_its_hashes_by_uv_or_where_there_is_none_by_pip(
+    uv, installer, tmp_path
+):
+    folder = tmp_path / "a blank and an ö"
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(STUB.format(uv=uv))
+    python.chmod(0o755)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    done = subprocess.run(["make", "env"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("uv could not be installed" in done.stderr) == (uv == "no")
+    lock, package = (folder / "calls").read_text().splitlines()[-2:]
+    assert lock.startswith(installer)
+    assert lock.endswith("--require-hashes --no-deps -r requirements.lock")
+    assert package.startswith(installer)
+    assert package.endswith("-e .")
+
+
+def test_a_killed_test_worker_ends_the_run_with_an_error(tmp_path):
+    killed = "import os\n\ndef test_a():\n    os.kill(os.getpid(), 9)\n\ndef test_b():\n    pass\n"
+    (tmp_path / "test_killed.py").write_text(killed)
+    settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path)]
+    line = [sys.executable, "-m", "pytest", *settings, "-n", "1", str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "crashed while running" in done.stdout
+
+
 # -- importing
 
 

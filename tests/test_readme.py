@@ -42,7 +42,7 @@ def named(program):
 
 def test_every_command_is_of_a_kind_that_is_tried_below():
     assert {Path(c[0]).name for c in commands()} == {
-        *("make", "papermill", "pneumo", "dask", "cp", "pip")
+        *("make", "papermill", "pneumo", "dask", "cp", "pip", "uv")
     }
 
 
@@ -89,6 +89,16 @@ def test_what_is_copied_is_there(command, tmp_path):
 def test_what_pip_installs_is_an_extra_of_the_project(command):
     extra = re.search(r"\[(\w+)\]", command[-1])[1]
     assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+@named("uv")
+def test_uv_installs_the_lock_and_the_package_and_runs_the_command_of_make(command):
+    options, program, arguments = command[1:9], command[9], command[10:]
+    assert options[:4] == ["run", "--no-project", "--python", "3.12"]
+    assert options[4:] == ["--with-requirements", "requirements.lock", "--with-editable", "."]
+    target = {"pneumo": "report", "pytest": "test"}[program]
+    recipe = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert " ".join([program, *arguments]) in recipe.stdout
 
 
 def test_the_example_in_python_runs_with_smaller_numbers(tmp_path, monkeypatch):

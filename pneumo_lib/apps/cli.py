@@ -74,7 +74,7 @@ def report(
     beyond: Annotated[bool, Option("--all", help="also the notebooks after 06_results")] = False,
 ):
     """Run all notebooks and write runs/report/index.html."""
-    import papermill  # noqa: F401  (fails here, not when the first notebook runs)
+    import sphinx  # noqa: F401  (fails here, not when the first notebook runs)
 
     from pneumo_lib.study.report import run_report
 
@@ -82,8 +82,11 @@ def report(
     overrides |= {"weights": weights} if weights else {}
     overrides |= {"backbones": backbones.split()} if backbones else {}
     index = run_report(data=data, params=params, overrides=overrides, beyond=beyond)
-    figures = Path(json.loads((index.parent / "report.json").read_text())["figures"])
+    summary = json.loads((index.parent / "report.json").read_text(encoding="utf-8"))
+    figures = Path(summary["figures"])
     typer.echo()
+    if summary.get("result"):
+        _show("Result", summary["result"])
     _show("Report", index)
     _show("Notebooks", index.parent / "*.ipynb")
     if any(figures.glob("*.png")):

@@ -36,6 +36,7 @@ _FORMATS = {  # options of `savefig()`: no dates, so that equal figures give equ
     "svg": {"metadata": {"Date": None}},
     "pdf": {"metadata": {"CreationDate": None}},
 }
+PAGE_PIXELS = 1600  # width of a figure on a page, and on a slide in HTML
 _SMALL_PRINT = {"fontsize": 13, "fontstyle": "italic", "color": "dimgray"}
 
 
@@ -65,18 +66,18 @@ def use_style():
 
 
 def export(figure, name, *, folder):
-    """Write a figure at 16:9 as PNG (300 dpi), SVG and PDF; equal figures give equal files.
+    """Write a figure at 16:9 as PNG for a page, 1600 pixels wide; equal figures give equal files.
 
-    With the environment variable `PNEUMO_DARK` set, as by `make figures`, also on black, which
-    takes twice the time.
+    With the environment variable `PNEUMO_FIGURES` set, as by `make figures`, as PNG (300 dpi), SVG
+    and PDF, on white and in the subfolder `dark` on black, which takes ten times as long.
 
     Args:
         figure: `Figure` or `Axes`.
         name: file name without ending, such as "02_data_exploration_areas".
-        folder: created if it does not exist; the versions on black go to its subfolder `dark`.
+        folder: created if it does not exist.
 
     Returns:
-        List of three `Path`s, or six.
+        List of one `Path`, or six.
     """
     figure = figure.figure if isinstance(figure, Axes) else figure
     folder, size = Path(folder), figure.get_size_inches()
@@ -85,22 +86,24 @@ def export(figure, name, *, folder):
     layout = figure.get_layout_engine()
     if layout is not None:
         layout.set(rect=(0.015, 0.02, 0.97, 0.96))  # a margin at the edge of the slide
-    paths = _save(figure, name, folder)
-    if os.environ.get("PNEUMO_DARK"):
+    if os.environ.get("PNEUMO_FIGURES"):
+        paths = _save(figure, name, folder)
         with on_black(figure):
             paths += _save(figure, name, folder / "dark")
+    else:
+        paths = _save(figure, name, folder, suffixes=("png",), dpi=PAGE_PIXELS / width)
     if layout is not None:
         layout.set(rect=(0, 0, 1, 1))
     figure.set_size_inches(size)
     return paths
 
 
-def _save(figure, name, folder):
+def _save(figure, name, folder, *, suffixes=tuple(_FORMATS), dpi=300):
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{suffix}" for suffix in _FORMATS]
+    paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
     with plt.rc_context({"svg.hashsalt": name}):  # else ids in the SVG are random
-        for path, options in zip(paths, _FORMATS.values(), strict=True):
-            figure.savefig(path, dpi=300, **options)
+        for path, suffix in zip(paths, suffixes, strict=True):
+            figure.savefig(path, dpi=dpi, **_FORMATS[suffix])
     return paths
 
 

@@ -7,6 +7,7 @@ and copied elsewhere.
 import io
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,9 +19,9 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from pneumo_lib._files import source_path
 from pneumo_lib.evaluation.score_table import format_table, score_table
+from pneumo_lib.models.names import BACKBONES
 from pneumo_lib.study.notebooks import figures_folder
 
-_PAGE_PIXELS = (1600, 1600)
 _INDEX = Path(__file__).with_name("report.md")
 
 
@@ -103,10 +104,8 @@ def _results_tables(runs):
     """Scores after the last epoch: dict from caption to HTML, the all-background row first."""
     if not runs:
         return {}
-    last = [run.scores[run.scores["epoch"] == run.scores["epoch"].max()] for run in runs]
-    names = [{"network": run.config["backbone"], "weights": run.config["weights"]} for run in runs]
-    scores = pd.concat([t.assign(**row) for t, row in zip(last, names, strict=True)])
-    table = format_table(score_table(scores, by=["network", "weights"])).fillna("–")
+    table = score_table(last_scores(runs), by=["network", "weights"])
+    table = format_table(table).fillna("–")
     found = {}
     for split in ("test", "validation", "train"):  # the split to read comes first
         rows = table[table["split"] == split]
@@ -121,18 +120,60 @@ def _results_tables(runs):
     return found
 
 
+def last_scores(runs):
+    """Scores of all cases after the last epoch of each run, with columns `network`, `weights`."""
+    last = [run.scores[run.scores["epoch"] == run.scores["epoch"].max()] for run in runs]
+    names = [{"network": run.config["backbone"], "weights": run.config["weights"]} for run in runs]
+    return pd.concat([table.assign(**row) for table, row in zip(last, names, strict=True)])
+
+
+def conclusion(runs):
+    """The result of a report in one sentence: what the control and the best frozen backbone reach.
+
+    Args:
+        runs: list of `Run`, one of each backbone.
+    """
+    table = score_table(last_scores(runs), by=["network"])
+    test = table[(table["split"] == "test") & (table["network"] != "all background")]
+    ranked = test.set_index("network")["dice_positive"].sort_values(ascending=False)
+    if "small" not in ranked or len(ranked) < 2:
+        return (
+            f"{BACKBONES[ranked.index[0]]} reaches a Dice of {ranked.iloc[0]:.2f} on the "
+            "positive test cases; the control, or a network to compare it with, is missing."
+        )
+    frozen = ranked.drop("small")
+    difference = round(ranked["small"] - frozen.iloc[0], 2)
+    verdict = "level with" if difference == 0 else "ahead of" if difference > 0 else "behind"
+    return (
+        f"The control is {verdict} {BACKBONES[frozen.index[0]]}, the best frozen backbone: "
+        f"{difference:+.2f} Dice on the positive test cases."
+    )
+
+
 def _figures(stem, settings):
     """Dict from a notebook's exported figures to their captions, in the order of the notebook."""
     paths = figures_folder(settings["data"]).glob(f"{stem}_*.png")
     paths = sorted(paths, key=lambda path: path.stat().st_mtime_ns)
-    return {p: p.stem.removeprefix(f"{stem}_").replace("_", " ").capitalize() for p in paths}
+    listed = source_path("figures/README.md").read_text(encoding="utf-8")
+    captions = dict(re.findall(r"^\| `([\w*]+)` \| (.+) \|$", listed, re.M))
+    found = {}
+    for path in paths:
+        name = path.stem.removeprefix(f"{stem}_").replace("_", " ").capitalize()
+        found[path] = f"{name}."
+        for pattern, sentence in captions.items():
+            if fnmatch(path.stem, pattern):
+                network = path.stem.removeprefix(pattern.rstrip("*"))
+                found[path] = f"{sentence[:-1]}: {network}." if network else sentence
+    return found
 
 
 def shrunk_picture(path):
-    """Bytes of a PNG at screen size, without empty borders: 300 dpi made the page 24 MB."""
+    """Bytes of a PNG of a page's width at most, without empty borders."""
+    from pneumo_lib.plots.style import PAGE_PIXELS  # matplotlib
+
     image, small = Image.open(path).convert("RGB"), io.BytesIO()
     empty = Image.new("RGB", image.size, image.getpixel((0, 0)))
     image = image.crop(ImageChops.difference(image, empty).getbbox())
-    image.thumbnail(_PAGE_PIXELS)
-    image.save(small, "png", optimize=True)
+    image.thumbnail((PAGE_PIXELS, PAGE_PIXELS))
+    image.save(small, "png")
     return small.getvalue()

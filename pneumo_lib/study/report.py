@@ -8,11 +8,21 @@ library that leaves numbers as they are, delete its `.key.json`.
 import hashlib
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import nbformat
-
-from pneumo_lib._files import IN_CHECKOUT, file_lock, project_path, source_path, write_json
+from pneumo_lib._files import (
+    IN_CHECKOUT,
+    file_lock,
+    made_from,
+    project_path,
+    source_path,
+    write_json,
+)
 from pneumo_lib.models import names
 from pneumo_lib.runs import (
     RESULTS_VERSION,
@@ -23,19 +33,20 @@ from pneumo_lib.runs import (
     package_versions,
     weights_checksum,
 )
-from pneumo_lib.study import html
 from pneumo_lib.study.notebooks import (
+    Kernel,
+    Progress,
     Step,
-    execute,
     figures_folder,
-    measured,
     notebook_parameters,
+    read_cells,
     report_folder,
 )
-from pneumo_lib.study.parameters import absolute_paths, check_parameters, read_params
+from pneumo_lib.study.parameters import DATA, absolute_paths, check_parameters, read_params
 
 logger = logging.getLogger(__name__)
 
+_SUMMARY = "report.json"
 TRAINING = "05_train_fcn"
 LAST = "06_results"  # the notebooks after it ask further questions
 BACKBONES = tuple(name for name in names.BACKBONES if name != "vgg16")  # those of the report
@@ -56,8 +67,8 @@ def run_report(
         beyond: whether to run also the notebooks after `LAST`.
 
     Returns:
-        `Path` of `index.html`; `report.json` beside it holds times, peak memory and the caveats
-        that every slide about this report carries.
+        `Path` of `index.html`; `report.json` beside it holds times, peak memory, the result in
+        one sentence, and the caveats that every slide about this report carries.
 
     Raises:
         ValueError: for an unknown parameter, or a value that it cannot have.
@@ -76,17 +87,28 @@ def run_report(
     folder = project_path(folder or report_folder(settings["data"]))
     with file_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        inputs, trained, records = _inputs(settings), [], []
-        for number, step in enumerate(steps, start=1):
-            key = _key(step, inputs, trained)
-            record = _run(step, key, folder, progress=f"{number}/{len(steps)}")
-            records.append(record)
-            if step.notebook.stem == TRAINING:  # the notebooks after it depend on its weights
-                trained.append([key, record["learnt"]])
-        runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
-        summary = {"figures": str(figures_folder(settings["data"])), "notebooks": records}
-        write_json(folder / "report.json", summary | {"caveats": caveats(runs) if runs else None})
-        return html.write_report(folder, records, settings, runs=runs, notebooks=paths)
+        records = _run_all(steps, settings, folder)
+        _write_pages(folder, records, settings, paths)
+    return folder / "index.html"
+
+
+def _write_pages(folder, records, settings, paths):
+    """Writes the pages, unless they are about the same records, and then `report.json`."""
+    kept = made_from(folder, record=_SUMMARY) or {}
+    sources = (Path(__file__).with_name("report.md"), source_path("site/conf.py"))
+    sources = [path.read_text(encoding="utf-8") for path in sources]
+    key = _digest([records, settings, sources, [str(path) for path in paths]])
+    if kept.get("key") == key and (folder / "index.html").is_file():
+        return
+    from pneumo_lib.study import html  # Sphinx and matplotlib, which an unchanged report needs not
+
+    runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
+    html.write_report(folder, records, settings, runs=runs, notebooks=paths)
+    summary = {"key": key, "figures": str(figures_folder(settings["data"])), "notebooks": records}
+    about = (
+        {"caveats": caveats(runs), "result": html.conclusion(runs)} if runs else {"caveats": None}
+    )
+    write_json(folder / _SUMMARY, summary | about)
 
 
 def plan(notebooks, settings):
@@ -138,23 +160,26 @@ def _run_name(parameters):
 
 
 def _inputs(settings):
-    """What all steps depend on: versions of the packages; name, size and time of data files."""
+    """What all steps depend on: package versions; name, size and time of data files; figures."""
     roots = [Path(settings["data"]), Path(settings.get("weights") or "")]
     files = [f for root in roots if root.is_absolute() for f in (root, *root.rglob("*"))]
     stats = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()}
-    return [RESULTS_VERSION, package_versions(), stats]
+    return [RESULTS_VERSION, package_versions(), stats, str(figures_folder(settings["data"]))]
 
 
 def _key(step, inputs, trained):
     """SHA-256 of all that decides the outputs of a step; stored outputs do not."""
-    cells = [(c.cell_type, c.source) for c in nbformat.read(step.notebook, as_version=4).cells]
+    cells = [(cell["cell_type"], cell["source"]) for cell in read_cells(step.notebook)]
     parameters = notebook_parameters(step.notebook) | step.parameters
     named = [source_path(v) for v in parameters.values() if str(v).endswith((".yaml", ".yml"))]
     contents = [path.read_text(encoding="utf-8") for path in named if path.is_file()]
     if parameters.get("initial"):
         contents.append(weights_checksum(load_run(parameters["initial"]).folder))
-    decisive = [cells, step.parameters, contents, inputs, trained]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return _digest([cells, step.parameters, contents, inputs, trained])
+
+
+def _digest(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _learnt(step):
@@ -164,23 +189,62 @@ def _learnt(step):
     return weights_checksum(folder) if name and is_finished(folder) else None
 
 
-# -- one notebook ------------------------------------------------------------------------------
+# -- the notebooks -----------------------------------------------------------------------------
 
 
-def _run(step, key, folder, *, progress):
-    """Record of a step, which is executed unless its notebook and the run it trained are there."""
-    executed, record_path = folder / f"{step.name}.ipynb", folder / f"{step.name}.key.json"
-    if executed.is_file() and record_path.is_file():
-        record = json.loads(record_path.read_text())
-        if (record["key"], record.get("learnt")) == (key, _learnt(step)):
-            logger.info("%s %s: unchanged, not run again", progress, step.name)
-            return record
+def _run_all(steps, settings, folder):
+    """Records of the steps, of which those are executed whose notebook or run is not there."""
+    inputs, trained, records, start = _inputs(settings), [], [], time.monotonic()
+    with ExitStack() as stack:
+        kernel = None
+        for number, step in enumerate(steps, start=1):
+            key, desc = _key(step, inputs, trained), f"{number}/{len(steps)} {step.name}"
+            record = made_from(folder, record=f"{step.name}.key.json") or {}
+            made = (record.get("key"), record.get("learnt")) == (key, _learnt(step))
+            if made and (folder / f"{step.name}.ipynb").is_file():
+                logger.info("%s: unchanged, not run again", desc)
+            else:
+                if kernel is None:
+                    stack.enter_context(_data_prepared(steps))
+                    kernel = stack.enter_context(Kernel())
+                record = _run(kernel, step, key, folder, desc=desc)
+            records.append(record)
+            if step.notebook.stem == TRAINING:  # the notebooks after it depend on its weights
+                trained.append([key, record["learnt"]])
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    logger.info("%d notebooks in %d min %02d s", len(steps), minutes, seconds)
+    return records
+
+
+def _run(kernel, step, key, folder, *, desc):
+    """Record of a step, which is executed."""
+    executed = folder / f"{step.name}.ipynb"
     unfinished = folder / f"{step.name}.unfinished.ipynb"  # stays, to look at, if a cell fails
-    with measured() as used:
-        execute(step, unfinished, desc=f"{progress} {step.name}")
+    with Progress(step, desc) as line:
+        kernel.execute(step, unfinished, after_cell=line.bar.update)
     unfinished.replace(executed)
     record = {"name": step.name, "key": key, "parameters": step.parameters}
-    record |= {"learnt": _learnt(step), **used}
-    write_json(record_path, record)
-    logger.info("%s %s: %.0f s, %.1f GB", progress, step.name, used["seconds"], used["peak_gb"])
+    record |= {"learnt": _learnt(step), "seconds": line.seconds, "peak_gb": line.peak_gb}
+    write_json(folder / f"{step.name}.key.json", record)
+    logger.info("%s: %.0f s, %.1f GB%s", desc, line.seconds, line.peak_gb, line.training)
     return record
+
+
+@contextmanager
+def _data_prepared(steps):
+    """Draws phantoms and prepares data in another process while the first notebooks need neither.
+
+    An error is left to the notebook that needs the data.
+    """
+    wanted = [notebook_parameters(step.notebook) | step.parameters for step in steps]
+    wanted = [settings for settings in wanted if "phantom_count" in settings]
+    source = {name: s[name] for s in wanted[-1:] for name in DATA if name in s}
+    code = "import json, sys, pneumo_lib as pl; pl.prepare_data(**json.loads(sys.argv[1]))"
+    command = [sys.executable, "-c", code, json.dumps(source)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with ExitStack() as stack:
+        if source:
+            quiet |= {"env": os.environ | {"TQDM_DISABLE": "1"}}
+            process = stack.enter_context(subprocess.Popen(command, **quiet))
+            stack.callback(process.terminate)
+        yield

@@ -24,7 +24,7 @@ def calls(monkeypatch, tmp_path):
         received.append(arguments)
         (tmp_path / "figures").mkdir()
         (tmp_path / "figures" / "01_first.png").touch()
-        summary = {"figures": str(tmp_path / "figures")}
+        summary = {"figures": str(tmp_path / "figures"), "result": "Nothing."}
         (tmp_path / "report.json").write_text(json.dumps(summary))
         return tmp_path / "index.html"
 
@@ -44,7 +44,10 @@ def test_report_without_options_runs_the_defaults_and_prints_the_files_it_made(
     assert main(["report"]) == 0
     assert calls == [{"data": None, "params": None, "overrides": {}, "beyond": False}]
     lines = capsys.readouterr().out.split("\n")
-    assert lines[1:4] == ["Report      index.html", "Notebooks   *.ipynb", "Figures     figures"]
+    assert lines[1:5] == [
+        *("Result      Nothing.", "Report      index.html"),
+        *("Notebooks   *.ipynb", "Figures     figures"),
+    ]
 
 
 def test_report_passes_values_with_the_type_that_yaml_gives_them(calls):
@@ -103,7 +106,7 @@ def test_debug_shows_the_traceback(monkeypatch):
 
 @pytest.mark.parametrize(
     ("command", "package", "extra"),
-    [("report", "papermill", "notebooks,talk"), ("sweep grid.yaml", "distributed", "cluster")],
+    [("report", "sphinx", "notebooks,talk"), ("sweep grid.yaml", "distributed", "cluster")],
 )
 def test_without_the_packages_of_an_extra_a_command_names_them(command, package, extra):
     code = f"import sys; sys.modules[{package!r}] = None; from pneumo_lib.apps.cli import main; "
@@ -164,12 +167,13 @@ def test_a_shell_completes_options(shell):
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no pseudo-terminals")
 def test_colour_is_for_terminals_that_want_it():
-    wrong, in_terminal = ("verify", "nowhere"), "import pty, sys; pty.spawn(sys.argv[1:])"
+    in_terminal = "import pty, sys; pty.spawn(sys.argv[1:])"
+    wrong = ("predict", "a", "b", "--run", "c", "--out", "d", "--scheduler", "local")
     line = ("-c", in_terminal, sys.executable, "-m", "pneumo_lib", *wrong)
-    assert "\x1b[31mpneumo verify: " in run_python(*line, NO_COLOR="", TERM="xterm").stdout
+    assert "\x1b[31mpneumo predict: " in run_python(*line, NO_COLOR="", TERM="xterm").stdout
     plain = run_python(*line, NO_COLOR="1", TERM="xterm").stdout
     plain += run_python("-m", "pneumo_lib", *wrong, NO_COLOR="", TERM="xterm").stderr
-    assert plain.count("pneumo verify: ") == 2
+    assert plain.count("pneumo predict: ") == 2
     assert "\x1b" not in plain
 
 

@@ -26,27 +26,37 @@ def small_figure(size=(3.2, 1.8)):
     return figure
 
 
-def test_export_writes_three_files_that_repeat_byte_for_byte(tmp_path):
-    contents = []
-    for folder in ("first", "second"):
-        paths = style.export(small_figure().axes[0], "02_case", folder=tmp_path / "deep" / folder)
-        assert [path.name for path in paths] == ["02_case.png", "02_case.svg", "02_case.pdf"]
-        contents.append([path.read_bytes() for path in paths])
-    assert contents[0] == contents[1]
+@pytest.fixture
+def all_formats(monkeypatch):
+    monkeypatch.setenv("PNEUMO_FIGURES", "1")
 
 
 @pytest.mark.parametrize("size", [(3.2, 1), (3.2, 1.8), (1.6, 1.8)])
-def test_export_writes_16_to_9_at_300_dots_per_inch_and_leaves_the_figure(tmp_path, size):
+def test_export_writes_a_png_at_16_to_9_of_a_pages_width_and_leaves_the_figure(tmp_path, size):
     figure = small_figure(size)
-    path = style.export(figure, "small", folder=tmp_path)[0]
-    assert plt.imread(path).shape[:2] == (540, 960)
+    (path,) = style.export(figure, "small", folder=tmp_path)
+    assert plt.imread(path).shape[:2] == (900, 1600)
     assert tuple(figure.get_size_inches()) == size
 
 
-def test_export_writes_the_same_on_black_when_the_environment_asks(tmp_path, monkeypatch):
-    monkeypatch.setenv("PNEUMO_DARK", "1")
+@pytest.mark.usefixtures("all_formats")
+def test_export_writes_all_formats_at_300_dots_per_inch_that_repeat_byte_for_byte(tmp_path):
+    contents = []
+    for folder in ("first", "second"):
+        paths = style.export(small_figure().axes[0], "02_case", folder=tmp_path / "deep" / folder)
+        names = ["02_case.png", "02_case.svg", "02_case.pdf"]
+        assert [path.relative_to(tmp_path / "deep" / folder) for path in paths] == [
+            *map(Path, names),
+            *(Path("dark") / name for name in names),
+        ]
+        contents.append([path.read_bytes() for path in paths])
+    assert contents[0] == contents[1]
+    assert plt.imread(paths[0]).shape[:2] == (540, 960)
+
+
+@pytest.mark.usefixtures("all_formats")
+def test_export_writes_the_same_on_black(tmp_path):
     paths = style.export(small_figure(), "case", folder=tmp_path)
-    assert paths[3:] == [tmp_path / "dark" / path.name for path in paths[:3]]
     corner, corner_on_black = (plt.imread(path)[0, 0, :3] for path in (paths[0], paths[3]))
     assert corner.min() == 1
     assert corner_on_black.max() < 0.1

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from PIL import Image
 from pneumo_lib import _files, runs
 from pneumo_lib._files import write_csv, write_json
 from pneumo_lib.data.phantom import draw as phantom
+from pneumo_lib.study import html, report
 from pneumo_lib.study import notebooks as study_notebooks
-from pneumo_lib.study import report
+from pneumo_lib.study.html import conclusion
 from pneumo_lib.study.notebooks import NotebookError, notebook_parameters
 from pneumo_lib.study.report import run_report
 
@@ -35,8 +38,8 @@ run_name = None"""
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project without notebooks, in a folder whose name is a template for papermill."""
-    folder = tmp_path / "pro{ject}"
+    """A project without notebooks, in a folder with a blank, braces and a letter beyond ASCII."""
+    folder = tmp_path / "pro{ject} für Ärzte"
     (folder / "notebooks").mkdir(parents=True)
     monkeypatch.setenv("PNEUMO_HOME", str(folder))
     return folder
@@ -47,7 +50,7 @@ def executed(project, monkeypatch):
     """Names of the notebooks that were run, where a copy stands for running them."""
     names = []
 
-    def execute(step, output, desc):
+    def execute(kernel, step, output, after_cell):
         names.append(step.notebook.stem)
         output.write_bytes(step.notebook.read_bytes())
         if name := step.parameters.get("run_name"):
@@ -56,8 +59,14 @@ def executed(project, monkeypatch):
             options = {"learnt": learnt, "synthetic": synthetic}
             write_run(project, name, backbone=step.parameters["backbone"], **options)
 
-    monkeypatch.setattr(report, "execute", execute)
+    monkeypatch.setattr(report.Kernel, "execute", execute)
     return names
+
+
+@pytest.fixture
+def without_pages(monkeypatch):
+    """Sphinx is left out, which takes most of the time of a report of stand-ins."""
+    monkeypatch.setattr(html, "write_report", lambda *_, **__: None)
 
 
 def write_notebook(project, name, parameters, *sources, title="A question?"):
@@ -71,16 +80,16 @@ def write_notebook(project, name, parameters, *sources, title="A question?"):
     nbformat.write(nb, project / "notebooks" / f"{name}.ipynb")
 
 
-def write_run(project, name, *, backbone, learnt=b"weights", synthetic=True):
-    """A finished run that found nothing after its first epoch, and all after its second."""
+def write_run(project, name, *, backbone, learnt=b"weights", synthetic=True, found=2):
+    """A finished run that found no pixel after its first epoch, `found` of 2 after its second."""
     folder = project / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.keras").write_bytes(learnt)
     cases = {"image_id": [*"abc"] * 2, "split": ["train", "validation", "test"] * 2}
-    counts = {"tp": [0] * 3 + [2] * 3, "fp": 0, "fn": [2] * 3 + [0] * 3, "tn": 2}
+    counts = {"tp": [0] * 3 + [found] * 3, "fp": 0, "fn": [2] * 3 + [2 - found] * 3, "tn": 2}
     table = {"epoch": [1] * 3 + [2] * 3, "has_pneumothorax": True} | cases | counts
     write_csv(folder / "scores.csv", pd.DataFrame(table))
-    write_csv(folder / "history.csv", pd.DataFrame({"epoch": [1, 2]}))
+    write_csv(folder / "history.csv", pd.DataFrame({"epoch": [1, 2], "val_dice": [0, found / 2]}))
     config = {"backbone": backbone, "weights": "random <features>", "split_scheme": "patient"}
     config |= {"leaked_patients": 3, "device": "CPU", "data_name": "phantoms", "size": 64}
     config["synthetic"] = synthetic
@@ -152,6 +161,7 @@ def test_notebooks_after_the_results_are_run_only_when_asked_for(project, execut
 # -- not run again unless something changed
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_an_unchanged_notebook_is_not_run_again(project, executed, caplog):
     write_notebook(project, "01_first", "seed = 1")
     run_report()
@@ -161,6 +171,7 @@ def test_an_unchanged_notebook_is_not_run_again(project, executed, caplog):
     assert "unchanged" in caplog.text
 
 
+@pytest.mark.usefixtures("without_pages")
 @pytest.mark.parametrize(
     "change", ["parameter", "source", "results", "package", "data", "experiments"]
 )
@@ -189,6 +200,7 @@ def test_a_notebook_is_run_again_when_its_inputs_change(project, executed, chang
     assert executed == ["01_first", "01_first"]
 
 
+@pytest.mark.usefixtures("without_pages")
 @pytest.mark.parametrize("change", ["parameter", "initial run", "run deleted", "run replaced"])
 def test_results_are_run_again_when_training_changed_but_earlier_notebooks_are_not(
     project, executed, change
@@ -207,33 +219,112 @@ def test_results_are_run_again_when_training_changed_but_earlier_notebooks_are_n
         shutil.rmtree(project / "runs/phantoms-vgg16-64")
     if change == "run replaced":
         write_run(project, "phantoms-vgg16-64", backbone="vgg16", learnt=b"of other settings")
-    index = run_report(overrides=settings)
+    run_report(overrides=settings)
     ran = ["01_first", "05_train_fcn", "06_results"]
     assert executed == [*ran, "05_train_fcn", "06_results"]
-    assert "<td>vgg16</td>" in index.read_text()
 
 
 # -- failures
 
 
-def test_a_failing_cell_is_named_and_leaves_earlier_results(project):
+@pytest.mark.usefixtures("without_pages")
+def test_an_error_names_notebook_cell_and_reason_and_leaves_earlier_results(project):
     write_notebook(project, "01_first", "seed = 1")
     write_notebook(project, "02_second", "seed = 1", "print(1 / seed)  # a slip")
     run_report()
+    unfinished = project / "runs/report/02_second.unfinished.ipynb"
     for _ in range(2):  # what failed is run again
-        with pytest.raises(NotebookError, match="ZeroDivisionError") as caught:
+        with pytest.raises(NotebookError) as caught:
             run_report(overrides={"seed": 0})
-        message = str(caught.value)
-        assert message.startswith("02_second failed at cell In [3]:\n\nprint(1 / seed)  # a slip")
-        assert "\x1b" not in message
+        assert str(caught.value) == (
+            "02_second, cell In [3]: ZeroDivisionError: division by zero. The notebook up to "
+            f"there, with the traceback: {unfinished}"
+        )
         assert outputs(project / "runs/report/02_second.ipynb") == "1.0\n"
-        assert (project / "runs/report/02_second.unfinished.ipynb").exists()
+        (error,) = nbformat.read(unfinished, as_version=4).cells[-1].outputs
+        assert "print(1 / seed)" in re.sub(r"\x1b\[[\d;]*m", "", "".join(error.traceback))
+
+
+def test_a_long_reason_is_cut(project):
+    write_notebook(project, "01_first", "seed = 1", "raise ValueError('no\\n' * 5000)")
+    with pytest.raises(
+        NotebookError, match=r"cell In \[2\]: ValueError: no no .* \[...\]\. The"
+    ) as e:
+        run_report()
+    assert len(str(e.value)) < 1000
 
 
 def test_a_notebook_that_exits_early_is_refused(project):
     write_notebook(project, "01_first", "seed = 1", "import sys; sys.exit(0)", "print('never')")
-    with pytest.raises(NotebookError, match=r"ended itself before this cell:\s+print\('never'\)"):
+    with pytest.raises(NotebookError, match=r"01_first, cell In \[2\]: SystemExit: 0"):
         run_report()
+
+
+# -- processes
+
+
+LOOK = "import os, sys\nprint(os.getpid(), 'left' in dir(), 'yes' if 'left' in globals() else 'no')"
+
+
+@pytest.mark.usefixtures("without_pages")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_notebooks_share_one_process_but_no_name_and_with_a_gpu_not_even_that(
+    project, gpu, monkeypatch
+):
+    tools = project / "tools"
+    tools.mkdir()
+    if gpu:
+        (tools / "nvidia-smi").write_text("")
+        (tools / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    write_notebook(project, "01_first", "left = 1", LOOK)
+    write_notebook(project, "02_second", "seed = 1", LOOK)
+    folder = run_report().parent
+    first, second = (
+        outputs(folder / f"{name}.ipynb").split() for name in ("01_first", "02_second")
+    )
+    assert first[1:] == ["True", "yes"]
+    assert second[1:] == ["False", "no"]
+    assert (first[0] != second[0]) == gpu
+    counts = [c.execution_count for c in nbformat.read(folder / "02_second.ipynb", 4).cells[1:]]
+    assert counts == [1, 2]
+
+
+@pytest.mark.usefixtures("without_pages")
+def test_data_are_prepared_while_the_first_notebooks_run(project):
+    source = "import glob, os, time\nwhile not glob.glob('../data/prepared/*/meta.json'):\n"
+    source += "    time.sleep(0.1)"
+    write_notebook(project, "01_first", "phantom_count = 800\nsize = 128\ndata = 'x'", source)
+    run_report(overrides={"phantom_count": 30, "size": 64, "backbones": ["small"]})
+    (meta,) = (project / "data/prepared").glob("*/meta.json")
+    assert json.loads(meta.read_text())["size"] == 64
+
+
+IN_A_TERMINAL = """
+import pty, sys
+pty.spawn(["sh", "-c", 'stty cols 120 rows 30; exec "$@"', "-", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no pseudo-terminals")
+def test_a_terminal_shows_time_epoch_and_dice_and_at_the_end_the_result(project):
+    epochs = """import os, time, shutil
+os.makedirs(f"../runs/{run_name}")
+for epoch in (1, 2):
+    with open(f"../runs/{run_name}/history.csv", "w") as file:
+        file.write("epoch,dice,val_dice\\n1,0.2,0.125\\n2,0.6,0.5\\n"[: 31 + 10 * (epoch - 1)])
+    time.sleep(1.5)
+"""
+    parameters = TRAINING.replace("epochs = 1", "epochs = 4")
+    write_notebook(project, "05_train_fcn", parameters, epochs)
+    line = [sys.executable, "-c", IN_A_TERMINAL, sys.executable, "-m", "pneumo_lib", "report"]
+    environment = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
+    options = {"capture_output": True, "text": True, "env": environment}
+    shown = subprocess.run([*line, "--backbones", "small"], **options).stdout
+    assert "1/1 05_train_fcn-small" in shown
+    assert "to go, epoch 1 of 4, Dice 0.125" in shown
+    assert re.search(r"05_train_fcn-small: \d+ s, [\d.]+ GB, epoch 2 of 4, Dice 0.500", shown)
+    assert re.search(r"1 notebooks in 0 min \d\d s", shown)
 
 
 def test_run_report_finds_the_notebooks_when_runs_and_data_are_elsewhere(
@@ -242,7 +333,8 @@ def test_run_report_finds_the_notebooks_when_runs_and_data_are_elsewhere(
     write_notebook(project, "01_first", "seed = 1")
     monkeypatch.setattr(_files, "_CHECKOUT", project)
     monkeypatch.setenv("PNEUMO_HOME", str(project / "elsewhere"))
-    shutil.copytree(Path(__file__).parents[2] / "site", project / "site")
+    for name in ("site", "figures"):
+        shutil.copytree(ROOT / name, project / name)
     assert run_report() == project / "elsewhere/runs/report/index.html"
     assert executed == ["01_first"]
 
@@ -301,6 +393,7 @@ def test_notebook_parameters_refuses_what_is_no_literal_assignment(project, line
 # -- what it writes
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_report_json_holds_time_and_memory_of_each_notebook(project):
     source = "import time; block = bytearray(300_000_000); time.sleep(1)"
     write_notebook(project, "01_first", "seed = 1", source)
@@ -348,21 +441,55 @@ def test_the_first_page_never_calls_phantoms_real(project, executed, data, train
     assert ("synthetic radiographs" in (caveats or "")) == (trained and data == "xrays")
 
 
-def test_the_index_shows_the_exported_figures_of_its_notebooks(project):
-    (project / "figures").mkdir()
-    Image.new("RGB", (4, 4)).save(project / "figures" / "99_other_notebook.png")
-    source = "from PIL import Image\nfor name in ('rare_target', 'balance'):\n"
-    source += "    Image.new('RGB', (3840, 2160)).save(f'../figures/01_first_{name}.png')"
-    write_notebook(project, "01_first", "export = False", f"assert export; {source}")
+def test_the_index_shows_the_exported_figures_of_its_notebooks_large_after_a_click(project):
+    figures = project / "runs/report/figures"
+    figures.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(figures / "99_other_notebook.png")
+    source = "from PIL import Image\nfor name in ('signs', 'rare_target', 'air'):\n"
+    source += "    Image.new('RGB', (3840, 2160)).save("
+    source += "f'../runs/report/figures/01_introduction_{name}.png')"
+    write_notebook(project, "01_introduction", "export = False", f"assert export; {source}")
     index = run_report()
+    listed = (ROOT / "figures/README.md").read_text()
+    captions = ["The two signs: the pleural line, and no vessels beyond it.", "Rare target."]
+    captions.append(
+        "How many X-rays pass through lung, soft tissue and bone, and what free air changes."
+    )
+    assert captions[0] in listed  # and in the order of the notebook
     images = soup(index).select("figure img")
-    assert [image["alt"] for image in images] == ["Rare target", "Balance"]  # as in the notebook
+    assert [image["alt"] for image in images] == captions
     files = [io.BytesIO((index.parent / image["src"]).read_bytes()) for image in images]
-    assert [Image.open(file).size for file in files] == [(1600, 900)] * 2
-    captions = [tag.get_text() for tag in soup(index).select("figcaption .caption-text")]
-    assert captions == ["Rare target", "Balance"]
-    write_notebook(project, "01_first", "export = False")
+    assert [Image.open(file).size for file in files] == [(1600, 900)] * 3
+    assert [image.parent["href"] for image in images] == [image["src"] for image in images]
+    assert [tag.get_text() for tag in soup(index).select(".caption-text")] == captions
+    write_notebook(project, "01_introduction", "export = False")
     assert not soup(run_report(overrides={"export": False})).select("figure")  # of earlier runs
+
+
+def test_pages_are_written_again_only_when_something_changed(project, executed):
+    write_notebook(project, "01_first", "seed = 1")
+    index = run_report()
+    index.write_text("kept")
+    run_report()
+    assert index.read_text() == "kept"
+    run_report(overrides={"seed": 2})
+    assert "<td>2</td>" in index.read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        ({"small": 2, "vgg19": 0, "resnet50": 1}, "ahead of ResNet50, .*: +0.33 Dice on"),
+        ({"small": 0, "vgg19": 2}, "behind VGG19, the best frozen backbone: -1.00 Dice on"),
+        ({"small": 1, "vgg19": 1}, "level with VGG19, the best frozen backbone: +0.00 Dice on"),
+        ({"vgg19": 1}, "VGG19 reaches a Dice of 0.67 on the positive test cases; the control"),
+    ],
+)
+def test_the_result_is_told_in_one_sentence(project, found, sentence):
+    for backbone, pixels in found.items():  # Dice 2 · 1 / (2 + 1) = 0.67 for one pixel of two
+        write_run(project, backbone, backbone=backbone, found=pixels)
+    text = conclusion([runs.load_run(name) for name in found])
+    assert re.search(sentence.replace("+", r"\+"), text)
 
 
 def test_notebook_pages_load_nothing_and_keep_formulas_links_and_figures(project):
@@ -439,7 +566,8 @@ def test_results_and_first_page_are_about_the_runs_that_this_report_trained(
     assert results == 3 * overrides["backbones"]  # on test, validation and train
 
 
-def test_notebook_06_shows_the_runs_of_another_decoder(tmp_path, monkeypatch):
+def test_notebook_06_shows_the_runs_of_another_decoder(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "pneumo_lib")
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
     for name in ("05_train_fcn", "06_results"):
@@ -447,3 +575,4 @@ def test_notebook_06_shows_the_runs_of_another_decoder(tmp_path, monkeypatch):
     small = {"phantom_count": 40, "size": 32, "epochs": 1, "milestones": [1], "export": False}
     index = run_report(overrides=small | {"decoder": "skips", "backbones": ["small"]})
     assert "surely above it at the end" in outputs(index.with_name("06_results.ipynb"))
+    assert "epoch 1 of 1, Dice 0." in caplog.text
