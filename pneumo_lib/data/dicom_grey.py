@@ -10,6 +10,7 @@ import numpy as np
 from pydicom import uid
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
+from pneumo_lib.data.dicom_open import CODECS
 
 
 # whose Modality LUT leads back to the intensity of the beam, and is not for display
@@ -138,7 +139,7 @@ def _codes(pixels, header):
     bits, high = header.BitsStored, number(header, "HighBit")
     shift = int(high) + 1 - bits if high is not None else 0
     syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated and syntax != uid.RLELossless and not pixels.max() >> bits:
+    if syntax in CODECS and not pixels.max() >> bits:
         shift = 0  # the codec has its own number of bits
     if 0 < shift <= 8 * pixels.itemsize - bits:
         pixels = pixels >> shift
