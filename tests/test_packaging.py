@@ -1,5 +1,6 @@
 """What a fresh clone relies on: the package lists agree, importing stays light, nothing private."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -159,3 +160,18 @@ def test_no_made_or_downloaded_data_are_tracked():
     for path in tracked_files():
         assert path.relative_to(ROOT).parts[0] not in {"data", "runs", ".venv"}
         assert path.suffix not in {".dcm", ".npy", ".npz", ".h5", ".keras", ".csv"}
+
+
+def test_package_outside_of_the_checkout_says_where_notebooks_and_params_are(tmp_path):
+    shutil.copytree(ROOT / "pneumo_lib", tmp_path / "site" / "pneumo_lib")
+    (tmp_path / "work").mkdir()
+    settings = {k: v for k, v in os.environ.items() if k != "PNEUMO_HOME"}
+    settings |= {"PYTHONPATH": str(tmp_path / "site")}
+    for command in (["report"], ["sweep", "params/sweep.yaml"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pneumo_lib", *command],
+            cwd=tmp_path / "work", env=settings, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "come with the checkout of the repository (git clone)" in done.stderr
+    assert not any((tmp_path / "work").iterdir())

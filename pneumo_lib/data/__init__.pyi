@@ -1,12 +1,16 @@
 from . import arrays as arrays
 from . import dicom as dicom
+from . import dicom_open as dicom_open
 from . import download as download
+from . import files as files
 from . import images as images
+from . import masks as masks
 from . import phantom as phantom
 from . import prepare as prepare
 from . import rle as rle
 from . import siim as siim
 from . import splits as splits
+from . import tables as tables
 from .dicom import MOST_PIXELS as MOST_PIXELS
 from .dicom import XRay as XRay
 from .dicom import claimed_shape as claimed_shape

@@ -20,7 +20,9 @@ CHUNK = 256  # images between two flushes to the disk
 
 def fingerprints(cases, *, size):
     """`(n,)` uint64, never 0: digest of all that the arrays' row of each case is made from."""
-    columns = [c for c in ("image_path", "mask_path", "rles", "has_pneumothorax") if c in cases]
+    columns = [
+        c for c in ("image_path", "mask_path", "rles", "rle_side", "has_pneumothorax") if c in cases
+    ]
     prints = np.zeros(len(cases), np.uint64)
     for row, values in enumerate(cases[columns].itertuples(index=False, name=None)):
         text = [READING, size, *values]

@@ -102,7 +102,9 @@ def _decoded(file, shape, *, at_least=None):
 
         # with `out`, a codec refuses a frame of another size instead of allocating memory for it
         decode, kinds = getattr(imagecodecs, codec), (np.uint8, np.uint16)
-        first, other = (np.empty(shape, kind) for kind in kinds[:: 1 if file.BitsStored <= 8 else -1])
+        first, other = (
+            np.empty(shape, kind) for kind in kinds[:: 1 if file.BitsStored <= 8 else -1]
+        )
         try:
             pixels = decode(_frame(file), out=first)
         except ValueError:  # its frame has bits of its own, of which the header's are stored

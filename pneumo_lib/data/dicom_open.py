@@ -31,6 +31,7 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _FIRST_ELEMENT = re.compile(
     rb"[\x02\x08]\0[\0-\x20]\0([A-Z]{2}|..\0\0)|\0\x08\0[\0-\x20][A-Z]{2}", re.DOTALL
 )
+_PIXEL_DATA = bytes.fromhex("e07f1000")  # tag of the element
 _ITEM = b"\xfe\xff\x00\xe0"  # begins compressed pixels
 
 
@@ -65,9 +66,12 @@ def open_dicom(data):
     # from memory: each of pydicom's many small reads of a file would switch threads
     file = pydicom.dcmread(BytesIO(data))
     _refuse_unknown_syntax(file.file_meta.get("TransferSyntaxUID"))
-    _refuse_other_objects(file)
+    _refuse_other_objects(file, data)
+    # as pydicom takes them, whose own reading of these would fail
+    file.PhotometricInterpretation = text(file, "PhotometricInterpretation")
+    file.SamplesPerPixel = int(number(file, "SamplesPerPixel") or 1)
+    file.NumberOfFrames = 1
     _correct_syntax(file)
-    file.NumberOfFrames = 1  # which may be text
     return file
 
 
@@ -91,7 +95,11 @@ def _refuse_unknown_syntax(syntax):
         raise Refused(f"its compression is not read: transfer syntax {name}{shown}")
 
 
-def _refuse_other_objects(file):
+def _refuse_other_objects(file, data):
+    if "PixelData" not in file and _PIXEL_DATA in data:  # pydicom drops what has no end
+        raise Refused("damaged: its pixels break off")
+    if "FloatPixelData" in file or "DoubleFloatPixelData" in file:
+        raise Refused("its pixels are numbers with fractions, not grey levels")
     if "Rows" not in file or "PixelData" not in file:
         kind = uid.UID(text(file, "SOPClassUID"))
         known = kind in uid.UID_dictionary
@@ -116,26 +124,25 @@ def _refuse_other_objects(file):
 def _correct_syntax(file):
     """Sets the transfer syntax that the pixels have, where the file names none or another."""
     meta, pixels = file.file_meta, file.PixelData
-    samples = int(number(file, "SamplesPerPixel") or 1)
-    size = file.Rows * file.Columns * samples * file.BitsAllocated // 8
+    size = file.Rows * file.Columns * file.SamplesPerPixel * file.BitsAllocated // 8
     syntax = meta.get("TransferSyntaxUID")
-    compressed = pixels[:4] == _ITEM and len(pixels) not in (size, size + 1)
-    if syntax and (syntax in (*CODECS, uid.RLELossless)) == compressed:
-        return
-    if compressed:
-        meta.TransferSyntaxUID = _syntax_of(next(generate_frames(pixels, number_of_frames=1)))
-    elif not syntax or len(pixels) >= size:
+    named = syntax in (*CODECS, uid.RLELossless)
+    if pixels[:4] == _ITEM and len(pixels) not in (size, size + 1):
+        found = _syntax_of(next(generate_frames(pixels, number_of_frames=1)))
+        if found and CODECS[found] != CODECS.get(syntax):
+            meta.TransferSyntaxUID = found
+        elif not named:
+            raise Refused("its pixels are compressed, but its transfer syntax does not say how")
+    elif not syntax or (named and len(pixels) >= size):
         implicit, little = file.original_encoding
         native = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else native
 
 
 def _syntax_of(frame):
-    """Transfer syntax that decodes a compressed frame, by its first bytes."""
+    """A transfer syntax of the codec that decodes a compressed frame, by its first bytes."""
     if frame[:3] == b"\xff\xd8\xff":
         return uid.JPEGLSLossless if b"\xff\xf7" in frame[:256] else uid.JPEGExtended12Bit
     if frame[:4] == b"\xff\x4f\xff\x51":
         return uid.JPEG2000
-    if frame[:2] == b"\xff\x0a":
-        return uid.UID(_JPEG_XL[2])
-    raise Refused("its pixels are compressed, but its transfer syntax does not say how")
+    return uid.UID(_JPEG_XL[2]) if frame[:2] == b"\xff\x0a" else None

@@ -2,12 +2,15 @@
 
 import logging
 import os
-from collections import Counter
-from pathlib import Path
+import re
+from collections import Counter, defaultdict
+from pathlib import Path, PurePath
 
 from pneumo_lib.data.dicom_open import is_dicom
 
 logger = logging.getLogger(__name__)
+_KINDS = re.compile(r"[\W_]*(images?|imgs?|x-?rays?|cxrs?|masks?|png|dicom)[\W_]*", re.IGNORECASE)
+_MASK = re.compile(r"[-_ ]mask$", re.IGNORECASE)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")  # of X-ray files
 
 
@@ -85,3 +88,52 @@ def _is_xray(path):
             return path.name != "DICOMDIR" and is_dicom(file.read(132))
     except OSError:
         return False
+
+
+def image_id(name):
+    """Name of an image without the suffix of a file; the last number of a UID is no suffix."""
+    while PurePath(name).suffix.lower() in SUFFIXES:  # 1.2.3.dcm.png
+        name = PurePath(name).stem
+    return name
+
+
+def pair_files(root, paths):
+    """X-rays and their masks, told apart by "mask" in a folder's name or at the end of their own.
+
+    A mask belongs to the X-ray at the same place in another folder of images, or else to the only
+    one of its name.
+
+    Args:
+        root: `Path` of the data folder.
+        paths: of X-rays and masks in it.
+
+    Returns:
+        `(xrays, pairs, single)`: list of paths, dict of mask by X-ray, and the masks without an
+        X-ray as paths in `root`.
+    """
+    xrays, masks, single, pairs = [], [], [], {}
+    by_place, by_name = defaultdict(list), defaultdict(list)
+    for path in paths:
+        *folders, name = path.relative_to(root).parts
+        of_mask = any("mask" in folder.lower() for folder in folders)
+        if of_mask or _MASK.search(image_id(name)):
+            masks.append(path)
+        else:
+            xrays.append(path)
+            by_place[place_of(root, path)].append(path)
+            by_name[image_id(name)].append(path)
+    for mask in sorted(masks, key=lambda mask: place_of(root, mask) not in by_place):
+        place = place_of(root, mask)
+        found = by_place.get(place) or by_name[place[-1]]
+        if len(found) == 1 and found[0] not in pairs:
+            pairs[found[0]] = mask
+        else:
+            single.append(str(mask.relative_to(root)))
+    return xrays, pairs, single
+
+
+def place_of(root, path):
+    """Parts of a path in `root` without suffixes and the words that tell images from masks."""
+    *folders, name = path.relative_to(root).parts
+    folders = (_KINDS.sub("", folder) for folder in folders)
+    return (*filter(None, folders), _MASK.sub("", image_id(name)))

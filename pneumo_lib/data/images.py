@@ -10,8 +10,8 @@ from pneumo_lib.data.dicom import XRay, claimed_shape, decode_dicom
 from pneumo_lib.data.dicom_grey import stretch
 from pneumo_lib.data.files import SUFFIXES as SUFFIXES
 from pneumo_lib.data.dicom_open import MOST_PIXELS, is_dicom
-from pneumo_lib.data.masks import binary_mask
-from pneumo_lib.data.rle import rle_decode, rle_height
+from pneumo_lib.data.masks import binary_mask, rle_shape
+from pneumo_lib.data.rle import rle_decode
 
 logger = logging.getLogger(__name__)
 READING = 2  # raised when the same file no longer gives the same pixels
@@ -19,7 +19,6 @@ READING = 2  # raised when the same file no longer gives the same pixels
 # the same few files, and decoding each would cost a third of the time of a preparation.
 _EMPTY_MASKS = {}
 _EMPTY_MASKS_KEPT = 64
-_SIIM_SIDE = 1024  # pixels of the images that SIIM-ACR's run lengths were drawn on
 _FRAME_SHARE = 0.9  # of a line's pixels; the rest may be letters burnt into the frame
 
 
@@ -93,7 +92,7 @@ def read_mask(case, shape):
     """
     rles, path = case.get("rles"), case.get("mask_path")
     if isinstance(rles, list):
-        mask = rle_decode(rles, _rle_shape(case, shape))
+        mask = rle_decode(rles, rle_shape(case, shape))
     elif isinstance(path, str | Path):
         mask = read_mask_file(Path(path))
     else:  # an empty cell of a table is NaN
@@ -122,21 +121,6 @@ def read_mask(case, shape):
             "Invert the mask, if it is 0 there"
         )
     return mask
-
-
-def _rle_shape(case, shape):
-    """`(height, width)` of the image that the run lengths of a case were drawn on."""
-    side = rle_height(case["rles"]) or 0
-    side = _SIIM_SIDE if case.get("rle_side") == _SIIM_SIDE else side
-    if abs(side - _SIIM_SIDE) < _SIIM_SIDE / 32 and abs(shape[0] - _SIIM_SIDE) > _SIIM_SIDE / 32:
-        return _SIIM_SIDE, _SIIM_SIDE
-    if side > 1.1 * shape[0]:
-        raise ValueError(
-            "Run lengths must be of the image's own size, or of 1024 x 1024 pixels. Received: runs "
-            f"of an image about {side} pixels high, for {case['image_id']} of {shape[0]} x "
-            f"{shape[1]}. Use the images that they were drawn on"
-        )
-    return shape
 
 
 def read_mask_file(path):

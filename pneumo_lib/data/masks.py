@@ -1,8 +1,13 @@
 """Masks of 0 and 1 from what programs write as masks."""
 
+import re
+
 import cv2
 import numpy as np
 
+SIIM_SIDE = 1024  # pixels of the images that SIIM-ACR's run lengths were drawn on
+_PAIRS = re.compile(r"(\d{1,9} ?)+", re.ASCII)
+_FEWEST_STEPS = 8  # from run to run, that tell the height of an image
 _NOISE = 0.1  # of the range: flat areas that JPEG has blurred are of one label
 _FEW = 16  # levels, at most, of a mask that JPEG has not blurred
 
@@ -51,3 +56,65 @@ def _refuse_labels(grey, span):
     groups = np.split(levels, np.flatnonzero(np.diff(levels) > noise) + 1)
     if len(groups) > 2 or any(np.ptp(group) > span / 2 for group in groups if len(group)):
         raise ValueError(f"it holds more than two labels: {', '.join(map(str, levels[:5]))}")
+
+
+def rle_shape(case, shape):
+    """`(height, width)` of the image that the run lengths of a case were drawn on.
+
+    Args:
+        case: with `rles`, perhaps with `rle_side`, and `image_id`.
+        shape: `(height, width)` of the case's image.
+
+    Raises:
+        ValueError: if the runs show that it is neither `shape` nor SIIM-ACR's, or that offsets are
+            not relative.
+    """
+    if any(map(_counts_from_the_first_pixel, case["rles"])):
+        raise ValueError(
+            "An offset of a run length must count from the end of the run before, as SIIM-ACR's "
+            f"do. Received: offsets from the first pixel for {case['image_id']}. Subtract from "
+            "each the end of the run before"
+        )
+    side = rle_height(case["rles"]) or 0
+    side = SIIM_SIDE if case.get("rle_side") == SIIM_SIDE else side
+    if abs(side - SIIM_SIDE) < SIIM_SIDE / 32 and abs(shape[0] - SIIM_SIDE) > SIIM_SIDE / 32:
+        return SIIM_SIDE, SIIM_SIDE
+    if side > 1.1 * shape[0]:
+        raise ValueError(
+            "Run lengths must be of the image's own size, or of 1024 x 1024 pixels. Received: runs "
+            f"of an image about {side} pixels high, for {case['image_id']} of {shape[0]} x "
+            f"{shape[1]}. Use the images that they were drawn on"
+        )
+    return shape
+
+
+def rle_height(texts):
+    """Height of the images that run lengths were drawn on, by the runs themselves.
+
+    In a region, the runs of neighbouring columns begin about one height apart.
+
+    Args:
+        texts: run-length texts of one image or more.
+
+    Returns:
+        `int`, within a few pixels; `None` where runs are few or differ, as in small regions.
+    """
+    steps = [np.empty(0, int)]
+    for text in texts:
+        if _PAIRS.fullmatch(text):
+            numbers = np.array(text.split(), int)
+            steps.append((numbers[1:] + numbers[:-1])[1::2])  # a length and the next offset
+    steps = np.concatenate(steps)
+    middle = np.median(steps) if len(steps) >= _FEWEST_STEPS else 0
+    near = abs(steps - middle) <= middle / 20
+    return int(middle) if middle and near.mean() >= 0.5 else None
+
+
+def _counts_from_the_first_pixel(text):
+    """Whether the offsets themselves grow by one height from run to run, as in other formats."""
+    numbers = np.array(text.split(), int) if _PAIRS.fullmatch(text) else np.empty(0, int)
+    steps = np.diff(numbers[0::2])
+    if len(steps) < _FEWEST_STEPS or steps.min() <= 0:
+        return False
+    middle = np.median(steps)
+    return middle > numbers[1::2].max() and (abs(steps - middle) <= middle / 20).mean() >= 0.5

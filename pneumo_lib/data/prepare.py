@@ -125,7 +125,8 @@ def _listed(broken, cases):
 
 
 def _describe(cases):
-    root = Path(os.path.commonpath([Path(path).parent for path in cases["image_path"]]))
+    paths = [*cases["image_path"], *(cases["mask_path"] if "mask_path" in cases else ())]
+    root = Path(os.path.commonpath([Path(path).parent for path in paths]))
     root = root.parent if root.name == "png_images" else root
     split = "split" in cases
     groups = {"all": cases, **(dict(list(cases.groupby("split"))) if split else {})}

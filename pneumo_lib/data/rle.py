@@ -4,8 +4,6 @@ import re
 
 import numpy as np
 
-_FEWEST_STEPS = 8  # from run to run, that tell the height of an image
-
 
 def rle_decode(rle, shape=(1024, 1024)):
     """Mask of one image from its SIIM run-length text.
@@ -74,28 +72,6 @@ def _decode_runs(text, size):
         )
     ends = np.cumsum(numbers)[1::2]
     return np.arange(lengths.sum()) + np.repeat(ends - np.cumsum(lengths), lengths)
-
-
-def rle_height(texts):
-    """Height of the images that run lengths were drawn on, by the runs themselves.
-
-    In a region, the runs of neighbouring columns begin about one height apart.
-
-    Args:
-        texts: run-length texts of one image or more.
-
-    Returns:
-        `int`, within a few pixels; `None` where runs are few or differ, as in small regions.
-    """
-    steps = [np.empty(0, int)]
-    for text in texts:
-        if re.fullmatch(r"(\d{1,9} ?)+", text, re.ASCII):
-            numbers = np.array(text.split(), int)
-            steps.append((numbers[1:] + numbers[:-1])[1::2])  # a length and the next offset
-    steps = np.concatenate(steps)
-    middle = np.median(steps) if len(steps) >= _FEWEST_STEPS else 0
-    near = abs(steps - middle) <= middle / 20
-    return int(middle) if middle and near.mean() >= 0.5 else None
 
 
 def rle_encode(mask):

@@ -3,7 +3,6 @@
 import logging
 import re
 import warnings
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -14,10 +13,10 @@ import pydicom
 from tqdm.auto import tqdm
 
 from pneumo_lib.data.dicom_fields import number
-from pneumo_lib.data.files import find_files, find_xrays
+from pneumo_lib.data.files import find_files, find_xrays, image_id, pair_files, place_of
 from pneumo_lib.data.images import read_mask_file
-from pneumo_lib.data.rle import rle_height
-from pneumo_lib.data.tables import image_id, read_patients, read_run_lengths, read_table
+from pneumo_lib.data.masks import SIIM_SIDE, rle_height
+from pneumo_lib.data.tables import read_patients, read_run_lengths, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +25,9 @@ LAYOUTS = (
     "(*.dcm, *.png, *.jpg) with their run-length table (csv: ImageId, EncodedPixels); or X-rays "
     "and masks of equal names, such as images/x.png and masks/x.png, or train/, masks/ and test/"
 )
-_SIDE = 1024  # height and width of SIIM-ACR's X-rays, which its run lengths are of
 _SIIM_UID = "1.2.276.0.7230010.3.1.4.8323329."
 _HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "view"}
 _HEADER_BYTES = 1 << 16  # SIIM-ACR has 2,000 before the pixels
-_KINDS = re.compile(r"[\W_]*(images?|imgs?|x-?rays?|cxrs?|masks?|png|dicom)[\W_]*", re.IGNORECASE)
 
 
 def read_cases(folder):
@@ -75,7 +72,8 @@ def read_cases(folder):
     roots = [path.parent for path in tables if re.fullmatch("stage_1_.*_images.csv", path.name)]
     if not roots:
         cases = _read_other_layout(folder, files, tables)
-        roots = [] if cases is not None else [p.parent.parent for p in files if _is_png(p)]
+        folders = {path.parent for path in files} if cases is None else ()
+        roots = [path.parent for path in folders if path.name == "png_images"]
     if roots:
         folder = min(roots, key=lambda root: len(root.parts))
         cases = _read_png_release(folder)
@@ -84,10 +82,6 @@ def read_cases(folder):
             f"A data folder holds {LAYOUTS}. Received: {folder}, which holds neither"
         )
     return _with_patients(cases, folder)
-
-
-def _is_png(path):
-    return path.parent.name == "png_images"
 
 
 def _read_png_release(root):
@@ -127,55 +121,21 @@ def _read_png_release(root):
 
 
 def _read_other_layout(root, files, tables):
-    """Cases by masks of equal names or by run lengths; `None` if there are neither."""
-    xrays, masks = [], []
-    for path in find_xrays(root, files, tables=True):
-        (masks if _is_mask(path.relative_to(root)) else xrays).append(path)
-    pairs, single = _pair(root, xrays, masks)
+    """Cases by masks of equal names or by run lengths; `None` without either."""
+    xrays, pairs, single = pair_files(root, find_xrays(root, files, tables=True))
     if pairs:
         _refuse(root, _problem("masks without an image of their name", single))
         return _cases_of_pairs(root, xrays, pairs)
     rles, names = read_run_lengths(tables)
     if rles is not None and xrays:
         return _cases_of_run_lengths(root, xrays, rles)
+    _refuse(root, _problem("masks without an image of their name", single))
     if xrays and (names or any(path.suffix.lower() == ".dcm" for path in xrays)):
         raise FileNotFoundError(
-            "X-rays without masks need exactly one run-length table (csv: ImageId, EncodedPixels) in the "
-            f"same folder. Received: {names or 'none'} in {root}"
+            "X-rays without masks need exactly one run-length table (csv: ImageId, EncodedPixels) "
+            f"with each of them, in the same folder. Received: {names or 'none'} in {root}"
         )
     return None
-
-
-def _is_mask(path):
-    """Whether a path in the data folder is that of a mask: by a folder or the end of its name."""
-    return any("mask" in name.lower() for name in path.parts[:-1]) or bool(
-        re.search(r"[-_ ]mask$", path.stem, re.IGNORECASE)
-    )
-
-
-def _place(path):
-    """Parts of a path without suffixes and the words that tell images from masks."""
-    *folders, name = path.parts
-    name = re.sub(r"[-_ ]mask$", "", image_id(name), flags=re.IGNORECASE)
-    return (*filter(None, (_KINDS.sub("", folder) for folder in folders)), name)
-
-
-def _pair(root, xrays, masks):
-    """Dict of mask by X-ray: at the same place, else of a name that is there once; and the rest."""
-    by_place, by_name = defaultdict(list), defaultdict(list)
-    for xray in xrays:
-        place = _place(xray.relative_to(root))
-        by_place[place].append(xray)
-        by_name[place[-1]].append(xray)
-    pairs, single = {}, []
-    for mask in masks:
-        place = _place(mask.relative_to(root))
-        found = by_place[place] or by_name[place[-1]]
-        if len(found) == 1 and found[0] not in pairs:
-            pairs[found[0]] = mask
-        else:
-            single.append(str(mask.relative_to(root)))
-    return pairs, single
 
 
 def _cases_of_pairs(root, xrays, pairs):
@@ -185,12 +145,12 @@ def _cases_of_pairs(root, xrays, pairs):
     )
     names = [image_id(path.name) for path in chosen]
     if len(set(names)) < len(names):  # train/1.png and test/1.png
-        names = ["/".join(_place(path.relative_to(root))) for path in chosen]
+        names = ["/".join(place_of(root, path)) for path in chosen]
     with ThreadPoolExecutor() as threads:
         holds = threads.map(_holds_pixels, map(pairs.get, chosen))
         positive = list(tqdm(holds, "masks", len(chosen), delay=2))
-    masks = [str(pairs[path]) for path in chosen]
-    return _table(root, names, chosen, {"mask_path": masks, "has_pneumothorax": positive})
+    columns = {"mask_path": [str(pairs[path]) for path in chosen], "has_pneumothorax": positive}
+    return _table(root, names, chosen, columns)
 
 
 def _holds_pixels(mask):
@@ -202,30 +162,29 @@ def _holds_pixels(mask):
 
 def _cases_of_run_lengths(root, xrays, rles):
     paths = {image_id(path.name): path for path in xrays}
-    problems = _problem("rows without a DICOM file", set(rles.index) - set(paths))
+    kind = "DICOM file" if all(path.suffix.lower() == ".dcm" for path in xrays) else "X-ray"
+    problems = _problem(f"rows without a {kind}", {*rles.index} - {*paths})
     problems += [] if len(rles) else ["the run-length table has no row"]
-    names = pd.Series([image_id(path.name) for path in xrays])
-    problems += _problem("DICOM files of the same name", names[names.duplicated()])
-    what = "DICOM files without a row in the run-length table"
-    unlabelled = set(paths) - set(rles.index)
+    names = pd.Series(image_id(path.name) for path in xrays)
+    problems += _problem(f"{kind}s of the same name", names[names.duplicated()])
+    what, unlabelled = f"{kind}s without a row in the run-length table", {*paths} - {*rles.index}
     _refuse(root, problems + _problem(what, unlabelled) if problems else [])
     _leave_out(what, unlabelled)  # as in the competition's own release
     positive = [any(rle != "-1" for rle in group) for group in rles]
     columns = {"rles": rles.array, "has_pneumothorax": positive}
     height = rle_height(text for group in rles for text in group) or 0
-    if abs(height - _SIDE) < _SIDE / 32 or rles.index.str.startswith(_SIIM_UID).all():
-        columns["rle_side"] = _SIDE
+    if abs(height - SIIM_SIDE) < SIIM_SIDE / 32 or rles.index.str.startswith(_SIIM_UID).all():
+        columns["rle_side"] = SIIM_SIDE
     return _table(root, rles.index, [paths[name] for name in rles.index], columns)
 
 
 def _table(root, names, paths, columns):
     """Case table with what the folders and the DICOM headers tell."""
-    subsets = [_official_part(path.relative_to(root)) for path in paths]
-    table = {"image_id": names, "image_path": [str(path) for path in paths], **columns}
-    table |= {"official_part": pd.Series(subsets, dtype="str")}
-    if any(path.suffix.lower() == ".dcm" for path in paths):
-        headers = [_read_header(path) for path in tqdm(paths, "DICOM headers", delay=2)]
-        table |= dict(pd.DataFrame(headers))
+    subsets = pd.Series([_official_part(path.relative_to(root)) for path in paths], dtype="str")
+    table = {"image_id": names, "image_path": [*map(str, paths)], **columns}
+    table["official_part"] = subsets
+    if any(path.suffix.lower() not in (".png", ".jpg", ".jpeg") for path in paths):
+        table |= dict(pd.DataFrame(map(_read_header, tqdm(paths, "DICOM headers", delay=2))))
     return pd.DataFrame(table)
 
 
@@ -249,7 +208,7 @@ def _read_header(path):
             header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=tags, force=True)
             found = {name: str(header.get(tag) or "").strip() for tag, name in _HEADER.items()}
             values["pixel_spacing"] = number(header, "PixelSpacing") or np.nan
-    except Exception:  # pydicom raises anything; prepare() reads the whole file and reports it
+    except Exception:  # pydicom raises anything; prepare() reports it
         return values
     for column in ("sex", "view"):
         if re.fullmatch(r"[A-Z0-9_ ]{1,16}", found[column]):  # a DICOM code, no free text

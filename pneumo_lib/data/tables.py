@@ -4,22 +4,14 @@ import gzip
 import re
 import zlib
 from io import BytesIO
-from pathlib import PurePath
 
 import pandas as pd
 
-from pneumo_lib.data.files import SUFFIXES
+from pneumo_lib.data.files import image_id
 
 _TABLE_BYTES = 1 << 25  # four times the largest table of SIIM-ACR
 _NO_MASK = re.compile(r"-1(\.0*)?|nan|none|null|n/?a|<na>|\[\s*\]|", re.IGNORECASE)
 _RUNS = re.compile(r"\d[\d ]*", re.ASCII)
-
-
-def image_id(name):
-    """Name of an image without the suffix of a file; the last number of a UID is no suffix."""
-    while PurePath(name).suffix.lower() in SUFFIXES:  # 1.2.3.dcm.png
-        name = PurePath(name).stem
-    return name
 
 
 def read_csv(path):
@@ -69,15 +61,16 @@ def read_table(path, columns):
 
 
 def read_run_lengths(paths):
-    """Run-length texts of a data set from the one table of them.
+    """Run-length texts of a data set, from one table or several of different images.
 
     Args:
         paths: of all tables of the data set; sample submissions are no truth and are skipped.
 
     Returns:
         Series of lists of run-length texts, "-1" for an empty mask however it is written, indexed
-        by image without suffix in the order of the table; and a list of names of tables: the one,
-        or all that it may be, with the reasons why others cannot be read.
+        by image without suffix in the order of the tables, and a list of the names of tables.
+        `None` without a table, or with an image in two of them; the list then also holds the
+        reasons why tables cannot be read.
 
     Raises:
         ValueError: if a text is neither run lengths nor an empty mask.
@@ -93,9 +86,10 @@ def read_run_lengths(paths):
             continue
         if table is not None:
             tables[path.name] = table
-    if len(tables) != 1:
+    ids = [set(map(image_id, table["ImageId"])) for table in tables.values()]
+    if not tables or len(set().union(*ids)) < sum(map(len, ids)):
         return None, [*tables, *unreadable]
-    [(name, table)] = tables.items()
+    name, table = " and ".join(tables), pd.concat(tables.values(), ignore_index=True)
     _check_names(table["ImageId"], name)
     empty = table["runs"].str.fullmatch(_NO_MASK)
     bad = ~empty & ~table["runs"].str.fullmatch(_RUNS)

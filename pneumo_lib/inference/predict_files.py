@@ -15,6 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pneumo_lib._files import atomic_write, begin_folder, file_lock
+from pneumo_lib.data.files import image_id
 from pneumo_lib.inference.dicom_seg import segment_studies
 from pneumo_lib.inference.overlay import draw_overlay, write_png
 from pneumo_lib.inference.predict import ahead, find_images, predict
@@ -159,7 +160,9 @@ def _write_pictures(prediction, *, out, settings):
 def _output_name(row, path):
     """File name without suffix: unique per path and content, the same in the next call."""
     digest = hashlib.sha256(f"{row['file']}\0{row['sha256']}".encode()).hexdigest()[:8]
-    stem = re.sub(r"^\W|[^A-Za-z0-9._-]", "_", path.stem)  # no formula, option or hidden file
+    stem = re.sub(
+        r"^\W|[^A-Za-z0-9._-]", "_", image_id(path.name)
+    )  # no formula, option or hidden file
     return f"{stem[:100]}-{digest}"
 
 

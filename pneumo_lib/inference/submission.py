@@ -7,10 +7,10 @@ import cv2
 from tqdm.auto import tqdm
 
 from pneumo_lib._files import atomic_write
-from pneumo_lib.data.files import find_files, find_xrays
+from pneumo_lib.data.files import find_files, find_xrays, image_id
 from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.data.siim import read_cases
-from pneumo_lib.data.tables import image_id, read_table
+from pneumo_lib.data.tables import read_table
 from pneumo_lib.inference.predict import predict
 
 HEADER = ("ImageId", "EncodedPixels")

@@ -208,8 +208,12 @@ def test_what_counts_in_a_folder_is_what_counts_for_predict_files(predict, xrays
     shutil.copy(xrays / "half.png", xrays / ".hidden.png")
     (xrays / "notes.txt").write_text("notes")
     (xrays / "circle").symlink_to(xrays, target_is_directory=True)
+    (xrays / "above").symlink_to(xrays.parent, target_is_directory=True)
+    (xrays.parent / "disk").mkdir()
+    shutil.copy(xrays / "half.png", xrays.parent / "disk" / "far.png")
+    (xrays / "linked").symlink_to(xrays.parent / "disk", target_is_directory=True)
     found = [name for name, _ in list_files(str(xrays))]
-    assert len(found) == len(set(found)) == 9
+    assert len(found) == len(set(found)) == 10
     assert set(found) == set(map(str, find_images(xrays)))
 
 

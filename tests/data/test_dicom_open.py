@@ -72,6 +72,36 @@ def test_compressed_pixels_are_read_where_the_syntax_is_missing_or_uncompressed(
     np.testing.assert_array_equal(decode_dicom(with_syntax(data, named)).image, GREY)
 
 
+@pytest.mark.parametrize("named", [uid.JPEGLosslessSV1, uid.JPEGBaseline8Bit, uid.JPEGLSLossless])
+def test_compressed_pixels_of_another_kind_than_named_are_read(named):
+    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
+    frame = imagecodecs.jpeg2k_encode(GREY, level=0, codecformat="j2k")
+    np.testing.assert_array_equal(decode_dicom(dicom_bytes(GREY, named, frame=frame)).image, GREY)
+
+
+def test_pixels_without_their_end_are_called_so_and_not_another_kind_of_object():
+    frame = cv2.imencode(".jpg", GREY)[1].tobytes()
+    data = dicom_bytes(GREY, uid.JPEGBaseline8Bit, frame=frame)
+    for cut in (-8, -100):
+        with pytest.raises(ValueError, match="damaged: its pixels break off"):
+            decode_dicom(data[:cut])
+
+
+def test_pixels_with_fractions_have_their_own_reason():
+    data = dicom_bytes(GREY, PixelData=None, FloatPixelData=GREY.astype("f4").tobytes())
+    with pytest.raises(ValueError, match="its pixels are numbers with fractions"):
+        decode_dicom(data)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"PhotometricInterpretation": "monochrome2"}, {"SamplesPerPixel": None}]
+)
+def test_field_of_an_xray_that_is_badly_written_does_not_lose_it(fields):
+    with pydicom.config.disable_value_validation():
+        data = dicom_bytes(RAMP, **WINDOW, **fields)
+    np.testing.assert_allclose(decode_dicom(data).image, SHOWN, atol=1)
+
+
 def test_raw_pixels_under_a_compressed_syntax_are_read():
     data = with_syntax(dicom_bytes(RAMP, **WINDOW), uid.JPEGLosslessSV1)
     np.testing.assert_allclose(decode_dicom(data).image, SHOWN, atol=1)

@@ -142,3 +142,31 @@ def test_run_lengths_of_1024_pixels_do_not_fit_an_image_of_other_proportions():
     case = {"image_id": "x", "has_pneumothorax": True, "rles": [rle_encode(lesion(1024))]}
     with pytest.raises(ValueError, match=r"a mask of 1024 x 1024 pixels, an image of 512 x 300"):
         read_mask(case, (512, 300))
+
+
+def absolute(mask):
+    """Run lengths as most competitions count them: each offset from the first pixel, which is 1."""
+    flat = np.concatenate([[0], mask.T.ravel(), [0]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges[1::2] -= edges[0::2]
+    return " ".join(map(str, edges))
+
+
+@pytest.mark.parametrize("side", [64, 1024])
+def test_offsets_that_count_from_the_first_pixel_are_refused(side):
+    case = {"image_id": "x", "has_pneumothorax": True, "rles": [absolute(lesion(side))]}
+    with pytest.raises(ValueError, match="offsets from the first pixel for x"):
+        read_mask(case, (side, side))
+
+
+def test_run_lengths_of_thin_and_slanted_regions_are_not_taken_for_other_formats():
+    for mask in (
+        np.eye(64),
+        np.tri(64),
+        np.fliplr(np.tri(64)),
+        np.eye(64, k=-20),
+        np.triu(np.ones((64, 64)), 40),
+    ):
+        text = rle_encode(mask)
+        case = {"image_id": "x", "has_pneumothorax": True, "rles": [text]}
+        np.testing.assert_array_equal(read_mask(case, (64, 64)), mask)

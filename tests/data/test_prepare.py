@@ -17,6 +17,7 @@ from pneumo_lib import runs
 from pneumo_lib.data import arrays, images
 from pneumo_lib.data import prepare as preparation
 from pneumo_lib.data.prepare import find_cases, load_prepared, prepare, prepare_data
+from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.splits import split_cases
 
@@ -161,6 +162,7 @@ SLOW_PREPARE = """
 import sys, time
 from pneumo_lib.data import arrays
 from pneumo_lib.data import prepare as preparation
+from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.data.siim import read_cases
 
 quick = arrays.read_pair
@@ -388,3 +390,46 @@ def test_two_processes_at_once_prepare_the_data_once(png_release, tmp_path):
     assert [process.wait() for process in both] == [0, 0]
     assert sorted(contents(tmp_path / "out")) == FILES
     assert not list(tmp_path.glob("out.*"))
+
+
+# -- copies of the data set
+
+
+def circle(side):
+    return cv2.circle(np.zeros((side, side), np.uint8), (side // 4, side // 3), side // 8, 1, -1)
+
+
+def test_copies_of_a_data_set_in_three_layouts_give_the_same_arrays(tmp_path):
+    """Pairs of folders, PNG with its own run lengths, PNG with the competition's run lengths."""
+    image, mask = np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8), circle(256)
+    header, runs = "ImageId, EncodedPixels", [rle_encode(circle(side)) for side in (256, 1024)]
+    tables = [None, *(f"{header}\na, {text}\nb, -1\n" for text in runs)]
+    made = []
+    for number, table in enumerate(tables):
+        folder = tmp_path / f"copy{number}"
+        for name, pixels in (("a", mask), ("b", 0 * mask)):
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / "images" / f"{name}.png"), image)
+            if table is None:
+                (folder / "masks").mkdir(exist_ok=True)
+                cv2.imwrite(str(folder / "masks" / f"{name}.png"), 255 * pixels)
+        if table is not None:
+            (folder / "train-rle.csv").write_text(table)
+        made.append(prepare(read_cases(folder), tmp_path / f"out{number}", size=64))
+    assert made[0].meta["source"] == "copy0"
+    means = mask.reshape(64, 4, 64, 4).mean(axis=(1, 3))
+    np.testing.assert_array_equal(made[0].masks, [means >= 0.5, 0 * means])
+    for other in made[1:]:
+        np.testing.assert_array_equal(other.images, made[0].images)
+    np.testing.assert_array_equal(made[1].masks, made[0].masks)
+    assert (made[2].masks != made[0].masks).sum() < 12  # a finer circle
+    with_side = made[2].cases["rle_side"]
+    assert with_side.tolist() == [1024, 1024]
+
+
+def test_arrays_are_made_anew_where_run_lengths_turn_out_to_be_of_another_size(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((256, 256), np.uint8))
+    (tmp_path / "rle.csv").write_text("a,9 9\n")
+    cases = read_cases(tmp_path)
+    known = cases.assign(rle_side=1024)
+    assert arrays.fingerprints(cases, size=64) != arrays.fingerprints(known, size=64)

@@ -8,7 +8,9 @@ import pytest
 from dicom_files import dicom_bytes
 
 from pneumo_lib.data.images import read_mask
+from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.data.siim import read_cases
+from pneumo_lib.data.splits import split_cases
 
 
 def write_dicom(path, **fields):
@@ -112,8 +114,9 @@ def test_read_cases_refuses_a_folder_that_is_not_there(tmp_path):
         read_cases(tmp_path / "nowhere")
 
 
-def test_read_cases_refuses_a_folder_of_something_else(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds neither"):
+def test_read_cases_refuses_a_folder_of_something_else_with_the_layouts_that_are(tmp_path):
+    (tmp_path / "x.png").touch()
+    with pytest.raises(FileNotFoundError, match=r"png_images/.*ImageId, EncodedPixels.*masks/x"):
         read_cases(tmp_path)
 
 
@@ -231,3 +234,217 @@ def test_read_cases_reads_the_official_sample(siim_dicom):
     assert set(cases["sex"]) == {"F", "M"}
     assert cases["age"].between(10, 69).all()
     assert cases["pixel_spacing"].between(0.13, 0.2).all()
+
+
+# Copies of the data set, and data sets of one's own
+
+
+LESION = np.zeros((48, 48), np.uint8)
+LESION[10:20, 6:30] = 255
+RUNS = rle_encode(LESION // 255)
+
+
+def write_pngs(folder, names, pixels=None):
+    """Grey images, or the given pixels."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.full((48, 48), 90, np.uint8) if pixels is None else pixels
+        path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["images/a.png", "images/b.png"], ["masks/a.png", "masks/b.png"]),
+        (["Images/a.jpg", "Images/b.png"], ["Masks/a.png", "Masks/b.png"]),
+        (["img/a.png", "img/b.png"], ["mask/a_mask.png", "mask/b_mask.png"]),
+        (["a.png", "b.png"], ["a_mask.png", "b_mask.png"]),
+        (["train/a.png", "train/b.png"], ["masks/a.png", "masks/b.png"]),
+        (["png_images/a.png", "png_images/b.png"], ["png_masks/a.png", "png_masks/b.png"]),
+        (["train/images/a.png", "test/images/b.png"], ["train/masks/a.png", "test/masks/b.png"]),
+        (["images/train/a.png", "images/test/b.png"], ["masks/train/a.png", "masks/test/b.png"]),
+        (["train_images/a.png", "test_images/b.png"], ["train_masks/a.png", "test_masks/b.png"]),
+        (["siim/input/images/a.dcm.png", "siim/input/images/b.dcm.png"],
+         ["siim/input/masks/a.png", "siim/input/masks/b.png"]),
+    ],
+    ids=lambda names: names[0],
+)  # fmt: skip
+def test_read_cases_pairs_images_and_masks_of_equal_names(tmp_path, images, masks):
+    write_pngs(tmp_path, images)
+    write_pngs(tmp_path, masks[:1], LESION)
+    write_pngs(tmp_path, masks[1:], 0 * LESION)
+    cases = read_cases(tmp_path).sort_values("image_id", ignore_index=True)
+    assert cases["image_id"].tolist() == ["a", "b"]
+    assert cases["has_pneumothorax"].tolist() == [True, False]
+    assert cases["image_path"].tolist() == [str(tmp_path / name) for name in images]
+    assert cases["mask_path"].tolist() == [str(tmp_path / name) for name in masks]
+    words = [[w for w in ("train", "test") if w in name] for name in images]
+    assert cases["official_part"].fillna("").tolist() == ["".join(w) for w in words]
+    np.testing.assert_array_equal(read_mask(cases.iloc[0], (48, 48)), LESION // 255)
+
+
+def test_read_cases_keeps_images_of_one_name_in_two_subsets_apart(tmp_path):
+    write_pngs(tmp_path, ["train/images/1.png", "test/images/1.png"])
+    write_pngs(tmp_path, ["train/masks/1.png"], LESION)
+    write_pngs(tmp_path, ["test/masks/1.png"], 0 * LESION)
+    cases = read_cases(tmp_path).set_index("image_id")["has_pneumothorax"]
+    assert cases.to_dict() == {"train/1": True, "test/1": False}
+
+
+def test_read_cases_leaves_out_images_without_a_mask_in_one_line(tmp_path, caplog):
+    write_pngs(tmp_path, ["train/a.png", *(f"test/{n}.png" for n in "wxyz")])
+    write_pngs(tmp_path, ["masks/a.png"], LESION)
+    (tmp_path / "train" / "notes.txt").touch()
+    assert read_cases(tmp_path)["image_id"].tolist() == ["a"]
+    assert "4 X-rays without a mask (w, x, y, ...); they have no label and are" in caplog.text
+    assert "1 files that are no X-rays are left out (1 .txt)" in caplog.text
+    assert len(caplog.messages) == 2
+
+
+def test_read_cases_refuses_masks_without_their_image(tmp_path):
+    write_pngs(tmp_path, ["images/a.png"])
+    write_pngs(tmp_path, ["masks/a.png", "masks/b.png"], LESION)
+    with pytest.raises(
+        FileNotFoundError, match=r"1 masks without an image of their name \(masks/b"
+    ):
+        read_cases(tmp_path)
+
+
+def test_read_cases_does_not_take_masks_of_lungs_for_those_of_pneumothorax(tmp_path):
+    write_pngs(tmp_path, ["images/a.png"])
+    write_pngs(tmp_path, ["masks/a.png", "lung_masks/a.png"], LESION)
+    with pytest.raises(FileNotFoundError, match=r"1 masks without an image of their name \(lung_"):
+        read_cases(tmp_path)
+
+
+def test_read_cases_refuses_masks_none_of_which_has_an_image(tmp_path):
+    write_pngs(tmp_path, ["images/a.png"])
+    write_pngs(tmp_path, ["masks/a_0.png", "masks/a_1.png"], LESION)  # one file per lesion
+    with pytest.raises(
+        FileNotFoundError, match=r"2 masks without an image of their name \(masks/a"
+    ):
+        read_cases(tmp_path)
+
+
+def test_read_cases_unites_tables_of_different_images(official_release):
+    table = official_release / "siim" / "train-rle.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:4]))
+    (official_release / "stage_2_train.csv").write_text("ImageId,EncodedPixels\n" + lines[4])
+    assert sorted(read_cases(official_release)["image_id"]) == ["1.1", "1.2", "1.3"]
+
+
+def test_read_cases_leaves_a_mask_that_cannot_be_read_to_prepare(tmp_path):
+    write_pngs(tmp_path, ["images/a.png"])
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(b"broken")
+    [case] = read_cases(tmp_path).to_dict("records")
+    with pytest.raises(ValueError, match=r"complete PNG.*a\.png"):
+        read_mask(case, (48, 48))
+
+
+@pytest.mark.parametrize("below", ["", "siim/input"])
+@pytest.mark.parametrize("suffix", ["", ".dcm", ".png"])
+def test_read_cases_reads_png_copies_with_a_run_length_table(tmp_path, below, suffix):
+    write_pngs(tmp_path / below, ["train/1.2.5.png", "train/1.2.6.png"])
+    table = f"ImageId,EncodedPixels\n1.2.5{suffix},{RUNS}\n1.2.6{suffix},-1\n"
+    (tmp_path / below / "train-rle.csv").write_text(table)
+    cases = read_cases(tmp_path)
+    assert cases["image_id"].tolist() == ["1.2.5", "1.2.6"]
+    assert cases["has_pneumothorax"].tolist() == [True, False]
+    np.testing.assert_array_equal(read_mask(cases.iloc[0], (48, 48)), LESION // 255)
+
+
+@pytest.mark.parametrize(
+    "empty", ["-1", " -1", "-1.0", "-1.", "", "nan", "NaN", "None", "null", "N/A", "<NA>", "[]"]
+)
+def test_read_cases_knows_every_public_spelling_of_no_mask(official_release, empty):
+    table = f"ImageId, EncodedPixels\n1.1,{empty}\n1.2,0 2\n1.2,1 1 2 1\n1.3,{empty}\n"
+    (official_release / "siim" / "train-rle.csv").write_text(table)
+    cases = read_cases(official_release)
+    assert cases["has_pneumothorax"].tolist() == [False, True, False]
+    assert cases["rles"][0] == ["-1"]
+
+
+@pytest.mark.parametrize("text", ["yes", "1 2 x", "-1 -1", "1.5 2", "-2"])
+def test_read_cases_refuses_text_that_is_neither_runs_nor_no_mask(official_release, text):
+    table = f"ImageId, EncodedPixels\n1.1,-1\n1.2,0 2\n1.3,{text}\n"
+    (official_release / "siim" / "train-rle.csv").write_text(table)
+    with pytest.raises(ValueError, match=f"must be run lengths.*Received: '{text}' in 1 rows"):
+        read_cases(official_release)
+
+
+@pytest.mark.parametrize(
+    "header", ["ImageId,EncodedPixels", "image_id,encoded_pixels", "Image ID, Encoded Pixels"]
+)
+def test_read_cases_knows_a_run_length_table_by_its_words(official_release, header):
+    table = f"{header}\n1.1, -1\n1.2,0 2\n1.3,3 3\n"
+    (official_release / "siim" / "train-rle.csv").write_text(table)
+    assert len(read_cases(official_release)) == 3
+
+
+def test_read_cases_reads_a_table_that_pandas_saved_with_row_numbers(official_release):
+    table = ",ImageId,EncodedPixels\n0,1.1,-1\n1,1.2,0 2\n2,1.3,3 3\n"
+    (official_release / "siim" / "train-rle.csv").write_text(table)
+    assert read_cases(official_release)["rles"].tolist() == [["-1"], ["0 2"], ["3 3"]]
+
+
+@pytest.mark.parametrize("known_by", ["runs", "ids"])
+def test_run_lengths_of_the_competition_fit_images_of_any_size(tmp_path, known_by):
+    large = np.zeros((1024, 1024), np.uint8)
+    large[256:512, 128:384] = 1
+    name = "1.2.276.0.7230010.3.1.4.8323329.6.7" if known_by == "ids" else "a"
+    runs = "3840 2" if known_by == "ids" else rle_encode(large)
+    write_pngs(tmp_path, [f"{name}.png"])
+    (tmp_path / "rle.csv").write_text(f"ImageId,EncodedPixels\n{name},{runs}\n")
+    [case] = read_cases(tmp_path).to_dict("records")
+    assert case["rle_side"] == 1024
+    if known_by == "runs":  # a quarter of the height, from a quarter; and from an eighth
+        mask = read_mask(case, (64, 64))
+        assert mask[16:32, 8:24].all()
+        assert mask.sum() == 16 * 16
+
+
+def test_read_cases_follows_folders_that_are_links(official_release, caplog):
+    disk = official_release.parent / "disk"
+    (official_release / "siim" / "dicom-images-train").rename(disk)
+    (official_release / "siim" / "dicom-images-train").symlink_to(disk)
+    cases = read_cases(official_release)
+    assert cases["official_part"].tolist() == ["train", "train", "test"]
+    assert "1 links are followed (siim/dicom-images-train -> " in caplog.text
+
+
+def test_table_names_no_file_outside_of_its_folder_through_links_neither(png_release):
+    outside = png_release.parent / "outside"
+    (png_release / "png_images" / "0_train_1_.png").rename(png_release.parent / "x.png")
+    outside.mkdir()
+    (png_release.parent / "x.png").rename(outside / "x.png")
+    (png_release / "png_images" / "link").symlink_to(outside)
+    table = png_release / "stage_1_train_images.csv"
+    for name in ("link/x.png", "../../outside/x.png", str(outside / "x.png")):
+        lines = table.read_text().splitlines()
+        lines[1] = f"{name},train.0,1"
+        table.write_text("\n".join(lines))
+        with pytest.raises(FileNotFoundError, match="1 rows without a file in png_images"):
+            read_cases(png_release)
+
+
+def test_patients_that_fit_no_image_or_not_all_are_told(png_release, caplog):
+    path = png_release / "patients.csv"
+    text = path.read_text()
+    path.write_text(text.replace("train.0,", "train.00,"))
+    assert read_cases(png_release)["patient_id"].isna().sum() == 1
+    assert "patients.csv: 1 of 12 images have no patient" in caplog.text
+    path.write_text(text.replace(",", ".png,").replace("ImageId.png", "ImageId"))
+    cases = read_cases(png_release)
+    assert "patients.csv fits no image: none of its 12 ids, such as test.0.png," in caplog.text
+    with pytest.raises(ValueError, match="whose ids match the images"):
+        split_cases(cases, scheme="patient", near_duplicates=False)
+
+
+def test_headers_of_older_files_are_read_too(official_release):
+    path = next(official_release.rglob("1.3.dcm"))
+    with_meta = path.read_bytes()
+    path.write_bytes(with_meta[144 + int.from_bytes(with_meta[140:144], "little") :])
+    assert read_cases(official_release)["age"].tolist() == [45, 45, 45]

@@ -255,3 +255,9 @@ def test_names_numbers_and_dates_of_the_patient_are_nowhere_in_the_output(
         assert secret not in said
         assert not any(secret.encode() in content for content in written)
     assert "SECRET" in str(pydicom.dcmread(xrays / "good.dcm"))  # it was there to be found
+
+
+def test_output_of_a_uid_without_suffix_keeps_its_last_number(bright, xrays, tmp_path):
+    (xrays / "white.dcm").rename(xrays / "1.2.276.0.7230010.878027")
+    [row] = predict_files(xrays / "1.2.276.0.7230010.878027", bright, tmp_path / "out").rows
+    assert row["output"].startswith("1.2.276.0.7230010.878027-")

@@ -122,15 +122,18 @@ def test_data_set_without_parts_is_predicted_whole(siim_dicom, bright, tmp_path)
     assert write_submission(siim_dicom, bright, tmp_path / "s.csv") == (10, [])
 
 
+@pytest.mark.parametrize("suffix", ["", ".dcm"])
 @pytest.mark.parametrize("below", ["", "dicom-images-test"])
-def test_test_images_of_the_official_download_are_those_of_its_sample(bright, tmp_path, below):
+def test_test_images_of_the_official_download_are_those_of_its_sample(
+    bright, tmp_path, below, suffix
+):
     for name in ("train/1.1", "train/1.2", "test/1.3", "test/1.4"):
         path = tmp_path / "siim" / f"dicom-images-{name}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(dicom_bytes(np.zeros((64, 64), np.uint8)))
     (tmp_path / "siim" / "train-rle.csv").write_text("ImageId, EncodedPixels\n1.1, -1\n1.2, 9 5\n")
     sample = tmp_path / "siim" / below / "sample_submission.csv"
-    sample.write_text("ImageId,EncodedPixels\n1.3,-1\n1.4,-1\n")
+    sample.write_text(f"ImageId,EncodedPixels\n1.3{suffix},-1\n1.4{suffix},-1\n")
     assert write_submission(tmp_path / "siim" / below, bright, tmp_path / "s.csv") == (2, [])
     assert [name for name, _ in written(tmp_path / "s.csv")[1:]] == ["1.3", "1.4"]
 
