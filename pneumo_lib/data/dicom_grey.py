@@ -138,7 +138,8 @@ def _codes(pixels, header):
     bits, high = header.BitsStored, number(header, "HighBit")
     shift = int(high) + 1 - bits if high is not None else 0
     syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated and syntax != uid.RLELossless and not pixels.max() >> bits:
+    as_allocated = (*uid.UncompressedTransferSyntaxes, uid.RLELossless)
+    if syntax not in as_allocated and not pixels.max() >> bits:
         shift = 0  # the codec has its own number of bits
     if 0 < shift <= 8 * pixels.itemsize - bits:
         pixels = pixels >> shift
