@@ -56,7 +56,10 @@ def levels_of_bytes(header):
     """
     if (header.BitsStored, header.PixelRepresentation) != (8, 0):
         return None
-    table, notes = grey_table(header, np.ones(256))
+    try:
+        table, notes = grey_table(header, np.ones(256))
+    except GreyScaleError:  # the values that there are may differ, or be a single one
+        return None
     steps = np.unique(np.diff(table.astype(int))).tolist()
     return (table, notes) if steps in ([1], [-1]) else None
 

@@ -268,6 +268,10 @@ def test_values_that_vary_never_become_one_grey_level(fields):
         shown(**fields)
 
 
+def test_a_single_value_outside_of_the_window_is_no_reason_to_refuse():
+    assert not shown(np.full((4, 6), 7, np.uint8), 8, WindowCenter=6000, WindowWidth=10).any()
+
+
 def with_text(name, text, **fields):
     """A DICOM file with any text as the value of a field of numbers."""
     value = DataElement(name, "LO", text)
