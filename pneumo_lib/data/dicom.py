@@ -100,15 +100,16 @@ def _decoded(file, shape, *, at_least=None):
     elif codec := CODECS.get(syntax):
         import imagecodecs  # of the extra "dicom"
 
-        # with `out`, a codec refuses a frame of another size instead of allocating memory for it
         decode, kinds = getattr(imagecodecs, codec), (np.uint8, np.uint16)
-        first, other = (
+        # with `out`, a codec refuses a frame of another size instead of allocating memory for it
+        pixels, other = (
             np.empty(shape, kind) for kind in kinds[:: 1 if file.BitsStored <= 8 else -1]
         )
         try:
-            pixels = decode(_frame(file), out=first)
+            decode(_frame(file), out=pixels)
         except ValueError:  # its frame has bits of its own, of which the header's are stored
-            pixels = decode(_frame(file), out=other)
+            pixels = other
+            decode(_frame(file), out=pixels)
     else:
         file.pixel_array_options(correct_unused_bits=False)  # which may be the stored ones
         pixels = file.pixel_array

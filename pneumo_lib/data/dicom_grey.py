@@ -56,7 +56,10 @@ def levels_of_bytes(header):
     """
     if (header.BitsStored, header.PixelRepresentation) != (8, 0):
         return None
-    table, notes = grey_table(header, np.ones(256))
+    try:
+        table, notes = grey_table(header, np.ones(256))
+    except GreyScaleError:  # the values that there are may differ, or be a single one
+        return None
     steps = np.unique(np.diff(table.astype(int))).tolist()
     return (table, notes) if steps in ([1], [-1]) else None
 
@@ -138,7 +141,8 @@ def _codes(pixels, header):
     bits, high = header.BitsStored, number(header, "HighBit")
     shift = int(high) + 1 - bits if high is not None else 0
     syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated and syntax != uid.RLELossless and not pixels.max() >> bits:
+    as_allocated = (*uid.UncompressedTransferSyntaxes, uid.RLELossless)
+    if syntax not in as_allocated and not pixels.max() >> bits:
         shift = 0  # the codec has its own number of bits
     if 0 < shift <= 8 * pixels.itemsize - bits:
         pixels = pixels >> shift

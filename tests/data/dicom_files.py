@@ -49,9 +49,8 @@ def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=N
 def lookup_table(entries, bits, *, first=0, packed=True, order="<", count=None):
     """A sequence with one table of `count` entries; those of 8 bits are `packed`, two in a word."""
     item = Dataset()
-    kind, length = ("SS" if first < 0 else "US"), len(entries) % 2**16
-    length = (length ^ 2**15) - 2**15 if first < 0 else length  # the bits of an unsigned number
-    item.add_new("LUTDescriptor", kind, [length, first, bits])
+    kind = "SS" if first < 0 else "US"
+    item.add_new("LUTDescriptor", kind, [len(entries) % 2**16, first, bits])
     words = np.array(entries[:count]).astype("<u2")
     if bits == 8 and packed:  # the first in the lower byte
         pairs = np.append(entries, [0] * (len(entries) % 2)).astype(np.uint8)

@@ -183,7 +183,6 @@ def test_reported_headers_give_the_grey_levels_of_the_standard(report, syntax):
     np.testing.assert_allclose(image, expected, atol=0.51)
 
 
-@pytest.mark.filterwarnings("ignore:Invalid value")  # pydicom takes the sign for one of US
 @pytest.mark.parametrize(("count", "first"), [(65536, 0), (40000, -100)])
 def test_tables_may_have_more_entries_than_a_signed_number_holds(count, first):
     """pydicom#942: 0 stands for 65,536, and the number of entries has no sign."""
@@ -267,6 +266,10 @@ def test_8_bits_with_a_slope_and_no_window_are_grey_levels():
 def test_values_that_vary_never_become_one_grey_level(fields):
     with pytest.raises(ValueError, match="makes all of its values one grey level"):
         shown(**fields)
+
+
+def test_a_single_value_outside_of_the_window_is_no_reason_to_refuse():
+    assert not shown(np.full((4, 6), 7, np.uint8), 8, WindowCenter=6000, WindowWidth=10).any()
 
 
 def with_text(name, text, **fields):
