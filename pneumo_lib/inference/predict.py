@@ -138,10 +138,11 @@ def load_foreground(run, *, batch_size, xla):
             return decode(encode(batch)).numpy()[: len(images)].copy()
 
     else:
-        whole = compiled(network, shape, "uint8", backbone)
+        members = [part for part in network.layers if part.name.startswith("member_")] or [network]
+        members = [compiled(member, shape, "uint8", backbone) for member in members]
 
-        def foreground(images):
-            return whole(images).numpy()[..., 1].copy()
+        def foreground(images):  # of an ensemble one after the other: each alone fills the memory
+            return np.mean([member(images).numpy()[..., 1] for member in members], axis=0)
 
     def in_steps(images):
         steps = range(0, len(images), batch_size)
