@@ -123,11 +123,13 @@ def load_foreground(run, *, batch_size, xla):
         encoder, head = fcn.split_fcn(network)
         encode = compiled(encoder, backbone, batch_size=batch_size)
         decode = compiled(head, batch_size=batch_size, xla=True)
-    else:
-        encode, decode = compiled(network, backbone, batch_size=batch_size), lambda softmax: softmax
+        members = [lambda images: decode(encode(images))]
+    else:  # of an ensemble one network after the other: each alone fills the memory
+        parts = [part for part in network.layers if part.name.startswith("member_")] or [network]
+        members = [compiled(part, backbone, batch_size=batch_size) for part in parts]
 
     def foreground(images):
-        return decode(encode(images))[..., 1].copy()
+        return np.mean([member(images)[..., 1] for member in members], axis=0)
 
     def in_steps(images):
         steps = range(0, len(images), batch_size)
