@@ -127,7 +127,7 @@ def _correct_syntax(file):
     size = file.Rows * file.Columns * file.SamplesPerPixel * file.BitsAllocated // 8
     syntax = meta.get("TransferSyntaxUID")
     named = syntax in (*CODECS, uid.RLELossless)
-    if pixels[:4] == _ITEM and len(pixels) not in (size, size + 1):
+    if pixels[:4] == _ITEM and (named or len(pixels) not in (size, size + 1)):
         found = _syntax_of(next(generate_frames(pixels, number_of_frames=1)))
         if found and CODECS[found] != CODECS.get(syntax):
             meta.TransferSyntaxUID = found
