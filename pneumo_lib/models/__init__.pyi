@@ -29,7 +29,6 @@ from .fcn import layer_table as layer_table
 from .fcn import parameters as parameters
 from .fcn import split_fcn as split_fcn
 from .fcn import unfreeze as unfreeze
-from .forward import as_graph as as_graph
 from .forward import compiled as compiled
 from .forward import predict_batches as predict_batches
 from .forward import with_preprocessing as with_preprocessing
