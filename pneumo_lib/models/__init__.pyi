@@ -31,7 +31,6 @@ from .fcn import parameters as parameters
 from .fcn import split_fcn as split_fcn
 from .fcn import unfreeze as unfreeze
 from .folding import fold_normalizations as fold_normalizations
-from .forward import as_graph as as_graph
 from .forward import batch_in_memory as batch_in_memory
 from .forward import compiled as compiled
 from .forward import predict_batches as predict_batches

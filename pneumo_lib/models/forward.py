@@ -101,7 +101,7 @@ def compiled(network, backbone=None, *, batch_size, xla=False):
     if backend == "tensorflow":
         predict = _compiled_by_tensorflow(network, xla=xla)
     else:
-        network = keras.Model(network.inputs, network.outputs)  # the caller's stays as compiled
+        network = keras.Model(network.input, network.output)  # the caller's stays as compiled
         network.compile(optimizer=None, jit_compile=backend == "jax")
         predict = network.predict_on_batch
     if not xla and backend != "jax":

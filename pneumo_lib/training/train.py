@@ -135,8 +135,8 @@ def _start_from(model, name):
 def compile_network(network, optimizer, *, loss, backbone=None, distributed=False):
     """`keras.Model` with the weights of `network`, compiled for `fit()` on `CaseBatches`.
 
-    XLA halves the time of a head's step; for whole networks TensorFlow's own convolutions are
-    faster than XLA's on a processor.
+    With TensorFlow, XLA halves the time of a head's step; for whole networks its own convolutions
+    are faster on a processor, and under a strategy neither XLA nor several steps an execution work.
 
     Args:
         network: `keras.Model` of which all trainable weights are to learn.
@@ -147,13 +147,13 @@ def compile_network(network, optimizer, *, loss, backbone=None, distributed=Fals
     """
     heads_only = backbone is None
     network = network if heads_only else with_preprocessing(network, backbone)
-    many_steps = heads_only and not distributed  # TensorFlow: neither works under a strategy
-    xla = {"tensorflow": many_steps, "jax": True, "torch": False}
+    backend = keras.backend.backend()
+    many_steps = heads_only and not distributed and backend == "tensorflow"
     network.compile(
         optimizer=optimizer,
         loss=get_loss(loss),
         weighted_metrics=[SegmentationScores()],
-        jit_compile=xla[keras.backend.backend()],
+        jit_compile=many_steps or backend == "jax",
         steps_per_execution=_STEPS_PER_EXECUTION if many_steps else 1,
     )
     optimizer.build(network.trainable_variables)

@@ -45,13 +45,21 @@ class HashedDropout(keras.layers.Dropout):
         position = ops.cast(ops.arange(shape[0] * count, dtype="int32"), "uint32")
         # Positions are mixed first, or neighbouring seeds would only reorder the same noise.
         noise = _mix(ops.bitwise_xor(_mix(position), _mix(seed[0] + _mix(seed[1]))))
-        kept = ops.reshape(noise >= np.uint32(min(self.rate * 2**32, 2**32 - 1)), shape)
+        dropped = np.uint32(min(self.rate * 2**32, 2**32 - 1))
+        kept = ops.reshape(ops.greater_equal(noise, dropped), shape)
         scale = 1 / max(1 - self.rate, 1e-7)
         return ops.where(kept, inputs * scale, ops.zeros_like(inputs))
 
 
 def _mix(x):
     """Hash of each uint32: every bit of the result depends on every bit of `x`."""
+    x = _as_32_bits(x)
     for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-        x = ops.bitwise_xor(x, ops.right_shift(x, np.uint32(shift))) * np.uint32(factor)
+        x = ops.bitwise_xor(x, ops.right_shift(x, np.uint32(shift)))
+        x = _as_32_bits(ops.multiply(x, np.uint32(factor)))
     return ops.bitwise_xor(x, ops.right_shift(x, np.uint32(15)))
+
+
+def _as_32_bits(x):
+    """`x` modulo 2**32: PyTorch has no uint32, so that Keras computes in int64 there."""
+    return ops.bitwise_and(x, 2**32 - 1) if keras.backend.backend() == "torch" else x
