@@ -48,12 +48,13 @@ better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=p
 	  pl.study.run_experiments(sys.argv[1], overrides={k: v for k, v in zip(names, sys.argv[2:]) if v})' \
 	  "$(or $(PARAMS),params/better.yaml)" "$(if $(DATA),$(abspath $(DATA)))" "$(if $(WEIGHTS),$(abspath $(WEIGHTS)))"
 
-# Of the folders that train, and of tests that start programs, none: for the inner loop.
+# For the inner loop: no folder that trains, and no test that starts processes.
 CHECKED := data evaluation plots study/test_parameters.py study/test_slides.py test_files.py \
   test_house.py test_names.py test_notebooks.py test_packaging.py
 
 check: lint ## style, import rule and the tests that train nothing, in a minute
-	@$(BIN)/python -m pytest -n 2 -q $(addprefix tests/,$(CHECKED))
+	@$(BIN)/python -m pytest -n 2 -q -k "not (process or killed or worker or jupyter)" \
+	  $(addprefix tests/,$(CHECKED))
 
 # Two processes: one runs the notebooks while the other tests; more would need more memory.
 test: env ## all tests; nbval runs every notebook at its embedded defaults

@@ -1,7 +1,6 @@
 """Plots of the data: class balance, areas and positions of masks, splits."""
 
 import numpy as np
-import seaborn as sns
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -38,6 +37,8 @@ def mask_areas(masks, *, ax=None, note=None):
     Raises:
         ValueError: if all masks are empty.
     """
+    import seaborn as sns
+
     ax = new_axes(ax, note)
     areas = [100 * np.mean(masks[i]) for i in _positive(masks)]
     sns.histplot(areas, bins=20, log_scale=True, color=SKY, ax=ax)

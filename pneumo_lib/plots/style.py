@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from matplotlib.colors import to_rgb, to_rgba_array
@@ -42,6 +41,8 @@ _SMALL_PRINT = {"fontsize": 13, "fontstyle": "italic", "color": "dimgray"}
 
 def use_style():
     """Set matplotlib's defaults: 16:9, fonts that can be read from the back of a room."""
+    import seaborn as sns  # half of the time that importing this module would take
+
     sns.set_theme(
         style="ticks",
         palette=[BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, YELLOW, BLACK],
