@@ -111,7 +111,10 @@ def _decoded(file, shape, *, at_least=None):
             pixels = other
             decode(_frame(file), out=pixels)
     else:
-        file.pixel_array_options(correct_unused_bits=False)  # which may be the stored ones
+        # Unused bits may be the stored ones. Of compressed pixels pydicom only suspects, in a
+        # warning, that they are not compressed if they are as long as that.
+        options = {"correct_unused_bits": False, "validate": syntax != uid.RLELossless}
+        file.pixel_array_options(**options)
         pixels = file.pixel_array
         if pixels.shape != shape:
             raise Refused("its pixels do not have the size that its header claims")

@@ -49,6 +49,14 @@ def test_uncompressed_deflated_and_rle_pixels_are_read(syntax, bits):
     np.testing.assert_allclose(image, stretched(pixels, 0, 2**bits - 1), atol=1)
 
 
+def test_rle_pixels_as_long_as_without_compression_are_read():
+    pixels = np.tile(np.arange(16, dtype=np.uint8), (66, 1))  # no runs: RLE makes them longer
+    pixels[:10] = 0  # and these make up for it
+    data = dicom_bytes(pixels, uid.RLELossless)
+    assert len(pydicom.dcmread(BytesIO(data)).PixelData) == pixels.size
+    np.testing.assert_array_equal(decode_dicom(data).image, pixels)
+
+
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize(
     ("syntax", "codec", "options"),
