@@ -10,6 +10,7 @@ import numpy as np
 from pydicom import uid
 from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
+from pydicom.pixels import get_decoder
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
 from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, levels_of_bytes
@@ -111,11 +112,10 @@ def _decoded(file, shape, *, at_least=None):
             pixels = other
             decode(_frame(file), out=pixels)
     else:
-        # Unused bits may be the stored ones. Of compressed pixels pydicom only suspects, in a
-        # warning, that they are not compressed if they are as long as that.
+        # Unused bits may be the stored ones. Of compressed pixels pydicom suspects, in a warning,
+        # that they are not compressed if they are as long as that.
         options = {"correct_unused_bits": False, "validate": syntax != uid.RLELossless}
-        file.pixel_array_options(**options)
-        pixels = file.pixel_array
+        pixels, _ = get_decoder(syntax).as_array(file, **options)
         if pixels.shape != shape:
             raise Refused("its pixels do not have the size that its header claims")
         pixels = pixels.astype(f"u{pixels.itemsize}")
