@@ -171,7 +171,9 @@ def _fit(network, part, data, config, folder, callbacks):
     history, scores = state.load_state(folder, variables)
     averaged = keras.callbacks.SwapEMAWeights() if config.ema else None
     score = partial(score_cases, part, data, test_time_flip=config.test_time_flip)
-    train.start_epoch(len(history) + 1)  # threads of JAX and PyTorch read ahead before callbacks
+    if keras.backend.backend() != "tensorflow":
+        # Else fit() builds on a first batch that is then missing from the threads that read ahead.
+        network.test_on_batch(*train[0])
     bar = {"total": config.epochs, "initial": len(history), "desc": config.backbone}
     with tqdm(**bar, unit="epoch") as bar:
         network.fit(
