@@ -116,13 +116,22 @@ def _from_folder(url, without):
             continue  # a link may lead in circles
         seen.add(real)
         entries = {entry["name"].rstrip("/"): entry for entry in store.ls(folder, detail=True)}
-        entries = sorted((name, entry) for name, entry in entries.items() if name != folder)
+        names = sorted(entries.keys() - {folder})
+        entries = [(name, _followed(store, entries[name])) for name in names]
         inner = {name: e.get("islink") for name, e in entries if e["type"] == "directory"}
         folders += [name for name in reversed(inner) if not inner[name]]
         links += [name for name in inner if inner[name]]
         for name, entry in _xrays(store, entries):
             changes = [entry[key] for key in _STAMPS if entry.get(key)][:1]
             yield full_name(store, name), f"{entry['size']} {changes}"
+
+
+def _followed(store, entry):
+    """The entry of what a link leads to; a link to nothing stays what it is, no file."""
+    try:
+        return store.info(entry["name"]) if entry.get("islink") else entry
+    except OSError:
+        return entry
 
 
 def _xrays(store, entries):

@@ -215,8 +215,10 @@ def test_what_counts_in_a_folder_is_what_counts_for_predict_files(predict, xrays
     (xrays.parent / "disk").mkdir()
     shutil.copy(xrays / "half.png", xrays.parent / "disk" / "far.png")
     (xrays / "linked").symlink_to(xrays.parent / "disk", target_is_directory=True)
+    (xrays / "one.png").symlink_to(xrays.parent / "disk" / "far.png")
+    (xrays / "gone.png").symlink_to(xrays.parent / "nothing.png")
     found = [name for name, _ in list_files(str(xrays))]
-    assert len(found) == len(set(found)) == 10
+    assert len(found) == len(set(found)) == 11
     assert set(found) == set(map(str, find_images(xrays)))
 
 
