@@ -92,7 +92,7 @@ def test_a_module_prints_asserts_evaluates_and_unpickles_nothing_and_starts_no_s
 
 def test_the_spine_grows_no_longer():
     """The aim is 3,000 lines; whoever shortens it lowers the number."""
-    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_550
+    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_450
 
 
 def test_the_library_grows_no_longer():
