@@ -58,6 +58,9 @@ def test_a_run_of_one_backend_is_opened_predicted_and_verified_on_another(
 @pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is an extra of the benchmarks"
 )
+@pytest.mark.xfail(
+    strict=True, reason="torch 2.15 on a processor, backward pass: grad_input must be contiguous"
+)
 def test_pytorch_trains_an_epoch(tmp_path, monkeypatch):
     study("torch", tmp_path, train={"head": HEAD, "whole": WHOLE}, opened=["head"])
     monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
