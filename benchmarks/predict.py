@@ -86,8 +86,8 @@ def from_files(paths, run):
 
 
 def backbone_alone(encoder, images, backbone):
-    forward = features.compiled(encoder, (SIZE, SIZE), "uint8", backbone)
-    return lambda: [forward(images[i : i + BATCH]).numpy() for i in range(0, len(images), BATCH)]
+    forward = features.compiled(encoder, backbone, batch_size=BATCH)
+    return lambda: [forward(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
 
 
 def find_sources(folder, count):

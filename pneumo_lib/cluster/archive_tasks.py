@@ -24,6 +24,7 @@ from pneumo_lib.runs import Run
 SCHEMA = pa.schema(list(ARCHIVE_COLUMNS.items()))
 _BATCH = 32
 _READERS = 16  # threads that read and decode ahead; most wait for the store
+_CHECKSUM = b"pneumo.sha256"
 
 
 def predict_partition(partition, *, out, settings):
@@ -47,9 +48,9 @@ def predict_partition(partition, *, out, settings):
     data = store.cat_file(path) if store.exists(path) else b""
     table = read_whole(data, partition.files)
     if is_new := table is None:
-        table, sink = _predict(partition.files, out, settings), BytesIO()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        save(data := sink.getvalue(), store, path)
+        table = _predict(partition.files, out, settings)
+        data = _as_parquet(table)
+        save(data, store, path)
     failed = [(row["file"], row["error"]) for row in table.to_pylist() if row["error"]]
     return len(data), hashlib.sha256(data).hexdigest(), table.num_rows, failed, is_new
 
@@ -60,10 +61,24 @@ def read_whole(data, files):
         table = pq.read_table(BytesIO(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError):
         return None
-    if table.schema != SCHEMA or table["file"].to_pylist() != list(map(text_of, files)):
+    # what pages' own checksums do not see: a part that was written again with other numbers
+    recorded = (table.schema.metadata or {}).get(_CHECKSUM, b"").decode()
+    same_files = table["file"].to_pylist() == list(map(text_of, files))
+    if table.schema != SCHEMA or recorded != _checksum(table) or not same_files:
         return None
     # a file without checksum could not be read: the store may answer this time
     return None if table["sha256"].null_count else table
+
+
+def _checksum(table):
+    return hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest()
+
+
+def _as_parquet(table):
+    whole = table.replace_schema_metadata({_CHECKSUM: _checksum(table)})
+    sink = BytesIO()
+    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
 
 
 def _predict(files, out, settings):

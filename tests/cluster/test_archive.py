@@ -138,6 +138,14 @@ def test_second_call_predicts_nothing_and_writes_no_part(predict, xrays, tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
 
 
+def changed_numbers(data):
+    table = pq.read_table(BytesIO(data))
+    place, sink = table.schema.get_field_index("area_px"), BytesIO()
+    changed = table.set_column(place, "area_px", [[7] * table.num_rows])
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), sink)
+    return sink.getvalue()
+
+
 def without_a_column(data):
     sink = BytesIO()
     pq.write_table(pq.read_table(BytesIO(data)).drop_columns("area_px"), sink)
@@ -150,9 +158,10 @@ def without_a_column(data):
         lambda data: data[: len(data) // 2],
         lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
         lambda data: b"",
+        changed_numbers,
         without_a_column,
     ],
-    ids=["torn", "one bit", "empty", "column"],
+    ids=["torn", "one bit", "empty", "numbers", "column"],
 )
 def test_damaged_part_is_made_again_and_the_others_are_not(predict, xrays, tmp_path, damage):
     more(xrays, 9)
