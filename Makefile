@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
-NEUTRAL := tests/models/test_forward_compiled.py $(patsubst %,tests/training/test_%.py,losses metrics augmentation) # on JAX too
+NEUTRAL := tests/models/test_forward.py $(patsubst %,tests/training/test_%.py,losses metrics augmentation) # on JAX too
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help

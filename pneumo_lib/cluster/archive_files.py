@@ -14,7 +14,8 @@ import numpy as np
 from fsspec.core import url_to_fs
 
 from pneumo_lib._files import atomic_write
-from pneumo_lib.data.images import SUFFIXES, is_dicom
+from pneumo_lib.data.dicom_open import is_dicom
+from pneumo_lib.data.files import SUFFIXES
 
 _STAMPS = ("ETag", "etag", "mtime", "LastModified")  # one of which changes when a file is replaced
 

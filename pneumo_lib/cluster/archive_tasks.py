@@ -61,17 +61,17 @@ def read_whole(data, files):
         table = pq.read_table(BytesIO(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError):
         return None
-    # what pages' own checksums do not see: a part that was written again with other numbers
-    recorded = (table.schema.metadata or {}).get(_CHECKSUM, b"").decode()
-    same_files = table["file"].to_pylist() == list(map(text_of, files))
-    if table.schema != SCHEMA or recorded != _checksum(table) or not same_files:
+    if table.schema != SCHEMA or table["file"].to_pylist() != list(map(text_of, files)):
+        return None
+    # what the pages' own checksums do not see: a part that was written again with other numbers
+    if (table.schema.metadata or {}).get(_CHECKSUM) != _checksum(table):
         return None
     # a file without checksum could not be read: the store may answer this time
     return None if table["sha256"].null_count else table
 
 
 def _checksum(table):
-    return hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest().encode()
 
 
 def _as_parquet(table):

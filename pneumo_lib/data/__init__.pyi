@@ -11,13 +11,13 @@ from . import rle as rle
 from . import siim as siim
 from . import splits as splits
 from . import tables as tables
-from .dicom import MOST_PIXELS as MOST_PIXELS
+from .dicom_open import MOST_PIXELS as MOST_PIXELS
 from .dicom import XRay as XRay
 from .dicom import claimed_shape as claimed_shape
 from .dicom import decode_dicom as decode_dicom
 from .download import DATASETS as DATASETS
 from .download import fetch as fetch
-from .images import SUFFIXES as SUFFIXES
+from .files import SUFFIXES as SUFFIXES
 from .images import decode_xray as decode_xray
 from .images import inside_frame as inside_frame
 from .images import is_dicom as is_dicom

@@ -14,7 +14,7 @@ from pydicom.pixels import get_decoder
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
 from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, levels_of_bytes
-from pneumo_lib.data.dicom_open import CODECS, MOST_PIXELS, Refused, open_dicom
+from pneumo_lib.data.dicom_open import CODECS, Refused, open_dicom
 
 _GREY_SPREAD = 16  # levels between the channels of grey, which JPEG rounds
 _COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most

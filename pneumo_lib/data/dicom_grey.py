@@ -11,7 +11,6 @@ from pydicom import uid
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
 
-
 # whose Modality LUT leads back to the intensity of the beam, and is not for display
 _ANGIOGRAPHY = (uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage)
 

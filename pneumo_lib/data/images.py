@@ -8,7 +8,6 @@ import numpy as np
 
 from pneumo_lib.data.dicom import XRay, claimed_shape, decode_dicom
 from pneumo_lib.data.dicom_grey import stretch
-from pneumo_lib.data.files import SUFFIXES as SUFFIXES
 from pneumo_lib.data.dicom_open import MOST_PIXELS, is_dicom
 from pneumo_lib.data.masks import binary_mask, rle_shape
 from pneumo_lib.data.rle import rle_decode

@@ -49,7 +49,7 @@ def _cut(grey):
 
 
 def _refuse_labels(grey, span):
-    """Raises `ValueError` if areas of one grey level, as no smooth edge has, are of more than two."""
+    """Raises `ValueError` if areas of one grey level, as no smooth edge has, are more than two."""
     square = np.ones((3, 3), np.uint8)
     levels = np.flatnonzero(np.bincount(grey[cv2.erode(grey, square) == cv2.dilate(grey, square)]))
     noise = span * _NOISE if np.count_nonzero(np.bincount(grey.ravel())) > _FEW else 0

@@ -125,7 +125,7 @@ def _listed(broken, cases):
 
 
 def _describe(cases):
-    paths = [*cases["image_path"], *(cases["mask_path"] if "mask_path" in cases else ())]
+    paths = [*cases["image_path"], *cases.get("mask_path", ())]
     root = Path(os.path.commonpath([Path(path).parent for path in paths]))
     root = root.parent if root.name == "png_images" else root
     split = "split" in cases

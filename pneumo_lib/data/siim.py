@@ -223,7 +223,7 @@ def _with_patients(cases, root):
     found = cases["image_id"].map(patients).astype("str")
     if name and found.isna().all():
         logger.warning(
-            "%s fits no image: none of its %d ids, such as %s, is one of the data set's, such as %s",
+            "%s fits no image: none of its %d ids, such as %s, is one of the images', such as %s",
             *(name, len(patients), *patients.index[:1], cases["image_id"].iloc[0]),
         )
     elif name and (unknown := found.isna().sum()):

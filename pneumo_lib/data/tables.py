@@ -1,4 +1,4 @@
-"""Tables of a data set as text: read whole and checked, since names and labels in them are trusted."""
+"""Tables of a data set as text: read whole and checked, since their names and labels count."""
 
 import gzip
 import re
@@ -95,8 +95,8 @@ def read_run_lengths(paths):
     bad = ~empty & ~table["runs"].str.fullmatch(_RUNS)
     if bad.any():
         raise ValueError(
-            f"EncodedPixels in {name} must be run lengths, pairs `offset length`, or -1 where there "
-            f"is no mask. Received: {table['runs'][bad].iloc[0][:40]!r} in {bad.sum()} rows"
+            f"EncodedPixels in {name} must be run lengths, pairs `offset length`, or -1 where "
+            f"there is no mask. Received: {table['runs'][bad].iloc[0][:40]!r} in {bad.sum()} rows"
         )
     runs = table["runs"].mask(empty, "-1")
     return runs.groupby(table["ImageId"].map(image_id), sort=False).agg(list), [name]

@@ -9,6 +9,7 @@ from keras import ops, tree
 from tqdm.auto import tqdm
 
 from pneumo_lib.models.backbones import preprocess
+from pneumo_lib.models.layers.conv_transpose import has_gpu
 
 
 def predict_batches(
@@ -46,9 +47,10 @@ def predict_batches(
 def batch_in_memory(size, *, most):
     """Images of `size` pixels a side that go through a network at once, in less than 2 GB.
 
-    32 of 128 pixels, 2 of 512 pixels, one of more, and never more than `most`.
+    32 of 128 pixels, 2 of 512 pixels, one of more, and never more than `most`. On a GPU, which
+    has memory of its own and is slow with few images, `most`.
     """
-    return max(1, min(most, 32 * 128**2 // size**2))
+    return most if has_gpu() else max(1, min(most, 32 * 128**2 // size**2))
 
 
 @keras.saving.register_keras_serializable(package="pneumo")

@@ -131,7 +131,9 @@ REPORTS = {
         line(4095.0 - RAMP, 0, 4095),
     ),
     "Weasis#372, Daikon#35: MONOCHROME1 and INVERSE are one inversion": (
-        WINDOW | INVERTED | {"PresentationLUTShape": "INVERSE", "PixelIntensityRelationshipSign": -1},
+        WINDOW
+        | INVERTED
+        | {"PresentationLUTShape": "INVERSE", "PixelIntensityRelationshipSign": -1},
         255 - line(RAMP, 0, 4095),
     ),
     "dcm4che#944: the shape decides where the two contradict": (
@@ -308,7 +310,10 @@ def test_padding_range_that_holds_all_values_is_ignored_and_noted():
 
 
 def test_a_shape_that_contradicts_the_photometric_interpretation_is_noted():
-    for fields in (INVERTED | {"PresentationLUTShape": "IDENTITY"}, {"PresentationLUTShape": "INVERSE"}):
+    for fields in (
+        INVERTED | {"PresentationLUTShape": "IDENTITY"},
+        {"PresentationLUTShape": "INVERSE"},
+    ):
         [note] = decode_dicom(dicom_bytes(RAMP, bits=12, **WINDOW | fields)).notes
         assert "PresentationLUTShape contradicts" in note
 

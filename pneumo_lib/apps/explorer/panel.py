@@ -11,7 +11,8 @@ import pandas as pd
 import traitlets
 
 from pneumo_lib.apps.explorer import cases
-from pneumo_lib.data.images import SUFFIXES, read_image, resize_image
+from pneumo_lib.data.files import SUFFIXES
+from pneumo_lib.data.images import read_image, resize_image
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.runs import caveats, load_operating_point, open_run
