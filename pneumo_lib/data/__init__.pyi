@@ -11,10 +11,10 @@ from . import rle as rle
 from . import siim as siim
 from . import splits as splits
 from . import tables as tables
-from .dicom_open import MOST_PIXELS as MOST_PIXELS
 from .dicom import XRay as XRay
 from .dicom import claimed_shape as claimed_shape
 from .dicom import decode_dicom as decode_dicom
+from .dicom_open import MOST_PIXELS as MOST_PIXELS
 from .download import DATASETS as DATASETS
 from .download import fetch as fetch
 from .files import SUFFIXES as SUFFIXES
