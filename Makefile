@@ -16,18 +16,20 @@ help: ## list these commands
 env: .venv/installed ## create .venv with the exact versions of requirements.lock
 
 # Done again only when the lock or pyproject.toml changed. uv installs in a fifth of the time of pip,
-# which goes on where uv cannot be had. --require-hashes also checks what was downloaded, and
-# --no-deps takes the lock as it is: pip 23 looks for the newest version of `coverage[toml]`, which
-# pytest-cov asks for, though `coverage` is pinned, and then refuses it. The editable package itself
-# is installed in a second step, without fetching a build tool (setuptools is one of the packages).
+# which goes on where uv cannot be had or fails; --system-certs, as a company's network may have a
+# certificate of its own. --require-hashes also checks what was downloaded, and --no-deps takes the
+# lock as it is: pip 23 looks for the newest version of `coverage[toml]`, which pytest-cov asks for,
+# though `coverage` is pinned, and then refuses it. The editable package itself is installed in a
+# second step, without fetching a build tool (setuptools is one of the packages).
 .venv/installed: requirements.lock pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || \
 	  echo "uv could not be installed: pip goes on without it, which takes some minutes." >&2
 	@echo "Installing the exact versions of requirements.lock into .venv ..."
-	@pip="$(BIN)/python -m pip install --disable-pip-version-check"; \
-	  [ ! -x $(BIN)/uv ] || pip="$(BIN)/uv pip install --python $(BIN)/python"; \
-	  $$pip --quiet --require-hashes --no-deps -r requirements.lock && \
-	  $$pip --quiet --no-deps --no-build-isolation -e .
+	@pip="$(BIN)/python -m pip install --disable-pip-version-check --quiet"; uv=false; \
+	  [ ! -x $(BIN)/uv ] || uv="$(BIN)/uv pip install --system-certs --python $(BIN)/python --quiet"; \
+	  for what in "--require-hashes --no-deps -r requirements.lock" "--no-deps --no-build-isolation -e ."; do \
+	    $$uv $$what || $$pip $$what || exit 1; \
+	  done
 	@touch $@
 
 $(BIN)/python:
