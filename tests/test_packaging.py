@@ -96,7 +96,7 @@ def test_the_version_is_the_same_everywhere():
 
 STUB = """#!/bin/sh
 echo "$(basename $0) $*" >> calls
-case "$*" in *" uv") [ {uv} = no ] || cp .venv/bin/python .venv/bin/uv ;; esac
+case "$*" in *" uv") [ {uv} = no ] && exit 1; cp .venv/bin/python .venv/bin/uv ;; esac
 [ {uv} != fails ] || [ "$(basename $0)" != uv ]
 """
 
