@@ -68,9 +68,16 @@ class Kernel:
         client = self._without_state(step.notebook.parent)
         import nbformat
         from nbclient.exceptions import CellExecutionError, DeadKernelError
+        from papermill.iorw import load_notebook_node
+        from papermill.parameterize import parameterize_notebook
 
-        nb = nbformat.read(step.notebook, as_version=4)
-        nb.cells[:] = with_parameters(nb.cells, step.parameters)
+        nb = load_notebook_node(str(step.notebook))
+        if step.parameters:
+            python = {"kernel_name": "python3", "language": "python"}
+            nb = parameterize_notebook(nb, step.parameters, **python)
+        for cell in nb.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
         client.nb, number = nb, 0
         client.reset_execution_trackers()
         try:
@@ -127,25 +134,6 @@ def read_cells(notebook):
     """
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
-
-
-def with_parameters(cells, parameters):
-    """Cells without outputs, and with one of assignments below the cell of defaults."""
-    from nbformat.v4 import new_code_cell
-
-    lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())]
-    given = new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
-    for cell in cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-        yield cell
-        if parameters and is_parameters(cell):
-            yield given
-
-
-def is_parameters(cell):
-    """Whether a cell has the tag `parameters`, by which papermill finds the defaults."""
-    return "parameters" in cell["metadata"].get("tags", ())
 
 
 class Progress:
@@ -211,7 +199,8 @@ def notebook_parameters(notebook):
     Read from the syntax tree: papermill's own inspection returns text, and loses a value that
     spans two lines or is annotated `int | None`.
     """
-    cells = [cell["source"] for cell in read_cells(notebook) if is_parameters(cell)]
+    tagged = (c for c in read_cells(notebook) if "parameters" in c["metadata"].get("tags", ()))
+    cells = [cell["source"] for cell in tagged]
     defaults = {}
     for statement in ast.parse("\n".join(cells)).body:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else statement
