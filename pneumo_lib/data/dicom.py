@@ -16,6 +16,11 @@ from pneumo_lib.data.dicom_fields import groups, number, numbers, text
 from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, levels_of_bytes
 from pneumo_lib.data.dicom_open import CODECS, Refused, open_dicom
 
+SPACING_FIELDS = (  # that `pixel_spacing()` may need
+    *("PixelSpacing", "ImagerPixelSpacing", "PixelSpacingCalibrationType"),
+    "EstimatedRadiographicMagnificationFactor",
+    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
+)
 _GREY_SPREAD = 16  # levels between the channels of grey, which JPEG rounds
 _COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most
 # libjpeg computes the means of 8 x 8 or 4 x 4 pixels without the pixels
@@ -28,7 +33,7 @@ class XRay(NamedTuple):
     image: np.ndarray  # (height, width) uint8, perhaps at 1/8 or 1/4 of the file's size
     shape: tuple  # (height, width) of the file
     spacing: tuple | None = None  # mm between rows and between columns, if the header has it
-    spacing_source: str | None = None  # header fields that `spacing` is from, see `_spacing()`
+    spacing_source: str | None = None  # fields that `spacing` is from, see `pixel_spacing()`
     patients_left: str | None = "right"  # edge of the image, see `_patients_left()`
     side_source: str = "convention"  # or the header field that `patients_left` is from
     notes: tuple = ()  # sentences on header fields that were ignored
@@ -53,11 +58,11 @@ def decode_dicom(data, *, at_least=None):
         shape = (file.Rows, file.Columns)
         if number(file, "SamplesPerPixel") == 3:
             image = _grey_of_colours(_decoded(file, (*shape, 3)))
-            return XRay(image, shape, *_spacing(file), *_patients_left(file))
+            return XRay(image, shape, *pixel_spacing(file), *_patients_left(file))
         levels = levels_of_bytes(file)
         pixels = _decoded(file, shape, at_least=at_least if levels else None)
         image, notes = grey_levels(pixels, file, levels)
-        return XRay(image, shape, *_spacing(file), *_patients_left(file), notes)
+        return XRay(image, shape, *pixel_spacing(file), *_patients_left(file), notes)
     except (Refused, GreyScaleError):
         raise
     except ImportError:  # or an imagecodecs that was built without one of its codecs
@@ -146,8 +151,8 @@ def _decode_jpeg(frame, shape, at_least):
     return pixels
 
 
-def _spacing(file):
-    """mm between rows and between columns, and the header fields that they are from.
+def pixel_spacing(file):
+    """`((mm between rows, between columns), header fields that they are from)`; `None` without.
 
     Equal `PixelSpacing` and `ImagerPixelSpacing` are both those of the detector, unless a kind of
     calibration is named (PS3.3 10.7.1). There the X-ray is larger than the patient, by the
@@ -177,9 +182,9 @@ def _patients_left(file):
             if direction in ("L", "R"):
                 return (last if direction == "L" else first), "PatientOrientation"
         return None, "PatientOrientation"
-    if file.get("ViewPosition") in ("LL", "RL", "LATERAL"):
+    if text(file, "ViewPosition") in ("LL", "RL", "LATERAL"):
         return None, "ViewPosition"
-    side = file.get("ImageLaterality") or file.get("Laterality")
+    side = text(file, "ImageLaterality") or text(file, "Laterality")
     if side in ("L", "R"):
         return {"L": "everywhere", "R": "nowhere"}[side], "Laterality"
     return "right", "convention"

@@ -12,7 +12,7 @@ import pandas as pd
 import pydicom
 from tqdm.auto import tqdm
 
-from pneumo_lib.data.dicom_fields import number
+from pneumo_lib.data.dicom import SPACING_FIELDS, pixel_spacing
 from pneumo_lib.data.files import find_files, find_xrays, image_id, pair_files, place_of
 from pneumo_lib.data.images import read_mask_file
 from pneumo_lib.data.masks import SIIM_SIDE, rle_height
@@ -204,10 +204,11 @@ def _read_header(path):
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header
             head = BytesIO(file.read(_HEADER_BYTES))  # not more, whatever lengths the file claims
-            tags = [*_HEADER, "PixelSpacing"]
+            tags = [*_HEADER, *SPACING_FIELDS]
             header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=tags, force=True)
             found = {name: str(header.get(tag) or "").strip() for tag, name in _HEADER.items()}
-            values["pixel_spacing"] = number(header, "PixelSpacing") or np.nan
+            spacing, _ = pixel_spacing(header)
+            values["pixel_spacing"] = spacing[0] if spacing else np.nan
     except Exception:  # pydicom raises anything; prepare() reports it
         return values
     for column in ("sex", "view"):

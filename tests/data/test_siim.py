@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from dicom_files import dicom_bytes
 
-from pneumo_lib.data.images import read_mask
+from pneumo_lib.data.images import decode_xray, read_mask
 from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.splits import split_cases
@@ -172,6 +172,15 @@ def test_read_cases_keeps_age_sex_view_and_spacing_and_nothing_else(official_rel
     assert cases["view"].fillna("").tolist() == ["", "", "PA"]
     assert cases["pixel_spacing"].fillna(0).tolist() == [0, 0, 0.2]
     assert cases["patient_id"].isna().all()
+
+
+def test_the_spacing_in_the_table_is_that_of_a_prediction(tmp_path):
+    magnified = {"EstimatedRadiographicMagnificationFactor": "1.25"}
+    write_dicom(tmp_path / "a.dcm", ImagerPixelSpacing=[0.2, 0.2], **magnified)
+    (tmp_path / "rle.csv").write_text("a,-1\n")
+    [spacing] = read_cases(tmp_path)["pixel_spacing"]
+    assert spacing == pytest.approx(0.16)
+    assert decode_xray((tmp_path / "a.dcm").read_bytes(), "a.dcm").spacing[0] == spacing
 
 
 def test_read_cases_leaves_out_dicom_files_without_truth_and_says_so(official_release, caplog):
