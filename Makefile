@@ -6,7 +6,7 @@ NEUTRAL := tests/models/test_forward.py $(patsubst %,tests/training/test_%.py,lo
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help env report better test check lab explore bench lint notebooks figures slides site lock clean torture audit lowest
+.PHONY: help env report real better test check lab explore bench lint notebooks figures slides site lock clean torture audit lowest
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
@@ -44,6 +44,9 @@ $(BIN)/python:
 report: env ## the whole study; real data: DATA=folder PARAMS=params/siim.yaml [WEIGHTS=file] [BACKBONES="vgg16 small"]
 	@$(BIN)/pneumo report $(if $(DATA),--data "$(DATA)") $(if $(PARAMS),--params "$(PARAMS)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones $(BACKBONES))
+
+real: env ## the report's table on real X-rays, an hour on two CPU cores: DATA=folder WEIGHTS=folder
+	@$(BIN)/pneumo report --params params/real.yaml --data "$(DATA)" --weights "$(WEIGHTS)"
 
 better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=params/better.yaml] [DATA=folder] [WEIGHTS=file]
 	@$(BIN)/python -c 'import sys, pneumo_lib as pl; names = ("data", "weights"); \

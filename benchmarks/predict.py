@@ -79,7 +79,7 @@ def make_rare(network, images, backbone):
 
 def from_files(paths, run):
     """`predict()` once it has loaded the network: the seconds of that are told apart."""
-    foreground = predict.load_foreground(run, batch_size=BATCH, xla=True)
+    foreground = predict.load_scored(run, batch_size=BATCH, xla=True)
     read, point = partial(predict.read_file, size=SIZE), OperatingPoint()
     todo = (paths, read, foreground, point, BATCH, None)
     return lambda: sum(1 for _ in predict.predictions(*todo))

@@ -28,6 +28,7 @@ from pneumo_lib.models.names import BACKBONES
 logger = logging.getLogger(__name__)
 SETTINGS = "settings.json"
 _CONFIG = "config.json"
+IMAGE_HEAD = "image_head.npz"
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
     ("accuracy", "accuracy", 1),
@@ -37,7 +38,7 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
 # Raise by one when equal settings give other numbers than before: another network, training step,
 # preprocessing, draw of random numbers, score or operating point. Finished runs are then trained
 # again. Leave it for comments, names, messages, figures and what only makes training faster.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 _DECIDE_NUMBERS = (
     *("tensorflow", "keras", "numpy", "pandas", "scipy", "scikit-learn"),
     *("opencv-python-headless", "pillow", "pydicom", "pneumo"),
@@ -59,7 +60,8 @@ class OpenRun(NamedTuple):
     run: Run
     data: Prepared
     probabilities: np.ndarray  # (n, size, size) uint8, 255 times the probability, memory-mapped
-    cases: pd.DataFrame  # n rows: image_id, split, has_pneumothorax, image_path, tp ... tn, dice
+    # n rows: image_id, split, has_pneumothorax, image_path, tp ... tn, image_score, dice
+    cases: pd.DataFrame
 
 
 def load_run(run):
@@ -72,9 +74,9 @@ def load_run(run):
         `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions, device,
         seconds); `history`, a row per epoch with loss and scores, validation with the prefix
         `val_`; `scores`, a row per milestone epoch and image with its counts. The folder also
-        holds `model.keras`, `operating_point.json` if there are validation cases, and
-        `probabilities.npy`, `(n, size, size)` uint8: 255 times the foreground probability of
-        every prepared case after the last epoch.
+        holds `model.keras`, `image_head.npz` if one was fitted, `operating_point.json` if there
+        are validation cases, and `probabilities.npy`, `(n, size, size)` uint8: 255 times the
+        foreground probability of every prepared case after the last epoch.
 
     Raises:
         FileNotFoundError: if the folder holds no finished run.
@@ -140,7 +142,7 @@ def _by_backbone(found):
 
 
 def runs_to_compare(data, names=None):
-    """One finished run of each backbone on exactly these data, in the order of `BACKBONES`.
+    """One finished run of each backbone and seed on exactly these data, ordered by `BACKBONES`.
 
     Args:
         data: `Prepared`: the images, masks and splits that the runs were trained on.
@@ -152,7 +154,7 @@ def runs_to_compare(data, names=None):
 
     Raises:
         FileNotFoundError: if a named run, or any run, is missing.
-        ValueError: if a named run was trained on other data, or two have the same backbone.
+        ValueError: if a named run was trained on other data, or two have one backbone and seed.
     """
     if names is None:
         named = ("data_name", "backbone", "decoder", "size")
@@ -166,16 +168,17 @@ def runs_to_compare(data, names=None):
             )
         return _by_backbone({run.config["backbone"]: run for run in every}.values())
     found = [load_run(name) for name in names]
-    checksum, backbones = data_checksum(data), [run.config["backbone"] for run in found]
+    checksum = data_checksum(data)
+    networks = [f"{run.config['backbone']} (seed {run.config['seed']})" for run in found]
     if any(run.config["data_checksum"] != checksum for run in found):
         raise ValueError(
             "Runs to compare must be trained on exactly these images, masks and splits. "
             f"Received: {', '.join(names)}. Set data, size, split and seed as they were then"
         )
-    if len(set(backbones)) < len(backbones):
+    if len(set(networks)) < len(networks):
         raise ValueError(
-            "Runs to compare must have different backbones. "
-            f"Received: {', '.join(names)} with {', '.join(backbones)}"
+            "Runs to compare must differ in backbone or seed. "
+            f"Received: {', '.join(names)} with {', '.join(networks)}"
         )
     return _by_backbone(found)
 
@@ -222,7 +225,8 @@ def open_run(run):
         run: `Run`, or what `load_run()` takes.
 
     Returns:
-        `OpenRun`. Counts and Dice of its cases are those of the last epoch at threshold 0.5.
+        `OpenRun`. Counts and Dice of its cases are those of the last epoch at threshold 0.5;
+        `image_score` is that of the image-level head, or `image_level_score()` without one.
 
     Raises:
         FileNotFoundError: if there is no finished run, or its data are not prepared here.
@@ -231,7 +235,8 @@ def open_run(run):
     run = load_run(run)
     data = load_run_data(run)
     scores = run.scores[run.scores["epoch"] == run.scores["epoch"].max()].set_index("image_id")
-    cases = data.cases.join(scores[list(metrics.COUNTS)], on="image_id").reset_index(drop=True)
+    columns = scores[[*metrics.COUNTS, "image_score"]]
+    cases = data.cases.join(columns, on="image_id").reset_index(drop=True)
     # A lesion that vanished at this size counts as missed, as in the tables.
     dice = pd.Series(metrics.dice(cases, empty_score=np.nan))
     cases["dice"] = dice.fillna((~cases["has_pneumothorax"]).astype(float))
@@ -275,6 +280,16 @@ def load_operating_point(run):
     """`OperatingPoint` that a `Run` chose on its validation cases; the default without them."""
     point = made_from(run.folder, record="operating_point.json")
     return OperatingPoint(**(point or {}))
+
+
+def load_image_head(run):
+    """`ImageHead` of a `Run`; None for one without."""
+    from pneumo_lib.models.image_head import ImageHead  # starts Keras
+
+    if not (run.folder / IMAGE_HEAD).is_file():
+        return None
+    with np.load(run.folder / IMAGE_HEAD) as arrays:
+        return ImageHead(**arrays)
 
 
 def load_network(run):

@@ -80,8 +80,8 @@ def _devices():
 
 def _weights():
     """Files of ImageNet weights in the cache of Keras."""
-    from pneumo_lib.models.backbones import published_weights
     from pneumo_lib.models.names import PRETRAINED
+    from pneumo_lib.models.weights import published_weights
 
     for name in PRETRAINED:
         file, url = published_weights(name)

@@ -16,7 +16,7 @@ from pneumo_lib.cluster.archive_files import full_name, list_files, locate, part
 from pneumo_lib.cluster.archive_tasks import predict_partition
 from pneumo_lib.cluster.dask_client import as_finished, connected
 from pneumo_lib.inference.prediction_rows import ARCHIVE_COLUMNS, IDENTITY, readme
-from pneumo_lib.runs import load_operating_point, load_run, run_id
+from pneumo_lib.runs import IMAGE_HEAD, load_operating_point, load_run, run_id
 
 logger = logging.getLogger(__name__)
 _SHOWN = 100  # failures in the outcome; all are in the rows
@@ -103,7 +103,9 @@ def _create(store, folder, settings, run):
     write("README.txt", text.encode())
     write("network/config.json", json.dumps(run.config).encode())
     if not store.exists(f"{folder}/network/model.keras"):
-        write("network/model.keras", (run.folder / "model.keras").read_bytes())
+        for name in (IMAGE_HEAD, "model.keras"):
+            if (run.folder / name).is_file():
+                write(f"network/{name}", (run.folder / name).read_bytes())
 
 
 def _counted(planned, bar):

@@ -17,9 +17,9 @@ from pneumo_lib._logs import log_levels
 from pneumo_lib.cluster.archive_files import load, locate, save
 from pneumo_lib.data.rle import rle_encode
 from pneumo_lib.evaluation.operating_point import OperatingPoint
-from pneumo_lib.inference.predict import load_foreground, predictions, read_file
+from pneumo_lib.inference.predict import load_scored, predictions, read_file
 from pneumo_lib.inference.prediction_rows import ARCHIVE_COLUMNS, describe, text_of
-from pneumo_lib.runs import Run
+from pneumo_lib.runs import IMAGE_HEAD, Run
 
 SCHEMA = pa.schema(list(ARCHIVE_COLUMNS.items()))
 _BATCH = 32
@@ -104,6 +104,8 @@ def _network(out, run):
     try:
         config = json.loads(store.cat_file(f"{folder}/network/config.json"))
         data = store.cat_file(f"{folder}/network/model.keras")
+        head = f"{folder}/network/{IMAGE_HEAD}"
+        head = store.cat_file(head) if store.exists(head) else None
     except FileNotFoundError:
         raise FileNotFoundError(
             "Every worker must see the folder of the results: give a shared file system or an "
@@ -118,5 +120,7 @@ def _network(out, run):
         cv2.setNumThreads(int(threads))
     with TemporaryDirectory() as place:
         (Path(place) / "model.keras").write_bytes(data)
+        if head:
+            (Path(place) / IMAGE_HEAD).write_bytes(head)
         network = Run(Path(place), config, None, None)
-        return config["size"], load_foreground(network, batch_size=_BATCH, xla=True)
+        return config["size"], load_scored(network, batch_size=_BATCH, xla=True)

@@ -44,7 +44,8 @@ def split_cases(
             near as whole groups allow. `"official"` ignores `test` and takes `validation` as a
             share of the train set.
         fold: of a cross-validation: with "2/5", the second of five folds is the validation split
-            and the others are the train split. `test` is as without folds, `validation` ignored.
+            and the others are the train split; with "0/5" none is held out. `test` is as without
+            folds, `validation` ignored.
         seed: which of the equally good splits.
         near_duplicates: `False` skips reading the images.
 
@@ -112,7 +113,7 @@ def check_scheme(scheme, fold):
     """Raises `ValueError` for an unknown `scheme` or a `fold` that is not one such as "2/5"."""
     if scheme not in SCHEMES:
         raise ValueError(f"`scheme` must be one of {SCHEMES}. Received: scheme={scheme!r}")
-    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(fold))
+    found = re.fullmatch(r"(\d+)/([1-9]\d*)", str(fold))
     if fold is not None and not (found and int(found[1]) <= int(found[2]) != 1):
         raise ValueError(
             "`fold` must be a number, a slash and the number of folds, such as '2/5'. "

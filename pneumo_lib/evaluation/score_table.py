@@ -39,18 +39,20 @@ def count_cases(data, predictions, *, count=confusion_counts):
     return cases.assign(**counts)
 
 
-def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
+def score_table(scores, *, by=(), mean_over=None, n_bootstrap=1000, seed=0, level=0.95):
     """Scores of each group and split with bootstrap intervals, the all-background row first.
 
     The interval is the percentile bootstrap over all images of a split, not stratified, with
     the same resamples in each row. It does not cover the variance of training: another seed or
-    split moves scores by more.
+    split moves scores by more. With `mean_over`, score and interval are those of the mean over
+    several trainings of a network.
 
     Args:
         scores: one row per image and group, with columns `image_id`, `split`,
             `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`, those of `by`, and optionally those
-            of `saturation_counts()` and of `boundary_scores()`.
+            of `saturation_counts()` and of `boundary_scores()`, and `image_score`.
         by: names of the columns that identify a network, such as `["backbone", "epoch"]`.
+        mean_over: name of the column that tells trainings of one network apart, such as "seed".
         n_bootstrap: number of resamples, at least 1.
         seed: seed of the resamples.
         level: confidence level.
@@ -59,7 +61,8 @@ def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
         DataFrame in the order of `scores`: the columns of `by` (`model` if there are none),
         `split`, `images`, `positives`, and for each score in `HEADINGS` three columns `<score>`,
         `<score>_lower`, `<score>_upper`. Pixel accuracy, IoU and the logged metrics are pooled;
-        Dice is a mean over images, a distance over those that have one. A positive whose mask
+        Dice is a mean over images, a distance over those that have one; the AUC is that of
+        `image_score` (NaN without positive or healthy images). A positive whose mask
         vanished at this size counts as missed in `dice_positive`. The all-background prediction
         is a saturated one.
 
@@ -75,7 +78,8 @@ def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
         raise ValueError(f"`scores` must have the columns {needed}. Missing: {missing}")
     if scores.empty:
         raise ValueError("`scores` must have at least one row. Received: none")
-    if scores.duplicated(["image_id", "split", *by]).any():
+    repeats = [mean_over] if mean_over else []
+    if scores.duplicated(["image_id", "split", *by, *repeats]).any():
         raise ValueError(
             "An image may occur once in each row of the table. Received: one scored several "
             f"times with by={by}. Add the column that tells them apart, such as 'epoch'"
@@ -87,10 +91,11 @@ def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
     each_once = scores.drop_duplicates(["image_id", "split"])
     for split, images in each_once.groupby("split", sort=False):
         names = {by[0]: "all background", "split": split}
-        rows.append(names | _score_row(_all_background(images), **draws))
+        rows.append(names | _score_row([_all_background(images)], **draws))
     for key, images in scores.groupby([*by, "split"], sort=False):
         names = dict(zip([*by, "split"], key, strict=True))
-        rows.append(names | _score_row(images, **draws))
+        trainings = [t for _, t in images.groupby(mean_over)] if mean_over else [images]
+        rows.append(names | _score_row(trainings, **draws))
     table = pd.DataFrame(rows)
     table[by] = table[by].convert_dtypes()  # epochs stay integers beside a missing one
     return table[[*by, *table.columns.difference(by, sort=False)]]
@@ -108,8 +113,25 @@ def format_table(table, *, digits=2):
     return text
 
 
-def _score_row(images, *, level, **draws):
-    """Scores of one group with their intervals: each is a ratio of sums over its images."""
+def _score_row(trainings, *, level, **draws):
+    """Scores of one group with their intervals: means over the trainings of its network."""
+    each = [_resampled_scores(images, **draws) for images in trainings]
+    images = trainings[0]
+    row = {"images": len(images), "positives": int(images["has_pneumothorax"].sum())}
+    for name in each[0]:
+        score, *resampled = np.mean([scores[name] for scores in each], axis=0)
+        usable = np.array(resampled)[~np.isnan(resampled)]  # a resample may hold no positive
+        bounds = [(1 - level) / 2, (1 + level) / 2]
+        interval = np.quantile(usable, bounds) if usable.size else (np.nan, np.nan)
+        row |= zip([name + end for end in _ENDS], [score, *interval], strict=True)
+    return row
+
+
+def _resampled_scores(images, **draws):
+    """Dict from each score to its `(1 + n_bootstrap,)` values, over the images, then resamples.
+
+    Each score but the AUC is a ratio of sums over images.
+    """
     counts = {name: images[name] for name in COUNTS + LOGGED_COUNTS if name in images}
     positive = images["has_pneumothorax"].to_numpy(dtype=bool)
     counts |= {
@@ -122,15 +144,12 @@ def _score_row(images, *, level, **draws):
         if name in images:
             counts |= {name: images[name].fillna(0), f"{name}_known": images[name].notna()}
     per_image = np.column_stack(list(counts.values())).astype(np.float64)
-    # sums over the images, then over each resample of them
-    sums = np.column_stack([per_image.sum(axis=0), _bootstrap_sums(per_image, **draws)])
-    row = {"images": len(images), "positives": int(positive.sum())}
-    for name, (score, *resampled) in _scores_of_sums(dict(zip(counts, sums, strict=True))).items():
-        usable = np.array(resampled)[~np.isnan(resampled)]  # a resample may hold no positive
-        bounds = [(1 - level) / 2, (1 + level) / 2]
-        interval = np.quantile(usable, bounds) if usable.size else (np.nan, np.nan)
-        row |= zip([name + end for end in _ENDS], [score, *interval], strict=True)
-    return row
+    times = [np.ones(len(images)), *_resamples(len(images), **draws)]  # each image is drawn
+    sums = np.column_stack([drawn @ per_image for drawn in times])
+    scores = _scores_of_sums(dict(zip(counts, sums, strict=True)))
+    if "image_score" in images:
+        scores["auc"] = _areas(positive, images["image_score"].to_numpy(), times)
+    return scores
 
 
 def _scores_of_sums(sums):
@@ -148,11 +167,25 @@ def _scores_of_sums(sums):
     return scores | {name: ratio(sums[name], sums[f"{name}_known"]) for name in distances}
 
 
-def _bootstrap_sums(per_image, *, n_bootstrap, seed):
-    """`(k, n_bootstrap)` sums of counts over images drawn with replacement."""
-    rng, n = np.random.default_rng(seed), len(per_image)
-    weights = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(n_bootstrap))
-    return np.column_stack([drawn @ per_image for drawn in weights])
+def _resamples(n, *, n_bootstrap, seed):
+    """How often each of `n` images is in a resample, drawn with replacement; one at a time."""
+    rng = np.random.default_rng(seed)
+    return (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(n_bootstrap))
+
+
+def _areas(positive, score, times):
+    """Area under the ROC curve of each resample: `times` says how often it holds each image."""
+    order = np.argsort(score)
+    positive, score = positive[order], score[order]
+    lower, upper = (np.searchsorted(score, score, side) for side in ("left", "right"))
+    areas = []
+    for drawn in times:
+        healthy = np.concatenate([[0], np.cumsum(drawn[order] * ~positive)])
+        found = drawn[order] * positive
+        pairs = found.sum() * healthy[-1]
+        below = (healthy[lower] + healthy[upper]) / 2  # a tie counts one half
+        areas.append(found @ below / pairs if pairs else np.nan)
+    return np.array(areas)
 
 
 def _all_background(images):
@@ -161,7 +194,7 @@ def _all_background(images):
     counts = {"tp": 0 * lesion, "fp": 0 * lesion, "fn": lesion, "tn": healthy}
     logged = dict(zip(LOGGED_COUNTS, (healthy, lesion, healthy), strict=True))
     # The distance to an empty mask is a rule, not a measurement, so that row has none.
-    others = logged | dict.fromkeys(DISTANCES, np.nan)
+    others = logged | dict.fromkeys(DISTANCES, np.nan) | {"image_score": 0.0}
     return images.assign(**counts, **{name: others[name] for name in others if name in images})
 
 

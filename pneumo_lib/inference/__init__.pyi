@@ -14,7 +14,7 @@ from .export import export_network as export_network
 from .predict import Prediction as Prediction
 from .predict import ahead as ahead
 from .predict import find_images as find_images
-from .predict import load_foreground as load_foreground
+from .predict import load_scored as load_scored
 from .predict import predictions as predictions
 from .predict import read_file as read_file
 from .predict_files import KINDS as KINDS

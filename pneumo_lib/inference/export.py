@@ -112,6 +112,8 @@ _READERS = {"onnx": _run_onnx, "savedmodel": _run_savedmodel, "litert": _run_lit
 
 def _card(run, format, difference):
     size, point = run.config["size"], load_operating_point(run)
+    gate = " (or its image-level head, which is not exported, calls it healthy)"
+    gate = gate if point.min_score else ""
     return f"""Network of pneumo {version("pneumo")} as {format}: {NOTE}.
 
 run       {run_id(run)}
@@ -119,6 +121,6 @@ input     grey images (batch, {size}, {size}) float32, 0 to 255, dense parts bri
           area averaging
 output    probability of pneumothorax of each pixel, (batch, {size}, {size}) float32
 mask      where a share of {point.min_area:g} of an image's pixels reaches {point.top_threshold:g},
-          all pixels that reach {point.bottom_threshold:g}; else empty
+          all pixels that reach {point.bottom_threshold:g}; else empty{gate}
 checked   against Keras on {_PHANTOMS} synthetic X-rays: probabilities differ by {difference:.1e}
 """

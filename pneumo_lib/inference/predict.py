@@ -22,7 +22,8 @@ from pneumo_lib.inference.prediction_rows import text_of
 from pneumo_lib.models import fcn
 from pneumo_lib.models.folding import fold_normalizations
 from pneumo_lib.models.forward import batch_in_memory, compiled
-from pneumo_lib.runs import load_network, load_operating_point, load_run
+from pneumo_lib.models.image_head import image_statistics
+from pneumo_lib.runs import load_image_head, load_network, load_operating_point, load_run
 
 logger = logging.getLogger(__name__)
 _WORTH_COMPILING = 1000  # files: XLA takes 0.8 s for a head, and then saves 1 ms an image
@@ -34,7 +35,7 @@ class Prediction(NamedTuple):
     path: Path  # or text, see `load` of `read_file()`
     probability: np.ndarray | None = None  # (size, size) float32, of the foreground
     mask: np.ndarray | None = None  # (height, width) of the file, uint8 0 and 1
-    score: float | None = None  # image-level, 0 to 1, see `image_level.image_level_score()`
+    score: float | None = None  # image-level, 0 to 1, see `load_scored()`
     error: str | None = None  # why there is no prediction
     xray: XRay | None = None  # as decoded; its image with `keep` only
     sha256: str | None = None  # of the file
@@ -73,9 +74,9 @@ def predict(
     paths = find_images(files)
     run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
-    foreground = load_foreground(run, batch_size=batch_size, xla=len(paths) >= _WORTH_COMPILING)
+    network = load_scored(run, batch_size=batch_size, xla=len(paths) >= _WORTH_COMPILING)
     read = partial(read_file, size=run.config["size"], exact=keep, keep=keep)
-    return predictions(paths, read, foreground, point, batch_size, workers, shape=shape)
+    return predictions(paths, read, network, point, batch_size, workers, shape=shape)
 
 
 def find_images(files):
@@ -103,8 +104,11 @@ def find_images(files):
     return found
 
 
-def load_foreground(run, *, batch_size, xla):
-    """Function `(n, size, size)` uint8 -> `(n, size, size)` float32 foreground probability.
+def load_scored(run, *, batch_size, xla):
+    """Function `(n, size, size)` uint8 -> `(n, size, size)` and `(n,)` float32, both in [0, 1].
+
+    They are the foreground probabilities and the image-level scores: of the run's image-level
+    head, or `image_level_score()` where it has none.
 
     Args:
         run: `Run`.
@@ -114,44 +118,67 @@ def load_foreground(run, *, batch_size, xla):
     Raises:
         ValueError: as `load_network()`.
     """
-    network, config = load_network(run), run.config
+    network, config, head = load_network(run), run.config, load_image_head(run)
     if xla:
         network = fold_normalizations(network)
     backbone = config["backbone"]
     batch_size = batch_in_memory(config["size"], most=batch_size)
-    if xla and backbone != "small" and "mean_of" not in config:
-        encoder, head = fcn.split_fcn(network)
+    encode, shapes = None, ()
+    if (xla or head) and backbone != "small" and (parts := _encoder_and_decoder(network)):
+        encoder, decoder = parts
+        shapes = fcn.tap_shapes(encoder)
         encode = compiled(encoder, backbone, batch_size=batch_size)
-        decode = compiled(head, batch_size=batch_size, xla=True)
-        members = [lambda images: decode(encode(images))]
+        members = [compiled(decoder, batch_size=batch_size, xla=xla)]
     else:  # of an ensemble one network after the other: each alone fills the memory
         parts = [part for part in network.layers if part.name.startswith("member_")] or [network]
         members = [compiled(part, backbone, batch_size=batch_size) for part in parts]
 
     def foreground(images):
-        return np.mean([member(images)[..., 1] for member in members], axis=0)
+        features = encode(images) if encode else images
+        softmax = np.mean([member(features) for member in members], axis=0)
+        return softmax[..., 1], features
+
+    def step(images):
+        probability, features = foreground(images)
+        views = [features]
+        if head or config.get("test_time_flip"):
+            mirrored, features = foreground(images[:, :, ::-1])
+            views.append(features)
+        if config.get("test_time_flip"):  # as the run was scored
+            probability = (probability + mirrored[:, :, ::-1]) / 2
+        if head:
+            return probability, head(image_statistics(shapes, *views))
+        return probability, image_level_score(probability)
 
     def in_steps(images):
         steps = range(0, len(images), batch_size)
-        return np.concatenate([foreground(images[i : i + batch_size]) for i in steps])
+        found = [step(images[first : first + batch_size]) for first in steps]
+        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
-    if not config.get("test_time_flip"):
-        return in_steps
-    # the mean over each image and its mirror image, as the run was scored
-    return lambda images: (in_steps(images) + in_steps(images[:, :, ::-1])[:, :, ::-1]) / 2
+    return in_steps
 
 
-def predictions(paths, read, foreground, point, batch_size, workers, *, shape=None):
-    """`predict()` with its parts given: `read_file()` as `read`, `load_foreground()`'s result."""
+def _encoder_and_decoder(network):
+    """`(encoder, decoder)` of a network; None for an ensemble of several encoders."""
+    names = [layer.name for layer in network.layers]
+    if any(name.startswith("member_") for name in names):
+        return None
+    if "heads" in names:  # an ensemble behind one encoder
+        return network.layers[names.index("heads") - 1], network.get_layer("heads")
+    return fcn.split_fcn(network)
+
+
+def predictions(paths, read, network, point, batch_size, workers, *, shape=None):
+    """`predict()` with its parts given: `read_file()` as `read`, `load_scored()`'s result."""
     finish = partial(_finish, point=point, shape=shape)
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads:
         decoded = ahead(threads, read, paths, count=2 * batch_size)
         while batch := list(islice(decoded, batch_size)):
             files, images = zip(*batch, strict=True)
             readable = [image for image in images if image is not None]
-            found = iter(foreground(np.stack(readable)) if readable else ())
-            probabilities = [None if image is None else next(found) for image in images]
-            yield from threads.map(finish, files, probabilities)
+            found = iter(zip(*network(np.stack(readable)), strict=True) if readable else ())
+            results = [None if image is None else next(found) for image in images]
+            yield from threads.map(finish, files, results)
 
 
 def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
@@ -185,20 +212,21 @@ def _crop(image, inside):
     return image[rows, round(left * width) : round(right * width)]
 
 
-def _finish(file, probability, *, point, shape):
+def _finish(file, result, *, point, shape):
     """`file` with the results of the network, put back into the frame."""
-    if probability is None:
+    if result is None:
         return file
+    probability, score = result
     whole = np.zeros_like(probability)
     xray = _crop(whole, file.inside)
     xray[:] = resize_image(probability, xray.shape)
     mask = np.zeros(shape or file.xray.shape, np.uint8)
-    if apply_operating_point(probability[None], point).any():  # few X-rays are upsampled
+    drawn = apply_operating_point(probability[None], point, scores=[score])
+    if drawn.any():  # few X-rays are upsampled
         xray = _crop(mask, file.inside)
         upsampled = resize_image(probability, xray.shape)
         xray[:] = cv2.compare(upsampled, point.bottom_threshold, cv2.CMP_GE) & 1
-    score = float(image_level_score(probability[None])[0])
-    return file._replace(probability=whole, mask=mask, score=score)
+    return file._replace(probability=whole, mask=mask, score=float(score))
 
 
 def ahead(threads, do, items, *, count):

@@ -12,7 +12,7 @@ _COLUMNS = (  # name, type in Parquet, what it holds
     ("file", "string", "absolute path of the X-ray, or its URL"),
     ("sha256", "string", "of the file"),
     ("probability", "double", "image-level score: pneumothorax anywhere in the X-ray, 0 to 1, not "
-     "calibrated"),
+     "calibrated; of the run's image-level head if it has one"),
     ("area_px", "int64", "of the mask"),
     ("area_cm2", "double", "of the mask, where the file gives the pixel spacing"),
     ("area_source", "string", "fields of the header that give the pixel spacing; \"on the "
@@ -27,6 +27,7 @@ _COLUMNS = (  # name, type in Parquet, what it holds
      "min_area of the pixels reaches top_threshold"),
     ("min_area", "double", "see top_threshold"),
     ("bottom_threshold", "double", "the mask, if drawn, holds all pixels that reach it"),
+    ("min_score", "double", "a mask is drawn only where `probability` reaches it"),
     ("run", "string", "the network, and the first digits of its checksum"),
     ("output", "string", "name of the pictures in the folders below"),
     ("error", "string", "why a file has no prediction"),
@@ -42,7 +43,7 @@ def describe(prediction, settings):
 
     Args:
         prediction: `predict.Prediction`.
-        settings: dict with `run`, see `run_id()`, and `operating_point`, three numbers.
+        settings: dict with `run`, see `run_id()`, and `operating_point`, its numbers.
     """
     row = dict.fromkeys(name for name, *_ in _COLUMNS) | {"run": settings["run"], "note": NOTE}
     row |= {"file": text_of(prediction.path), "sha256": prediction.sha256}

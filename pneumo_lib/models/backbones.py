@@ -4,19 +4,13 @@ A level counts how often the image has been halved: feature maps of level 2, 3, 
 stride 4, 8, 16 and 32. A tap is the feature map of one level that a decoder reads.
 """
 
-import os
 import random
 import re
-import threading
-import urllib.request
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 from pneumo_lib._startup import keras
 
@@ -24,11 +18,10 @@ import numpy as np
 from keras import ops
 from keras.applications import inception_v3, resnet, vgg16, vgg19
 
-from pneumo_lib._files import project_path
 from pneumo_lib.models.names import PRETRAINED as BACKBONES
 from pneumo_lib.models.names import check_name, check_size
+from pneumo_lib.models.weights import check_published, load_weights, published_weights
 
-_SECONDS_TO_ANSWER = 3.0
 _UNNAMED = re.compile(
     r"(activation|batch_normalization|concatenate|conv2d|input_layer|(?:average|max)_pooling2d)"
     r"(?:_(\d+))?"
@@ -39,16 +32,13 @@ class _Backbone(NamedTuple):
     build: Callable
     module: ModuleType  # of keras.applications
     deviation: float  # approximate standard deviation of preprocessed grey levels
-    file: str  # start of the name of the published weights, with their folder
 
 
 _BACKBONES = {
-    "vgg16": _Backbone(vgg16.VGG16, vgg16, 64.0, "vgg16/vgg16"),
-    "vgg19": _Backbone(vgg19.VGG19, vgg19, 64.0, "vgg19/vgg19"),
-    "resnet50": _Backbone(resnet.ResNet50, resnet, 64.0, "resnet/resnet50"),
-    "inceptionv3": _Backbone(
-        inception_v3.InceptionV3, inception_v3, 0.5, "inception_v3/inception_v3"
-    ),
+    "vgg16": _Backbone(vgg16.VGG16, vgg16, 64.0),
+    "vgg19": _Backbone(vgg19.VGG19, vgg19, 64.0),
+    "resnet50": _Backbone(resnet.ResNet50, resnet, 64.0),
+    "inceptionv3": _Backbone(inception_v3.InceptionV3, inception_v3, 0.5),
 }
 # Last layer of each level: pool3 to pool5 of Long et al., and where there is no such pool, what
 # the next level starts from.
@@ -81,14 +71,15 @@ def build_backbone(name, *, size=128, weights="auto", seed=0):
         size: height and width of the input in pixels, a multiple of 32.
         weights: "imagenet": the file Keras publishes, downloaded once; a path: a Keras
             `.weights.h5`, the published `..._notop.h5`, or an `.npz` with one array for each
-            `<layer>/<variable>` such as `block1_conv1/kernel`; None: random, from `seed`;
-            "auto": ImageNet if the file is cached or its host answers within 3 s, else random
-            with a warning.
+            `<layer>/<variable>` such as `block1_conv1/kernel`, or a folder with such a file for
+            each backbone, see `weights.load_weights()`; None: random, from `seed`; "auto":
+            ImageNet if the file is cached or its host answers within 3 s, else random with a
+            warning.
         seed: of the random weights; the global random state is unchanged.
 
     Returns:
         `keras.Model`, `(batch, size, size, 3)` preprocessed float32 -> features. Its
-        `weights_used` is "imagenet", "random features" or the name of the weight file.
+        `weights_used` is "imagenet", "random features" or names the weight file.
 
     Raises:
         ValueError: for an unknown `name`, a `size` it cannot take, or a weight file that
@@ -109,7 +100,7 @@ def build_backbone(name, *, size=128, weights="auto", seed=0):
     if weights is None:
         _randomize(model, seed=seed, input_deviation=_BACKBONES[name].deviation)
     elif weights != "imagenet":
-        model.weights_used = _load_file(model, name, weights)
+        model.weights_used = load_weights(model, name, weights)
     model.trainable = False
     return model
 
@@ -140,16 +131,6 @@ def preprocess(images, backbone):
     return _PREPROCESSING[backbone](ops.stack([grey, grey, grey], axis=-1))
 
 
-def published_weights(name):
-    """`(path, url)` of the ImageNet weights of a backbone: Keras' local file and its source."""
-    url = (
-        "https://storage.googleapis.com/tensorflow/keras-applications/"
-        f"{_BACKBONES[name].file}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    )
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    return home / "models" / Path(url).name, url
-
-
 def _network(name, size, *, weights=None):
     state = random.getstate()  # Keras draws a seed for every initializer from Python's generator
     try:
@@ -162,33 +143,15 @@ def _network(name, size, *, weights=None):
 
 def _imagenet_network(name, size):
     """Network with the weights that Keras publishes, downloaded unless they are cached."""
-    path, url = published_weights(name)
     try:
-        if not path.is_file() and not _answers(url):
-            raise TimeoutError("its host does not answer")
+        check_published(name)
         return _network(name, size, weights="imagenet")
     except Exception as error:  # Keras raises plain `Exception` when a download fails
+        path, url = published_weights(name)
         raise FileNotFoundError(
             f"The ImageNet weights of {name} could not be downloaded ({error}). "
             f"Fetch {url} and put it into {path.parent} by hand."
         ) from error
-
-
-def _answers(url):
-    """Whether `url` can be fetched; decided within 3 s even if the host never answers."""
-    answers = []
-
-    def ask():
-        with suppress(Exception):
-            request = urllib.request.Request(url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER):
-                answers.append(True)
-
-    # In a thread, because the lookup of a host name has no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_SECONDS_TO_ANSWER)
-    return bool(answers)
 
 
 def _number_layers_from_zero(model):
@@ -204,41 +167,6 @@ def _number_layers_from_zero(model):
     for kind, layers in numbered.items():
         for number, (_, layer) in enumerate(sorted(layers, key=lambda pair: pair[0])):
             layer.name = f"{kind}_{number}" if number else kind
-
-
-def _load_file(model, name, weights):
-    """Load a weight file into `model`; return the file's name."""
-    path = project_path(weights)
-    if not path.is_file():
-        raise FileNotFoundError(
-            '`weights` must be "imagenet", "auto", None or an existing file. '
-            f"Received: weights={str(weights)!r}"
-        )
-    load = _load_npz if path.suffix == ".npz" else keras.Model.load_weights
-    try:
-        # For a file that does not fit, Keras warns before it raises the more precise error.
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            load(model, path)
-        if bad := [v.path for v in model.weights if not np.isfinite(v.numpy()).all()]:
-            raise ValueError(f"{bad[0]} holds NaN or infinity")
-    except (ValueError, KeyError, OSError, BadZipFile) as error:
-        raise ValueError(f"`weights` must fit {name}. Received: {path} ({error})") from error
-    return path.name
-
-
-def _load_npz(model, path):
-    variables = {f"{layer.name}/{v.name}": v for layer in model.layers for v in layer.weights}
-    expected = {key: tuple(variable.shape) for key, variable in variables.items()}
-    with path.open("rb") as file, np.load(file) as arrays:
-        found = {key: array.shape for key, array in arrays.items()}
-        wrong = [key for key in found | expected if found.get(key) != expected.get(key)]
-        if wrong:
-            raise ValueError(
-                f"{len(wrong)} arrays do not fit: shape of {wrong[0]} in the file "
-                f"{found.get(wrong[0])}, in the network {expected.get(wrong[0])}"
-            )
-        for key, variable in variables.items():
-            variable.assign(arrays[key])
 
 
 def _randomize(model, *, seed, input_deviation):

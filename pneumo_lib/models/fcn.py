@@ -6,6 +6,7 @@ from functools import partial
 
 from pneumo_lib._startup import keras
 
+import numpy as np
 import pandas as pd
 from keras import layers
 
@@ -148,17 +149,39 @@ def split_fcn(model):
     return encoder, head
 
 
+def unpack(features, shapes):
+    """The taps in features of `split_fcn()`: list of `(n, height, width, channels)`.
+
+    Args:
+        features: `(n, ...)` NumPy array or `KerasTensor`.
+        shapes: `(height, width, channels)` of each tap, see `tap_shapes()`.
+    """
+    if len(shapes) == 1:
+        return [features]
+    spans = itertools.pairwise(itertools.accumulate(map(math.prod, shapes), initial=0))
+    return [
+        features[:, start:end].reshape(-1, *shape)
+        if isinstance(features, np.ndarray)
+        else layers.Reshape(shape)(features[:, start:end])
+        for shape, (start, end) in zip(shapes, spans, strict=True)
+    ]
+
+
+def tap_shapes(encoder):
+    """Shape `(height, width, channels)` of each tap in the features of an encoder.
+
+    Args:
+        encoder: of `split_fcn()`.
+    """
+    flat = [layer.input for layer in encoder.layers if layer.name.startswith("flat_")]
+    return [tuple(tap.shape[1:]) for tap in flat or [encoder.output]]
+
+
 def _on_packed(head):
     """`head` for one vector, the concatenation of its flattened inputs."""
     shapes = [tap.shape[1:] for tap in head.inputs]
-    ends = itertools.accumulate(map(math.prod, shapes), initial=0)
-    spans = list(itertools.pairwise(ends))
-    packed = keras.Input((spans[-1][1],), name="packed")
-    taps = [
-        layers.Reshape(shape)(packed[:, start:end])
-        for shape, (start, end) in zip(shapes, spans, strict=True)
-    ]
-    return keras.Model(packed, head(taps), name=head.name)
+    packed = keras.Input((sum(map(math.prod, shapes)),), name="packed")
+    return keras.Model(packed, head(unpack(packed, shapes)), name=head.name)
 
 
 def unfreeze(model, part):

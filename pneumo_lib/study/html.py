@@ -88,6 +88,7 @@ def _first_page(records, settings, runs, figures):
         configs=configs,
         random_features=[c["backbone"] for c in configs if c["weights"] == "random features"],
         results=_results_tables(runs),
+        seeds=len({c["seed"] for c in configs}),
         seconds=sum(record["seconds"] for record in records),
         peak_gb=max(record["peak_gb"] for record in records),
     )
@@ -101,10 +102,10 @@ def _synthetic(data, configs):
 
 
 def _results_tables(runs):
-    """Scores after the last epoch: dict from caption to HTML, the all-background row first."""
+    """Scores at the milestones: dict from caption to HTML, the all-background row first."""
     if not runs:
         return {}
-    table = score_table(last_scores(runs), by=["network", "weights"])
+    table = score_table(run_scores(runs), by=["network", "weights", "epoch"], mean_over="seed")
     table = format_table(table).fillna("–")
     found = {}
     for split in ("test", "validation", "train"):  # the split to read comes first
@@ -120,20 +121,22 @@ def _results_tables(runs):
     return found
 
 
-def last_scores(runs):
-    """Scores of all cases after the last epoch of each run, with columns `network`, `weights`."""
-    last = [run.scores[run.scores["epoch"] == run.scores["epoch"].max()] for run in runs]
-    names = [{"network": run.config["backbone"], "weights": run.config["weights"]} for run in runs]
-    return pd.concat([table.assign(**row) for table, row in zip(last, names, strict=True)])
+def run_scores(runs):
+    """Scores of all cases at the milestones, with columns `network`, `weights` and `seed`."""
+    names = {"network": "backbone", "weights": "weights", "seed": "seed"}
+    each = [run.scores.assign(**{n: run.config[c] for n, c in names.items()}) for run in runs]
+    return pd.concat(each)
 
 
 def conclusion(runs):
     """The result of a report in one sentence: what the control and the best frozen backbone reach.
 
     Args:
-        runs: list of `Run`, one of each backbone.
+        runs: list of `Run`, one of each backbone and seed.
     """
-    table = score_table(last_scores(runs), by=["network"])
+    scores = run_scores(runs)
+    last = scores[scores["epoch"] == scores.groupby("network")["epoch"].transform("max")]
+    table = score_table(last, by=["network"], mean_over="seed")
     test = table[(table["split"] == "test") & (table["network"] != "all background")]
     ranked = test.set_index("network")["dice_positive"].sort_values(ascending=False)
     if "small" not in ranked or len(ranked) < 2:

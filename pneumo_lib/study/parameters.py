@@ -88,9 +88,9 @@ def absolute_paths(settings):
             )
     if settings.get("weights") not in (None, "auto", "imagenet"):
         settings["weights"] = str(project_path(settings["weights"]))
-        if not Path(settings["weights"]).is_file():
+        if not Path(settings["weights"]).exists():
             raise FileNotFoundError(
-                "`weights` must be auto, imagenet, None or an existing file. "
+                "`weights` must be auto, imagenet, None, or an existing file or folder. "
                 f"Received: weights={settings['weights']!r}"
             )
     if settings.get("initial") is not None:

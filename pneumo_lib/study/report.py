@@ -6,6 +6,7 @@ library that leaves numbers as they are, delete its `.key.json`.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -61,7 +62,8 @@ def run_report(
         data: `"phantoms"` or the folder of a data set; `None` takes `data` of `params`.
         params: YAML file of parameters, such as `params/siim.yaml`.
         overrides: dict of single parameters, stronger than `params`. `backbones`, a list, names
-            the networks to train; every other name must be a parameter of some notebook.
+            the networks to train, and `seeds`, a list, the seeds of training to train each with;
+            every other name must be a parameter of some notebook.
         folder: of the executed notebooks and pages; `None`: see `report_folder()`.
         notebooks: folder of the numbered notebooks.
         beyond: whether to run also the notebooks after `LAST`.
@@ -116,22 +118,27 @@ def plan(notebooks, settings):
     declared = {path: notebook_parameters(path) for path in notebooks}
     settings = {"export": True} | settings
     backbones = settings.pop("backbones", list(BACKBONES))
-    if not isinstance(backbones, list) or not backbones:
-        raise ValueError(
-            "`backbones` must be a list of names, such as [vgg16, small]. "
-            f"Received: backbones={backbones!r}"
-        )
-    for name in {"backbone", "run_names"} & settings.keys():
+    seeds = settings.pop("seeds", [None])
+    for name, given, example in [
+        ("backbones", backbones, "names, such as [vgg16, small]"),
+        ("seeds", seeds, "whole numbers, such as [0, 1, 2]"),
+    ]:
+        if not isinstance(given, list) or not given:
+            raise ValueError(f"`{name}` must be a list of {example}. Received: {name}={given!r}")
+    for name in {"backbone", "run_names", "training_seed"} & settings.keys():
         raise ValueError(
             f"`{name}` is set by the report. Received: {name}={settings[name]!r}. "
-            "Give `backbones`, the networks to train, instead"
+            "Give `backbones`, the networks to train, and `seeds` instead"
         )
-    if settings.get("run_name") and len(backbones) > 1:  # the second would replace the first
+    networks = list(itertools.product(backbones, seeds))
+    if settings.get("run_name") and len(networks) > 1:  # the second would replace the first
         raise ValueError(
             "`run_name` names one network: give one of `backbones` with it, or leave it out. "
             f"Received: run_name={settings['run_name']!r}, backbones={', '.join(backbones)}"
         )
     known = {"backbone": None} | {k: v for d in declared.values() for k, v in d.items()}
+    for seed in seeds:
+        check_parameters(settings if seed is None else settings | {"seed": seed}, known)
     for backbone in backbones:
         checked = check_parameters(settings | {"backbone": backbone}, known)
     steps, run_names = [], []
@@ -141,19 +148,22 @@ def plan(notebooks, settings):
             own |= {"run_names": run_names} if "run_names" in defaults else {}
             steps.append(Step(path.stem, path, own))
             continue
-        for backbone in backbones:
+        for backbone, seed in networks:
             network = own | {"backbone": backbone}
+            again = f"-seed{seed}" if seed else ""
+            if seed is not None:
+                network["training_seed"] = seed
             if "run_name" in defaults:  # the name is given, so that it is known here
-                network["run_name"] = _run_name(defaults | network)
+                network["run_name"] = _run_name(defaults | network, again)
                 run_names.append(network["run_name"])
-            steps.append(Step(f"{path.stem}-{backbone}", path, network))
+            steps.append(Step(f"{path.stem}-{backbone}{again}", path, network))
     return steps
 
 
-def _run_name(parameters):
+def _run_name(parameters, again):
     """Name of the run folder that the training notebook makes with all its `parameters`."""
     chosen = (parameters[name] for name in ("backbone", "decoder", "size"))
-    return parameters["run_name"] or default_name(Path(parameters["data"]).name, *chosen)
+    return parameters["run_name"] or default_name(Path(parameters["data"]).name, *chosen) + again
 
 
 # -- what has to be run again ------------------------------------------------------------------

@@ -27,6 +27,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "warmup-cosine")
 FINE_TUNE = ("none", "last", "whole")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+FEATURE_PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 def parse_loss(loss):
@@ -149,7 +150,9 @@ class TrainingConfig:
         "deconvolution", _one_of(*DECODERS), f"as in the report; or {', '.join(list(DECODERS)[1:])}"
     )
     weights: str | None = _setting(
-        "auto", _optional(_text), "of the backbone: auto, imagenet, a file, or None: random"
+        "auto",
+        _optional(_text),
+        "of the backbone: auto, imagenet, a file, a folder of files, or None: random",
     )
     initial: str | None = _setting(
         None, _optional(_text), "finished run of the same network, at any size, to start from"
@@ -198,11 +201,16 @@ class TrainingConfig:
     test_time_flip: bool = _setting(
         False, _switch, "whether predictions are means over an image and its mirror image"
     )
+    image_head: bool = _setting(
+        False, _switch, "whether a head for whole images is fitted on a frozen backbone's features"
+    )
     precision: str = _setting(
         "auto", _one_of("auto", *PRECISIONS), f"{', '.join(PRECISIONS)}; auto: by the device"
     )
     feature_precision: str = _setting(
-        "float32", _one_of("float32", "bfloat16"), "of a frozen backbone: float32, bfloat16"
+        "float32",
+        _one_of(*FEATURE_PRECISIONS),
+        "of a frozen backbone: float32, float16 (kept so), bfloat16 (computed so)",
     )
     seed: int = _setting(
         0,
@@ -271,7 +279,7 @@ class TrainingConfig:
         if self.backbone == "small" or self.fine_tune == "none":
             unused["backbone_learning_rate"] = "no part of a backbone learns"
         if self.trains_on_images():
-            unused["feature_precision"] = "no features are kept"
+            unused |= dict.fromkeys(("feature_precision", "image_head"), "no features are kept")
         defaults = asdict(TrainingConfig())
         return {n: why for n, why in unused.items() if getattr(self, n) != defaults[n]}
 

@@ -18,8 +18,9 @@ _FLOOR = 0.05  # of the first component's deviation
 def fit_projections(model, data, backbone, *, folder="data/features", batch_size=8):
     """Give the layers of `project()`, if `model` has any, the principal components of their taps.
 
-    Components of training images alone, up to 64 spread over them, every cell of each: the same
-    for every seed. They are kept beside the features, so that runs share both to the last bit.
+    Components of images outside the test part, up to 64 spread over them, every cell of each; no
+    mask has a say in them. So they are the same for every seed and for every fold of a
+    cross-validation. They are kept beside the features: runs share both to the last bit.
 
     Args:
         model: of `fcn.build_fcn()`.
@@ -31,8 +32,8 @@ def fit_projections(model, data, backbone, *, folder="data/features", batch_size
     projections = [layer for layer in model.layers if layer.name.startswith("project_")]
     if not projections:
         return
-    train = np.flatnonzero(data.cases["split"] == "train")
-    rows = train[:: -(-len(train) // _IMAGES)]
+    known = np.flatnonzero(data.cases["split"] != "test")
+    rows = known[:: -(-len(known) // _IMAGES)]
     taps = keras.Model(model.input, [layer.input for layer in projections], name="taps")
     folder = project_path(folder)
     which = hashlib.sha256(rows.tobytes()).hexdigest()[:8]

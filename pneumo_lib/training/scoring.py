@@ -7,19 +7,23 @@ from typing import NamedTuple
 from pneumo_lib._startup import keras
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from pneumo_lib import runs
 from pneumo_lib._files import atomic_write, new_array, project_path, read_csv, write_json
 from pneumo_lib.evaluation import logged_metrics, metrics
+from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import predict_batches
+from pneumo_lib.models.image_head import fit_image_head, image_statistics
 from pneumo_lib.training import state
 from pneumo_lib.training.devices import device_name
 from pneumo_lib.training.losses import get_loss
 
 logger = logging.getLogger(__name__)
+_BATCH = 8  # images whose features are pooled at a time
 
 
 class TrainedPart(NamedTuple):
@@ -60,10 +64,15 @@ def keep_results(model, part, data, settings, folder, *, scores=None, distributi
     with atomic_write(folder / "model.keras") as aside:
         model.save(aside)
     table, probabilities = _keep_probabilities(part, data, folder, settings["test_time_flip"])
+    if settings.get("image_head"):
+        table["image_score"] = _keep_image_head(model, part, data, folder)
     state.write_scores(folder, {**(scores or {}), int(history["epoch"].max()): table})
     validation = np.flatnonzero(data.cases["split"] == "validation")
     if validation.size:
-        point = choose_operating_point(data.masks[validation], probabilities[validation])
+        by_head = table["image_score"][validation] if settings.get("image_head") else None
+        point = choose_operating_point(
+            data.masks[validation], probabilities[validation], scores=by_head
+        )
         write_json(folder / "operating_point.json", point._asdict())
     if diverged := _has_diverged(history, data, settings["loss"]):
         logger.warning(
@@ -91,6 +100,24 @@ def keep_results(model, part, data, settings, folder, *, scores=None, distributi
     (folder / "state.npz").unlink(missing_ok=True)
 
 
+def _keep_image_head(model, part, data, folder):
+    """Fits the image-level head on the training cases; returns the scores of all cases."""
+    views = [part.inputs] if part.mirrored is None else [part.inputs, part.mirrored]
+    shapes, steps = fcn.tap_shapes(fcn.split_fcn(model)[0]), range(0, len(part.inputs), _BATCH)
+    statistics = np.concatenate(
+        [
+            image_statistics(shapes, *(view[first : first + _BATCH] for view in views))
+            for first in tqdm(steps, desc="image-level head", delay=1, leave=False)
+        ]
+    )
+    train = (data.cases["split"] == "train").to_numpy()
+    positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)
+    head = fit_image_head(statistics[train], positive[train])
+    with atomic_write(folder / runs.IMAGE_HEAD) as aside:
+        np.savez(aside, **head._asdict())
+    return head(statistics)
+
+
 def _keep_probabilities(part, data, folder, test_time_flip):
     """Writes `probabilities.npy`; returns the counts of every case, and the array."""
     with atomic_write(folder / "probabilities.npy") as aside:
@@ -108,7 +135,8 @@ def _keep_probabilities(part, data, folder, test_time_flip):
 
 def _counts(y_true, softmax):
     counts = metrics.confusion_counts(y_true, softmax[..., 1])
-    return counts | logged_metrics.saturation_counts(y_true, softmax)
+    counts |= logged_metrics.saturation_counts(y_true, softmax)
+    return counts | {"image_score": image_level_score(softmax[..., 1])}
 
 
 def _has_diverged(history, data, loss):

@@ -115,7 +115,7 @@ def _build(data, config):
     compute = partial(
         cached_features, encoder, data, config.backbone, precision=config.feature_precision
     )
-    both = config.augmentation == "flip" or config.test_time_flip
+    both = config.augmentation == "flip" or config.test_time_flip or config.image_head
     return model, TrainedPart(head, compute(), compute(flipped=True) if both else None)
 
 

@@ -220,7 +220,7 @@ def test_scores_of_a_case_are_those_one_counts_by_hand():
     mask = np.zeros((10, 10), np.uint8)
     prediction = mask.copy()
     mask[0, :4], prediction[0, 1:7] = 1, 1  # 3 right, 3 false positives, 1 missed
-    scores = explorer.case_scores(prediction, prediction * np.float32(0.75), mask)
+    scores = explorer.case_scores(prediction, 0.75, mask)
     assert scores == {
         "Dice": "0.60", "IoU": "0.43", "Sensitivity": "0.75", "Precision": "0.50",
         "True area": "4.00 %", "Predicted area": "6.00 %", "Image-level score": "0.75",
@@ -229,9 +229,9 @@ def test_scores_of_a_case_are_those_one_counts_by_hand():
 
 def test_undefined_scores_are_a_dash_and_without_a_truth_there_are_none():
     nothing = np.zeros((4, 4), np.uint8)
-    scores = explorer.case_scores(nothing, nothing.astype("float32"), nothing)
+    scores = explorer.case_scores(nothing, 0.0, nothing)
     assert (scores["Dice"], scores["Sensitivity"], scores["Precision"]) == ("1.00", "–", "–")
-    scores = explorer.case_scores(nothing, nothing.astype("float32"))
+    scores = explorer.case_scores(nothing, 0.0)
     assert list(scores) == ["Predicted area", "Image-level score"]
 
 

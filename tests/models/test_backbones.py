@@ -1,5 +1,6 @@
 """Backbones against Keras' own classifiers, weight files against what they hold."""
 
+import re
 import threading
 import urllib.request
 from pathlib import Path
@@ -10,17 +11,21 @@ import numpy as np
 import pytest
 from conftest import compiled_by_xla
 
-from pneumo_lib.models import backbones
+from pneumo_lib.models import weights as weight_files
 from pneumo_lib.models.backbones import build_backbone, preprocess
 from pneumo_lib.models.names import PRETRAINED as BACKBONES
 
-VGG16_FILE = Path(__file__).parents[3] / "shared" / "weights" / "vgg16_notop.npz"
+SHARED = Path(__file__).parents[3] / "shared" / "weights"
+VGG16_FILE = SHARED / "vgg16_notop.npz"
 KERAS_PREPROCESSING = {
     "vgg16": keras.applications.vgg16.preprocess_input,
     "vgg19": keras.applications.vgg19.preprocess_input,
     "resnet50": keras.applications.resnet50.preprocess_input,
     "inceptionv3": keras.applications.inception_v3.preprocess_input,
 }
+needs_real_weights = pytest.mark.skipif(
+    not VGG16_FILE.is_file(), reason="the real weights are not here: ../shared/weights"
+)
 FORMATS = (".npz", ".weights.h5", "_notop.h5")
 
 
@@ -213,16 +218,42 @@ def test_random_weights_leave_batch_statistics_neutral(random_networks, name):
         assert kind == "kernel" or (array == neutral.get(kind, 0)).all(), key
 
 
+@needs_real_weights
 def test_real_vgg16_weights_are_those_of_their_file():
-    if not VGG16_FILE.is_file():
-        pytest.skip("the real VGG16 weights are not here: ../shared/weights/vgg16_notop.npz")
     model = build_backbone("vgg16", weights=VGG16_FILE)
-    assert model.weights_used == "vgg16_notop.npz"
+    assert model.weights_used == "vgg16_notop.npz (ImageNet, as Keras publishes it)"
     with np.load(VGG16_FILE) as expected:
         found = arrays_of(model)
         assert found.keys() == set(expected)
         for key, array in found.items():
             np.testing.assert_array_equal(array, expected[key], err_msg=key)
+
+
+@needs_real_weights
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("vgg19", r"vgg16_notop.npz \(VGG16 in VGG19's layers; ImageNet, as Keras publishes it\)"),
+        ("resnet50", r"resnet50_notop.npz \(.* a quantised release, 72 % top-1 there\)"),
+        ("inceptionv3", r"inceptionv3_notop.npz \(.* release of 2015; 2 of 94 kernels zero\)"),
+    ],
+)
+def test_a_folder_has_a_file_for_each_backbone_and_its_limits_are_named(name, note):
+    assert re.fullmatch(note, build_backbone(name, weights=SHARED).weights_used)
+
+
+def test_vgg19_with_the_file_of_vgg16_has_its_features(random_networks, tmp_path):
+    write_weights(tmp_path / "vgg16_notop.npz", random_networks["vgg16"])
+    vgg19 = build_backbone("vgg19", weights=tmp_path)
+    assert vgg19.weights_used == "vgg16_notop.npz (VGG16 in VGG19's layers)"
+    images = np.random.default_rng(0).normal(0, 64, (2, 128, 128, 3)).astype("float32")
+    found, expected = (m.predict_on_batch(images) for m in (vgg19, random_networks["vgg16"]))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
+
+
+def test_a_folder_without_a_file_for_the_backbone_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Received: weights='.*resnet50_notop.npz'"):
+        build_backbone("resnet50", weights=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -292,10 +323,10 @@ def test_the_published_file_is_the_one_that_keras_loads(monkeypatch, name):
         raise OSError("recorded")
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", record)
-    monkeypatch.setattr(backbones, "_answers", lambda url: True)
+    monkeypatch.setattr(weight_files, "_answers", lambda url: True)
     with pytest.raises(FileNotFoundError, match="recorded"):
         build_backbone(name, weights="imagenet")
-    path, url = backbones.published_weights(name)
+    path, url = weight_files.published_weights(name)
     assert asked == [(path.parent.name, path.name, url)]
 
 
@@ -303,7 +334,7 @@ def test_the_published_file_is_the_one_that_keras_loads(monkeypatch, name):
 def test_imagenet_weights_come_from_the_cached_file_without_network(
     random_networks, monkeypatch, no_network, empty_keras_home, weights
 ):
-    file, _ = backbones.published_weights("vgg16")
+    file, _ = weight_files.published_weights("vgg16")
     file.parent.mkdir(parents=True)
     write_legacy_h5(file, random_networks["vgg16"])
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(empty_keras_home))
@@ -318,7 +349,7 @@ def test_imagenet_weights_come_from_the_cached_file_without_network(
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_failed_download_names_the_file_and_its_folder(no_network, empty_keras_home, name):
-    file = backbones.published_weights(name)[0].name
+    file = weight_files.published_weights(name)[0].name
     folder = empty_keras_home / "models"
     with pytest.raises(FileNotFoundError, match=f"{file} and put it into {folder} by hand"):
         build_backbone(name, weights="imagenet")
@@ -328,7 +359,7 @@ def test_a_download_that_breaks_off_is_reported_with_its_cause(monkeypatch, empt
     def break_off(*args, **settings):
         raise Exception("URL fetch failure on https://...: 502")  # as get_file() raises it
 
-    monkeypatch.setattr(backbones, "_answers", lambda url: True)
+    monkeypatch.setattr(weight_files, "_answers", lambda url: True)
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", break_off)
     with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(URL fetch failure"):
         build_backbone("vgg16", weights="imagenet")
@@ -351,7 +382,7 @@ def test_auto_does_not_wait_for_a_silent_host(monkeypatch, empty_keras_home):
         raise OSError("too late")
 
     monkeypatch.setattr(urllib.request, "urlopen", stay_silent)
-    monkeypatch.setattr(backbones, "_SECONDS_TO_ANSWER", 0.1)
+    monkeypatch.setattr(weight_files, "_SECONDS_TO_ANSWER", 0.1)
     with pytest.warns(UserWarning, match="random features"):
         build_backbone("vgg16", weights="auto")
     assert not answered
@@ -360,5 +391,5 @@ def test_auto_does_not_wait_for_a_silent_host(monkeypatch, empty_keras_home):
 
 def test_a_host_that_answers_is_recognised(tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"")
-    assert backbones._answers((tmp_path / "weights.h5").as_uri())
-    assert not backbones._answers((tmp_path / "absent.h5").as_uri())
+    assert weight_files._answers((tmp_path / "weights.h5").as_uri())
+    assert not weight_files._answers((tmp_path / "absent.h5").as_uri())

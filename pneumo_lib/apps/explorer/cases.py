@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from pneumo_lib.data.images import read_image, resize_image
-from pneumo_lib.evaluation import image_level, metrics
+from pneumo_lib.evaluation import metrics
 from pneumo_lib.plots.style import ERRORS, ORANGE, SKY
 
 _SORTED = {  # order: condition, columns, whether they ascend
@@ -44,9 +44,7 @@ def order_cases(opened, order, *, split="all", seed=0):
         chosen = cases.assign(lesion=cases["tp"] + cases["fn"]).query(condition)
         rows = chosen.sort_values(columns, ascending=ascending).index
     elif order == "image-level score":
-        each = (opened.probabilities[[row]] / np.float32(255) for row in cases.index)
-        scores = np.array([image_level.image_level_score(y_pred)[0] for y_pred in each])
-        rows = cases.index[np.argsort(-scores, kind="stable")]
+        rows = cases.sort_values("image_score", ascending=False, kind="stable").index
     elif order == "by id":
         rows = cases.sort_values("image_id").index
     elif order == "random":
@@ -74,12 +72,12 @@ def read_case(opened, row):
     return image, np.asarray(opened.data.masks[row]), opened.probabilities[row] / np.float32(255)
 
 
-def case_scores(prediction, probability, mask=None):
+def case_scores(prediction, score, mask=None):
     """Scores of one prediction as text, by name; "–" where a score is undefined.
 
     Args:
         prediction: `(height, width)` of 0 and 1.
-        probability: the same shape, float in [0, 1].
+        score: of the whole image, in [0, 1].
         mask: the same shape, of 0 and 1, or None where the truth is unknown.
     """
     scores = {}
@@ -91,7 +89,7 @@ def case_scores(prediction, probability, mask=None):
         scores["True area"] = f"{100 * mask.mean():.2f} %"
     return scores | {
         "Predicted area": f"{100 * prediction.mean():.2f} %",
-        "Image-level score": f"{image_level.image_level_score(probability[None])[0]:.2f}",
+        "Image-level score": f"{score:.2f}",
     }
 
 

@@ -51,7 +51,7 @@ class Panel:
         self.open = {one.run.folder: one for one in (opened, beside) if one}
         self.rows = []  # of the listed cases
         self.image_id = None  # of the current case
-        self.contents = []  # shown: (OpenRun, image, mask, probability), one or two
+        self.contents = []  # shown: (OpenRun, image, mask, probability, score), one or two
         self.incoming = None  # bytes of a file during its upload
         self._make_controls(opened, beside)
         self.widget = self._arrange()
@@ -171,7 +171,8 @@ class Panel:
             for opened in runs:
                 rows = np.flatnonzero(opened.cases["image_id"] == self.image_id)
                 if len(rows):
-                    self.contents.append((opened, *cases.read_case(opened, rows[0])))
+                    score = opened.cases["image_score"][rows[0]]
+                    self.contents.append((opened, *cases.read_case(opened, rows[0]), score))
                 else:
                     self._show_status(f"{opened.run.folder.name} does not contain this case.")
         self._paint()
@@ -181,10 +182,10 @@ class Panel:
     def _paint(self):
         chosen = layers = [name for name, button in self.layers.items() if button.value]
         pictures, captions, names, scores = [], [], [], []
-        for opened, image, mask, probability in self.contents:
+        for opened, image, mask, probability, score in self.contents:
             if mask is None:  # an uploaded file has no truth
                 layers = ["prediction", *(["probability"] if "probability" in chosen else [])]
-            prediction, rule = self._predict(opened, probability)
+            prediction, rule = self._predict(opened, probability, score)
             picture = cases.paint(
                 self._background(opened, image), layers, probability=probability,
                 prediction=prediction, mask=mask, opacity=self.opacity.value,
@@ -192,7 +193,7 @@ class Panel:
             pictures.append(cases.encode(picture))
             names.append(opened.run.folder.name)
             captions.append(f"{names[-1]} · {rule}")
-            scores.append(cases.case_scores(prediction, probability, mask))
+            scores.append(cases.case_scores(prediction, score, mask))
         with self.viewer.hold_sync():
             self.viewer.pictures, self.viewer.captions = pictures, captions
             self.viewer.position = f"{self.position.value if self.rows else 0} / {len(self.rows)}"
@@ -206,12 +207,13 @@ class Panel:
             return cases.canvas(resize_image(image, (size, size)), smooth=False)
         return cases.canvas(image if kind == _BACKGROUNDS[0] else np.zeros_like(image))
 
-    def _predict(self, opened, probability):
+    def _predict(self, opened, probability, score):
         """Mask of a prediction, and the rule that made it as text."""
         if self.tuned.value:
             point = load_operating_point(opened.run)
             rule = f"{100 * point.min_area:.2g} % ≥ {point.top_threshold:.2f}, then "
-            mask = apply_operating_point(probability[None], point)[0]
+            rule = f"score ≥ {point.min_score:.2f}, then " if point.min_score else rule
+            mask = apply_operating_point(probability[None], point, scores=[score])[0]
             return mask, f"{rule}pixels ≥ {point.bottom_threshold:.2f}"
         threshold = self.threshold.value
         return (probability >= threshold).astype(np.uint8), f"pixels ≥ {threshold:.2f}"
@@ -272,7 +274,7 @@ class Panel:
                     (result,) = predict(path, opened.run)
                     if result.error:
                         raise ValueError(result.error)
-                    contents.append((opened, image, None, result.probability))
+                    contents.append((opened, image, None, result.probability, result.score))
             except ValueError as error:
                 self._show_status(str(error).replace(str(path), name))
                 return

@@ -1,0 +1,96 @@
+"""Image-level head: the probability that a whole X-ray shows a pneumothorax, from frozen features.
+
+A decoder is trained to outline lesions, not to tell whether there is one. This head is: a logistic
+regression on statistics of each channel of the taps. A pneumothorax is nearly always on one side,
+so differences between left and right are among them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pneumo_lib.models.fcn import unpack
+
+_TOP_SHARE = 0.01  # of the cells of a feature map
+_PENALTY = 1000.0  # thousands of statistics, a few hundred images
+
+
+class ImageHead(NamedTuple):
+    """Logistic regressions on `pool_taps()`, whose probabilities are averaged: k of them, m inputs.
+
+    `fit_image_head()` gives one, an ensemble has one per member.
+    """
+
+    mean: np.ndarray  # (k, m) float32, of the inputs
+    scale: np.ndarray  # (k, m) float32, their standard deviations
+    weights: np.ndarray  # (k, m) float32, of the standardised inputs
+    bias: np.ndarray  # (k,) float32
+
+    def __call__(self, statistics):
+        """`(n, m)` statistics -> `(n,)` float64 probabilities of pneumothorax."""
+        standardised = (statistics[:, None] - self.mean) / self.scale
+        logits = (standardised * self.weights).sum(axis=-1, dtype=np.float64) + self.bias
+        return (1 / (1 + np.exp(-logits))).mean(axis=1)
+
+
+def pool_taps(taps):
+    """Statistics of each channel of feature maps: input of the image-level head.
+
+    Mean, standard deviation, mean of the hundredth of the cells with the highest values, and the
+    absolute differences between left and right in the mean, the mean of the upper half of the
+    image, and the mean of the highest values.
+
+    Args:
+        taps: list of `(n, height, width, channels)` arrays, see `fcn.tap_shapes()`.
+
+    Returns:
+        `(n, 6 * channels of all taps)` float32.
+    """
+    return np.concatenate([_pool(np.asarray(tap, np.float32)) for tap in taps], axis=1)
+
+
+def image_statistics(shapes, *views):
+    """`pool_taps()` of features of `fcn.split_fcn()`: means over the image and its mirror image.
+
+    Args:
+        shapes: of the taps, see `fcn.tap_shapes()`.
+        *views: `(n, ...)` features, of the images and, if given, of the mirrored images.
+    """
+    return np.mean([pool_taps(unpack(np.asarray(view), shapes)) for view in views], axis=0)
+
+
+def _pool(tap):
+    middle, upper = tap.shape[2] // 2, max(1, tap.shape[1] // 2)
+    sides = tap[:, :, :middle], tap[:, :, -middle:]
+    differences = [
+        np.abs(of(sides[0]) - of(sides[1]))
+        for of in (_mean, lambda side: _mean(side[:, :upper]), _top)
+    ]
+    return np.concatenate([_mean(tap), tap.std(axis=(1, 2)), _top(tap), *differences], axis=1)
+
+
+def _mean(tap):
+    return tap.mean(axis=(1, 2))
+
+
+def _top(tap):
+    cells = tap.reshape(len(tap), -1, tap.shape[-1])
+    count = max(1, round(_TOP_SHARE * cells.shape[1]))
+    return np.partition(cells, -count, axis=1)[:, -count:].mean(axis=1)
+
+
+def fit_image_head(statistics, positive):
+    """`ImageHead` of training images.
+
+    Args:
+        statistics: `(n, m)` float, of `pool_taps()`.
+        positive: `(n,)` bool, whether an image shows a pneumothorax; both kinds must occur.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = statistics.mean(axis=0), statistics.std(axis=0)
+    scale[scale == 0] = 1  # a silent channel
+    model = LogisticRegression(C=1 / _PENALTY, max_iter=1000)
+    model.fit((statistics - mean) / scale, positive)
+    arrays = (mean[None], scale[None], model.coef_, model.intercept_)
+    return ImageHead(*(np.asarray(array, np.float32) for array in arrays))
