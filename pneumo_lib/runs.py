@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SETTINGS = "settings.json"
 _CONFIG = "config.json"
 IMAGE_HEAD = "image_head.npz"
+OPERATING_POINT = "operating_point.json"
 _LOGGED = (  # name in the report's log, column of history.csv, sign
     ("loss", "loss", 1),
     ("accuracy", "accuracy", 1),
@@ -278,7 +279,7 @@ def load_run_data(run, *, data=None):
 
 def load_operating_point(run):
     """`OperatingPoint` that a `Run` chose on its validation cases; the default without them."""
-    point = made_from(run.folder, record="operating_point.json")
+    point = made_from(run.folder, record=OPERATING_POINT)
     return OperatingPoint(**(point or {}))
 
 

@@ -119,7 +119,7 @@ def test_only_runs_with_names_of_their_own_have_to_be_named(folder, data):
     ("settings", "message"),
     [
         ({"backbone": "small", "data_checksum": "another"}, "trained on exactly these images"),
-        ({"decoder": "skips"}, "must have different backbones. Received: a, b with vgg19, vgg19"),
+        ({"decoder": "skips"}, "must differ in backbone or seed. Received: a, b with vgg19 .seed 0., vgg19 .seed 0."),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(folder, data, settings, message):

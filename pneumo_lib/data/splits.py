@@ -113,7 +113,7 @@ def check_scheme(scheme, fold):
     """Raises `ValueError` for an unknown `scheme` or a `fold` that is not one such as "2/5"."""
     if scheme not in SCHEMES:
         raise ValueError(f"`scheme` must be one of {SCHEMES}. Received: scheme={scheme!r}")
-    found = re.fullmatch(r"(\d+)/([1-9]\d*)", str(fold))
+    found = re.fullmatch(r"(0|[1-9]\d*)/([1-9]\d*)", str(fold))
     if fold is not None and not (found and int(found[1]) <= int(found[2]) != 1):
         raise ValueError(
             "`fold` must be a number, a slash and the number of folds, such as '2/5'. "

@@ -54,13 +54,13 @@ def image_statistics(shapes, *views):
 
     Args:
         shapes: of the taps, see `fcn.tap_shapes()`.
-        *views: `(n, ...)` features, of the images and, if given, of the mirrored images.
+        *views: `(n, ...)` features of the images, and of the mirrored images.
     """
     return np.mean([pool_taps(unpack(np.asarray(view), shapes)) for view in views], axis=0)
 
 
 def _pool(tap):
-    middle, upper = tap.shape[2] // 2, max(1, tap.shape[1] // 2)
+    middle, upper = max(1, tap.shape[2] // 2), max(1, tap.shape[1] // 2)
     sides = tap[:, :, :middle], tap[:, :, -middle:]
     differences = [
         np.abs(of(sides[0]) - of(sides[1]))

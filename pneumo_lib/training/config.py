@@ -262,6 +262,7 @@ class TrainingConfig:
         if milestones is None:
             milestones = [math.ceil(self.epochs * share) for share in (0.25, 0.5)]
         chosen["milestones"] = {*milestones, self.epochs}
+        chosen["image_head"] = self.image_head and not self.trains_on_images()
         return replace(self, **chosen | {"milestones": sorted(chosen["milestones"])})
 
     def trains_on_images(self):

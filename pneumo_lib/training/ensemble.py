@@ -8,14 +8,17 @@ import numpy as np
 import pandas as pd
 
 from pneumo_lib import runs
-from pneumo_lib._files import file_lock, project_path, write_csv
+from pneumo_lib._files import file_lock, project_path, write_csv, write_json
+from pneumo_lib.data.prepare import prepare_data
+from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.models import fcn
+from pneumo_lib.models.image_head import ImageHead
 from pneumo_lib.training import state
 from pneumo_lib.training.features import cached_features
 from pneumo_lib.training.scoring import TrainedPart, keep_results
 
 # What all members must share: one image goes through all of them, and is scored once.
-_SHARED = ("data_checksum", "size", "backbone", "feature_precision", "test_time_flip", "epochs")
+_SHARED = ("size", "backbone", "feature_precision", "test_time_flip", "epochs", "image_head")
 # What else is kept for what reads a run folder: "several" where members differ.
 _KEPT = ("decoder", "weights", "loss", "precision", "seed", "fine_tune")
 
@@ -30,10 +33,15 @@ def average_runs(members, *, run, data=None):
     chosen on the validation cases, `model.keras` for `predict()`, `verify_run()` and the rest.
     Its history is the members' mean.
 
+    Members may also be the folds of a cross-validation. Then the operating point is chosen on all
+    cases but those of the test part, each as predicted by the members that did not train on it,
+    and the result counts as trained on all of them: nothing is left to validate it.
+
     Args:
         members: two or more `Run`s, or what `load_run()` takes, on the same prepared data.
         run: name of the new run folder below `runs/`. One made of the same members is opened.
         data: `Prepared`, what the members were trained on; `None` opens the folder they name.
+            Of folds, the cases with none held out, see `split_cases()`; `None` prepares them.
 
     Returns:
         `Run`; `config["mean_of"]` names the members, with the first digits of their checksums.
@@ -45,14 +53,21 @@ def average_runs(members, *, run, data=None):
     """
     members = [runs.load_run(member) for member in members]
     _check(members, run)
-    data = runs.load_run_data(members[0], data=data)
     first, *others = (member.config for member in members)
+    folds = any(config["data_checksum"] != first["data_checksum"] for config in others)
+    if folds:
+        opened = [runs.open_run(member) for member in members]
+        data = data or _without_folds(opened[0].data)
+        point = _point_of_folds(opened, data)
+    else:
+        data = runs.load_run_data(members[0], data=data)
     settings = {
         name: first[name] if all(c.get(name) == first[name] for c in others) else "several"
         for name in (*_SHARED, *_KEPT)
         if name in first
     }
     settings |= {
+        "data_checksum": runs.data_checksum(data),
         "mean_of": [runs.run_id(m) for m in members],
         "results_version": runs.RESULTS_VERSION,
     }
@@ -60,8 +75,50 @@ def average_runs(members, *, run, data=None):
     with file_lock(folder):
         state.create_run_folder(run, settings)
         if not runs.is_finished(folder):
+            if folds:  # first, as the run is finished with what follows
+                write_json(folder / runs.OPERATING_POINT, point._asdict())
             _keep_mean(members, data, folder, settings)
     return runs.load_run(folder)
+
+
+def _without_folds(data):
+    """`Prepared` of the same cases with none of them held out."""
+    call = data.meta["prepared_by"]
+    count = str(call.get("fold")).partition("/")[2]
+    if not count:
+        raise ValueError(
+            "`members` must be trained on the same split, or be the folds of a cross-validation. "
+            f"Received: other splits, the first prepared by {call}"
+        )
+    return prepare_data(**call | {"fold": f"0/{count}"})
+
+
+def _point_of_folds(opened, data):
+    """Operating point chosen on the cases outside the test part, as predicted out of fold."""
+    rows = {name: row for row, name in enumerate(data.cases["image_id"])}
+    scores, times = np.zeros(len(rows)), np.zeros(len(rows), int)
+    y_pred = np.zeros(data.masks.shape, np.uint8)
+    for member in opened:
+        if set(member.cases["image_id"]) != set(rows):
+            raise ValueError(
+                "Folds must be of the same cases. Received: others in "
+                f"{member.run.folder.name}, prepared by {member.data.meta['prepared_by']}"
+            )
+        held_out = np.flatnonzero(member.cases["split"] == "validation")
+        for row in held_out:
+            place = rows[member.cases["image_id"][row]]
+            times[place] += 1
+            scores[place] += (member.cases["image_score"][row] - scores[place]) / times[place]
+            change = (member.probabilities[row] - y_pred[place].astype(float)) / times[place]
+            y_pred[place] = np.rint(y_pred[place] + change)
+    known = np.flatnonzero(data.cases["split"] != "test")
+    if missing := (times[known] == 0).sum():
+        raise ValueError(
+            "Folds must hold out every case once, so that all can choose the operating point. "
+            f"Received: {len(opened)} runs, {missing} of {len(known)} cases never held out"
+        )
+    by_head = scores[known] if opened[0].run.config.get("image_head") else None
+    return choose_operating_point(data.masks[known], y_pred[known], scores=by_head)
 
 
 def _check(members, run):
@@ -76,7 +133,7 @@ def _check(members, run):
         differs = [setting for setting in _SHARED if config.get(setting) != first.get(setting)]
         if differs:
             raise ValueError(
-                f"`members` must share data, size, backbone and epochs. Received: {differs} differ "
+                f"`members` must share {', '.join(_SHARED)}. Received: {differs} differ "
                 f"between {names[0]} and {name}"
             )
 
@@ -91,7 +148,11 @@ def _keep_mean(members, data, folder, settings):
     mean = histories.groupby("epoch", as_index=False).mean()
     mean["seconds"] *= len(members)
     write_csv(folder / "history.csv", mean)
-    keep_results(model, part, data, settings, folder)
+    head = None
+    if settings.get("image_head"):
+        heads = [runs.load_image_head(member) for member in members]
+        head = ImageHead(*(np.concatenate(arrays) for arrays in zip(*heads, strict=True)))
+    keep_results(model, part, data, settings, folder, image_head=head)
 
 
 def _join(models, data, settings):
@@ -100,6 +161,11 @@ def _join(models, data, settings):
     image = keras.Input(models[0].input.shape[1:], name="image")
     halves = [] if backbone == "small" else [fcn.split_fcn(model) for model in models]
     if not halves or not _equal([encoder for encoder, _ in halves]):
+        if settings.get("image_head"):
+            raise ValueError(
+                "`members` with image-level heads must have the same frozen backbone. Received: "
+                "backbones with other weights"
+            )
         model = keras.Model(image, _mean(models, image), name=name)
         return model, TrainedPart(model, data.images, data.images[:, :, ::-1], backbone)
     encoder, heads = halves[0][0], [head for _, head in halves]
@@ -109,8 +175,9 @@ def _join(models, data, settings):
     compute = partial(
         cached_features, encoder, data, backbone, precision=settings["feature_precision"]
     )
-    mirrored = compute(flipped=True) if settings["test_time_flip"] else None
-    return model, TrainedPart(network, compute(), mirrored)
+    both = settings["test_time_flip"] or settings.get("image_head")
+    mirrored = compute(flipped=True) if both else None
+    return model, TrainedPart(network, compute(), mirrored, shapes=fcn.tap_shapes(encoder))
 
 
 def _mean(models, x):

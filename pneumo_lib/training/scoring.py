@@ -33,6 +33,7 @@ class TrainedPart(NamedTuple):
     inputs: np.ndarray  # images, or features of a frozen backbone
     mirrored: np.ndarray | None  # the same of the mirrored images; None where nothing needs them
     backbone: str | None = None  # for which images are preprocessed; None: inputs are features
+    shapes: tuple | list = ()  # of the taps in the features, see `fcn.tap_shapes()`
 
 
 def score_cases(part, data, *, test_time_flip):
@@ -46,7 +47,9 @@ def score_cases(part, data, *, test_time_flip):
     return count_cases(data, _predictions(part, test_time_flip), count=_counts)
 
 
-def keep_results(model, part, data, settings, folder, *, scores=None, distribution=None):
+def keep_results(
+    model, part, data, settings, folder, *, scores=None, distribution=None, image_head=None
+):
     """Keep network, scores, probabilities, operating point and, last, `config.json`.
 
     The operating point is chosen on the validation cases alone; without any there is none.
@@ -59,13 +62,14 @@ def keep_results(model, part, data, settings, folder, *, scores=None, distributi
         folder: the run folder, with `history.csv`.
         scores: dict from milestone to the table of its scores, see `score_cases()`.
         distribution: what the training ran on, as given to `train()`.
+        image_head: `ImageHead`; None: it is fitted where the settings ask for one.
     """
     history = read_csv(folder / "history.csv")
     with atomic_write(folder / "model.keras") as aside:
         model.save(aside)
     table, probabilities = _keep_probabilities(part, data, folder, settings["test_time_flip"])
     if settings.get("image_head"):
-        table["image_score"] = _keep_image_head(model, part, data, folder)
+        table["image_score"] = _keep_image_head(image_head, part, data, folder)
     state.write_scores(folder, {**(scores or {}), int(history["epoch"].max()): table})
     validation = np.flatnonzero(data.cases["split"] == "validation")
     if validation.size:
@@ -73,7 +77,7 @@ def keep_results(model, part, data, settings, folder, *, scores=None, distributi
         point = choose_operating_point(
             data.masks[validation], probabilities[validation], scores=by_head
         )
-        write_json(folder / "operating_point.json", point._asdict())
+        write_json(folder / runs.OPERATING_POINT, point._asdict())
     if diverged := _has_diverged(history, data, settings["loss"]):
         logger.warning(
             "%s diverged: its loss is worse than that of a network that knows nothing. Take a "
@@ -100,19 +104,22 @@ def keep_results(model, part, data, settings, folder, *, scores=None, distributi
     (folder / "state.npz").unlink(missing_ok=True)
 
 
-def _keep_image_head(model, part, data, folder):
-    """Fits the image-level head on the training cases; returns the scores of all cases."""
-    views = [part.inputs] if part.mirrored is None else [part.inputs, part.mirrored]
-    shapes, steps = fcn.tap_shapes(fcn.split_fcn(model)[0]), range(0, len(part.inputs), _BATCH)
+def _keep_image_head(head, part, data, folder):
+    """Keeps an image-level head, fitted on the training cases; returns the scores of all cases."""
+    steps = range(0, len(part.inputs), _BATCH)
     statistics = np.concatenate(
         [
-            image_statistics(shapes, *(view[first : first + _BATCH] for view in views))
+            image_statistics(
+                part.shapes,
+                *(view[first : first + _BATCH] for view in (part.inputs, part.mirrored)),
+            )
             for first in tqdm(steps, desc="image-level head", delay=1, leave=False)
         ]
     )
-    train = (data.cases["split"] == "train").to_numpy()
-    positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)
-    head = fit_image_head(statistics[train], positive[train])
+    if head is None:
+        train = (data.cases["split"] == "train").to_numpy()
+        positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)
+        head = fit_image_head(statistics[train], positive[train])
     with atomic_write(folder / runs.IMAGE_HEAD) as aside:
         np.savez(aside, **head._asdict())
     return head(statistics)

@@ -116,7 +116,8 @@ def _build(data, config):
         cached_features, encoder, data, config.backbone, precision=config.feature_precision
     )
     both = config.augmentation == "flip" or config.test_time_flip or config.image_head
-    return model, TrainedPart(head, compute(), compute(flipped=True) if both else None)
+    mirrored = compute(flipped=True) if both else None
+    return model, TrainedPart(head, compute(), mirrored, shapes=fcn.tap_shapes(encoder))
 
 
 def _start_from(model, name):

@@ -137,6 +137,14 @@ def test_each_case_is_tested_in_every_fold_or_validated_in_exactly_one(scheme):
     assert ((folds == "validation").sum(axis=1)[tested == 0] == 1).all()
 
 
+def test_fold_0_holds_no_case_out_and_has_the_test_part_of_the_others():
+    cases = make_cases()
+    split = split_without_files(cases, fold="0/5", scheme="patient")["split"]
+    assert set(split) == {"train", "test"}
+    fold = split_without_files(cases, fold="1/5", scheme="patient")["split"]
+    np.testing.assert_array_equal(split == "test", fold == "test")
+
+
 def test_folds_share_no_patient_and_come_near_equal_shares_for_both_labels():
     cases = make_cases(600)
     folds = five_folds(cases, scheme="patient")
@@ -156,7 +164,7 @@ def test_near_identical_images_are_in_one_split_of_every_fold(png_release):
         assert split["train.2"] == split["train.4"]
 
 
-@pytest.mark.parametrize("fold", ["1/1", "0/5", "6/5", "2", "-1/5", "2/5 ", "02/5", 2, 0.4, ""])
+@pytest.mark.parametrize("fold", ["1/1", "0/1", "6/5", "2", "-1/5", "2/5 ", "02/5", 2, 0.4, ""])
 def test_split_refuses_a_fold_that_there_is_not(fold):
     with pytest.raises(ValueError, match=rf"such as '2/5'. Received: fold={fold!r}"):
         split_without_files(make_cases(), fold=fold)

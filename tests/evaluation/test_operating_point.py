@@ -91,6 +91,44 @@ def test_bottom_threshold_is_never_above_the_top_threshold():
     assert (bottom <= top).all()
 
 
+def test_an_image_below_the_lowest_score_has_no_mask():
+    y_pred = np.full((3, 2, 2), 0.9)
+    point = OperatingPoint(0.5, 0.0, 0.5, min_score=0.6)
+    masks = apply_operating_point(y_pred, point, scores=[0.5, 0.6, 0.7])
+    np.testing.assert_array_equal(masks.any(axis=(1, 2)), [False, True, True])
+    with pytest.raises(ValueError, match="`scores` are needed where a point has a `min_score`"):
+        apply_operating_point(y_pred, point)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_choice_by_score_is_the_best_of_all_cuts_and_thresholds(seed):
+    y_true, y_pred = blurred_cases(seed)
+    rng = np.random.default_rng(seed)
+    scores = np.clip(0.3 * y_true.any(axis=(1, 2)) + rng.random(len(y_true)), 0, 1).round(1)
+    point = choose_operating_point(y_true, y_pred, scores=scores)
+
+    def score_of(point):
+        masks = apply_operating_point(y_pred, point, scores=scores)
+        return metrics.siim_dice(metrics.confusion_counts(y_true, masks))
+
+    every = [
+        score_of(OperatingPoint(bottom, 0, bottom, cut))
+        for bottom in np.arange(1, 128) / 128
+        for cut in (*np.unique(scores), 1.1)
+    ]
+    assert score_of(point) == pytest.approx(max(every))
+
+
+def test_a_mask_that_does_not_pay_is_not_drawn():
+    """With a Dice of 1/2 a call pays above a probability of 2/3: 3 of 5 do not, 4 of 5 do."""
+    drawn, scores = np.ones((5, 1, 3)), np.full(5, 0.5)
+    for positives, called in ((3, False), (4, True)):
+        truth = np.zeros(drawn.shape, np.uint8)
+        truth[:positives, 0, 1] = 1  # one of the three pixels that are drawn: Dice 2 / (3 + 1)
+        point = choose_operating_point(truth, drawn, scores=scores)
+        assert apply_operating_point(drawn, point, scores=scores).any() == called, positives
+
+
 def test_healthy_images_alone_give_empty_masks():
     _, y_pred = blurred_cases()
     healthy = np.zeros(y_pred.shape, np.uint8)

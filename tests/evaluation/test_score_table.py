@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.evaluation import logged_metrics
@@ -253,3 +254,45 @@ def test_a_table_by_size_of_lesion_comes_in_its_order():
     table = score_table(with_groups(scores.assign(split="test"), cases), by="lesion", n_bootstrap=5)
     order = ["all background", "healthy", "smallest", "small", "large", "largest"]
     assert list(table["lesion"]) == order
+
+
+def with_image_scores(n=40, *, seed=0):
+    rng = np.random.default_rng(seed)
+    scores = make_scores(n, seed=seed)
+    return scores.assign(image_score=(rng.random(n) + 0.4 * scores["has_pneumothorax"]).round(1))
+
+
+def test_the_area_is_that_of_scikit_learn_and_so_is_its_interval():
+    scores = with_image_scores()
+    y_true, y_score = scores["has_pneumothorax"].to_numpy(), scores["image_score"].to_numpy()
+    background, row = (score_table(scores, n_bootstrap=200).iloc[i] for i in (0, 1))
+    assert row["auc"] == pytest.approx(roc_auc_score(y_true, y_score))
+    assert background["auc"] == 0.5
+    draws = np.random.default_rng(0)  # resamples are drawn in this way
+    each = [draws.integers(40, size=40) for _ in range(200)]
+    judged = [roc_auc_score(y_true[rows], y_score[rows]) for rows in each]
+    np.testing.assert_allclose(
+        row[["auc_lower", "auc_upper"]].astype(float), np.quantile(judged, [0.025, 0.975])
+    )
+
+
+def test_without_positive_or_healthy_images_there_is_no_area():
+    scores = with_image_scores()
+    for positive in (True, False):
+        part = scores[scores["has_pneumothorax"] == positive]
+        assert np.isnan(score_table(part, n_bootstrap=5)["auc"]).all()
+
+
+def test_scores_of_several_trainings_are_means_over_them():
+    trainings = [with_image_scores(seed=0).assign(seed=n) for n in range(2)]
+    trainings[1]["tp"] = 0
+    trainings[1]["fn"] = trainings[0]["tp"] + trainings[0]["fn"]
+    both = score_table(pd.concat(trainings), mean_over="seed", n_bootstrap=50)
+    first, second = (score_table(t, n_bootstrap=50).iloc[1] for t in trainings)
+    assert list(both["images"]) == [40, 40]
+    for name in ("dice_positive", "iou", "mean_iou", "siim_dice", "auc"):
+        assert both.iloc[1][name] == pytest.approx((first[name] + second[name]) / 2)
+    # the second training finds nothing in any resample, so the mean's interval is half the first's
+    assert both.iloc[1]["dice_positive_upper"] == pytest.approx(first["dice_positive_upper"] / 2)
+    with pytest.raises(ValueError, match="one scored several times"):
+        score_table(pd.concat(trainings))

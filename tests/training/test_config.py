@@ -36,7 +36,8 @@ from pneumo_lib.training.config import TrainingConfig, describe
         ("ema", 1, "of 0 or more and below 1. Received: ema=1"),
         ("test_time_flip", "maybe", "True or False. Received: test_time_flip='maybe'"),
         ("precision", "half", "one of auto, float32, .* precision='half'"),
-        ("feature_precision", "float16", "one of float32, bfloat16. .*='float16'"),
+        ("feature_precision", "half", "one of float32, float16, bfloat16. .*='half'"),
+        ("image_head", "maybe", "True or False. Received: image_head='maybe'"),
         ("seed", -1, "a whole number of 0 or more. Received: seed=-1"),
     ],
 )

@@ -95,6 +95,62 @@ def test_equal_backbones_are_run_once_and_others_each(data, folder):
     np.testing.assert_allclose(np.asarray(model(image)), (first + second) / 2, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def folds(home):
+    """Two folds of a cross-validation with image-level heads, and what they were trained on."""
+    made = pl.make_phantoms(home.folder / "folds", count=24, size=64, seed=0)
+    source = {"data": str(made), "size": 32, "split": "patient"}
+    prepared = [pl.prepare_data(**source, fold=f"{n}/2") for n in (1, 2)]
+    settings = SETTINGS | {"decoder": "skips", "image_head": True, "epochs": 1, "milestones": []}
+    for number, data in enumerate(prepared, start=1):
+        train(data, run=f"fold-{number}", backbone="vgg16", **settings)
+    return prepared
+
+
+def test_folds_choose_the_operating_point_on_what_each_did_not_train_on(folds):
+    mean = average_runs(["fold-1", "fold-2"], run="folds")
+    opened = [pl.runs.open_run(name) for name in ("fold-1", "fold-2", "folds")]
+    assert set(opened[2].cases["split"]) == {"train", "test"}
+    y_true, y_pred, scores = [], [], []
+    for fold in opened[:2]:
+        rows = np.flatnonzero(fold.cases["split"] == "validation")
+        y_true += list(fold.data.masks[rows])
+        y_pred += list(fold.probabilities[rows])
+        scores += list(fold.cases["image_score"][rows])
+    assert len(y_true) == (opened[2].cases["split"] == "train").sum()
+    point = choose_operating_point(np.array(y_true), np.array(y_pred), scores=np.array(scores))
+    assert pl.runs.load_operating_point(mean) == point
+    each = np.mean([fold.probabilities for fold in opened[:2]], axis=0)
+    np.testing.assert_allclose(opened[2].probabilities, each, atol=1)
+    assert rescore.verify_run(mean).matches
+    with pytest.raises(ValueError, match="hold out every case once.* 1 runs") as error:
+        ensemble._point_of_folds(opened[:1], opened[2].data)
+    assert f"{(opened[0].cases['split'] == 'train').sum()} of {len(y_true)}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["fold-1", "folds"])
+def test_predictions_have_the_scores_of_the_image_level_head(folds, name):
+    if name == "folds":
+        average_runs(["fold-1", "fold-2"], run="folds")
+    opened = pl.runs.open_run(name)
+    found = list(pl.predict(list(opened.cases["image_path"]), name))
+    np.testing.assert_allclose(
+        [result.score for result in found], opened.cases["image_score"], atol=2e-3
+    )
+    members = [pl.load_run(member) for member in ("fold-1", "fold-2")]
+    if name == "folds":  # the head of the ensemble gives the mean of the members'
+        each = np.mean([run.scores["image_score"] for run in members], axis=0)
+        np.testing.assert_allclose(opened.cases["image_score"], each, atol=1e-3)
+
+
+def test_members_of_other_splits_that_are_no_folds_are_refused(folds, home):
+    other = pl.prepare_data(str(home.folder / "folds"), size=32, split="patient", seed=3)
+    settings = SETTINGS | {"decoder": "skips", "image_head": True, "epochs": 1, "milestones": []}
+    train(other, run="other-split", backbone="vgg16", **settings)
+    with pytest.raises(ValueError, match="the same split, or be the folds of a cross-validation"):
+        average_runs(["other-split", "fold-1"], run="mixed")
+
+
 def test_history_is_the_mean_and_the_time_the_sum():
     run = average_runs(["a", "b"], run="mean-history")
     a, b = pl.load_run("a").history, pl.load_run("b").history

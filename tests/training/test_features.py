@@ -75,6 +75,13 @@ def test_bfloat16_features_agree_and_lie_in_a_file_of_their_own(backbone, size, 
     assert {layer.compute_dtype for layer in encoder.layers} == {"float32"}
 
 
+def test_float16_features_are_the_exact_ones_rounded_in_a_file_of_their_own(encoder, data, home):
+    exact = features.cached_features(encoder, data, "vgg19", folder="half")
+    near = features.cached_features(encoder, data, "vgg19", folder="half", precision="float16")
+    assert len(list((home / "half").iterdir())) == 2
+    np.testing.assert_array_equal(near, np.asarray(exact).astype(np.float16))
+
+
 def test_unknown_precision_of_features_is_refused(encoder, data):
-    with pytest.raises(ValueError, match=r"`precision` must be .* Received: precision='float16'"):
-        features.cached_features(encoder, data, "vgg19", precision="float16")
+    with pytest.raises(ValueError, match=r"`precision` must be .* Received: precision='half'"):
+        features.cached_features(encoder, data, "vgg19", precision="half")
