@@ -13,7 +13,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
-from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, levels_of_bytes
+from pneumo_lib.data.dicom_grey import grey_levels, keeps_means
 from pneumo_lib.data.dicom_open import CODECS, Refused, open_dicom
 
 SPACING_FIELDS = (  # that `pixel_spacing()` may need
@@ -55,15 +55,14 @@ def decode_dicom(data, *, at_least=None):
     """
     try:
         file = open_dicom(data)
-        shape = (file.Rows, file.Columns)
-        if number(file, "SamplesPerPixel") == 3:
+        shape, notes = (file.Rows, file.Columns), ()
+        if file.SamplesPerPixel == 3:
             image = _grey_of_colours(_decoded(file, (*shape, 3)))
-            return XRay(image, shape, *pixel_spacing(file), *_patients_left(file))
-        levels = levels_of_bytes(file)
-        pixels = _decoded(file, shape, at_least=at_least if levels else None)
-        image, notes = grey_levels(pixels, file, levels)
+        else:
+            pixels = _decoded(file, shape, at_least=at_least if keeps_means(file) else None)
+            image, notes = grey_levels(pixels, file)
         return XRay(image, shape, *pixel_spacing(file), *_patients_left(file), notes)
-    except (Refused, GreyScaleError):
+    except Refused:
         raise
     except ImportError:  # or an imagecodecs that was built without one of its codecs
         raise ValueError(
@@ -108,9 +107,8 @@ def _decoded(file, shape, *, at_least=None):
 
         decode, kinds = getattr(imagecodecs, codec), (np.uint8, np.uint16)
         # with `out`, a codec refuses a frame of another size instead of allocating memory for it
-        pixels, other = (
-            np.empty(shape, kind) for kind in kinds[:: 1 if file.BitsStored <= 8 else -1]
-        )
+        kinds = kinds if file.BitsStored <= 8 else kinds[::-1]
+        pixels, other = (np.empty(shape, kind) for kind in kinds)
         try:
             decode(_frame(file), out=pixels)
         except ValueError:  # its frame has bits of its own, of which the header's are stored

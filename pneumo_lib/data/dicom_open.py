@@ -36,7 +36,7 @@ _ITEM = b"\xfe\xff\x00\xe0"  # begins compressed pixels
 
 
 class Refused(ValueError):
-    """A reason that quotes nothing but numbers, transfer syntaxes and kinds of objects."""
+    """A reason that quotes nothing but numbers, transfer syntaxes and names of the standard."""
 
 
 def is_dicom(data):
