@@ -42,8 +42,8 @@ def predict_archive(
     """Predict all X-rays of an archive; a second call goes on, and adds new and changed files.
 
     Args:
-        source: a folder, or `@` and a list of files, one a line; both as path or as a URL that
-            fsspec reads (`s3://`, `gs://`, ...).
+        source: a folder, or `@` and a list of files, see `list_files()`; both as path or as a URL
+            that fsspec reads (`s3://`, `gs://`, ...).
         run: `Run`, or what `load_run()` takes.
         out: folder, path or URL, that all workers see: new, empty, or of an earlier call with
             the same `source`, network and operating point. Its rows are those of the files in

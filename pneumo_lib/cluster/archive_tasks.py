@@ -40,8 +40,7 @@ def predict_partition(partition, *, out, settings):
         `(file, error)` of those with an error, and whether this call made it.
 
     Raises:
-        OSError: if the folder cannot be read or written.
-        ValueError: if the network in it is not the one of `settings`.
+        OSError, ValueError: if the folder cannot be read or written, or holds another network.
     """
     store, folder = locate(out)
     path = f"{folder}/parts/{partition.name}"
