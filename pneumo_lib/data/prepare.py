@@ -101,8 +101,8 @@ def _is_made(folder, request, skip_broken=False):
 
 def _check(cases, folder, *, size):
     check_data_settings(size=size)
-    if cases.empty or cases["image_id"].duplicated().any():
-        twice = cases["image_id"][cases["image_id"].duplicated()].tolist()
+    twice = cases["image_id"][cases["image_id"].duplicated()].tolist()
+    if cases.empty or twice:
         raise ValueError(
             "`cases` must hold at least one image, and each only once. "
             f"Received: {len(cases)} rows, repeated: {twice[:3]}"
@@ -168,8 +168,7 @@ def _read_cases(path, columns):
 def load_prepared(folder):
     """`Prepared` from the `folder` given to `prepare()`, without reading the arrays.
 
-    Raises:
-        FileNotFoundError: if `folder` holds no finished preparation.
+    Raises FileNotFoundError if `folder` holds no finished preparation.
     """
     folder = Path(folder).expanduser().resolve()
     if not (meta := made_from(folder, record=_META)):
@@ -243,11 +242,7 @@ def prepare_data(
 
 
 def check_data_settings(**settings):
-    """The given settings of `prepare_data()`, checked, with `data` as text (such as "2024").
-
-    Raises:
-        ValueError: for a number out of range, an unknown scheme, or an invalid fold.
-    """
+    """The given settings of `prepare_data()`, checked, with `data` as text (such as "2024")."""
     for name, least in (("size", 1), ("seed", 0), ("phantom_count", 1)):
         value = settings.get(name, least)
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -79,8 +79,7 @@ def split_cases(
             logger.warning(
                 "%d official train images are near-identical to official test images and go to "
                 "the test split: %s",
-                copies.sum(),
-                ", ".join(cases["image_id"][copies][:3]),
+                *(copies.sum(), ", ".join(cases["image_id"][copies][:3])),
             )
         split[in_test | copies] = "test"
         shares = {"train": 1 - validation, "validation": validation}
@@ -100,11 +99,7 @@ def split_cases(
 
 
 def leaked_patients(cases):
-    """Number of patients with images in more than one split.
-
-    Args:
-        cases: table of `split_cases()`. Images without a `patient_id` are not counted.
-    """
+    """Number of known patients with images in more than one split of a `split_cases()` table."""
     return int((cases.groupby("patient_id")["split"].nunique() > 1).sum())
 
 
@@ -199,11 +194,9 @@ def near_duplicate_pairs(cases):
     different patients none is above 0.50, of 101 pairs of one patient none above 0.49. (The usual
     64-bit difference hash finds six of those pairs within one bit.)
 
-    Args:
-        cases: case table; the files at `image_path` are read.
-
     Returns:
-        `(pairs, 2)` int, row positions in `cases`. Images that cannot be read are in no pair.
+        `(pairs, 2)` int, row positions in `cases`, a table with `image_path`. Images that cannot
+        be read are in no pair.
     """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         hashing = threads.map(_detail_signs, cases["image_path"])
