@@ -51,11 +51,7 @@ def expected_calibration_error(table):
     the lowest bin: an all-background prediction has an error equal to the share of the
     foreground. Read it beside the diagram, never alone.
 
-    Args:
-        table: DataFrame of `reliability_table()`.
-
-    Returns:
-        `float` in [0, 1], NaN where the table counts no pixel.
+    `table` is that of `reliability_table()`; the `float` is in [0, 1], NaN without any pixel.
     """
     gaps = (table["predicted"] - table["observed"]).abs() * table["count"]
     return float(gaps.sum() / table["count"].sum()) if table["count"].sum() else float("nan")

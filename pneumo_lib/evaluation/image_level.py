@@ -15,14 +15,8 @@ def image_level_score(y_pred):
     the smallest lesions: the maximum alone would depend on one stray pixel, the mean of all
     pixels on the size of the lesion. The score ranks images; it is no calibrated probability.
 
-    Args:
-        y_pred: `(n, height, width)`, foreground probabilities in [0, 1].
-
-    Returns:
-        `(n,)` float64 in [0, 1].
-
-    Raises:
-        ValueError: if the shape is another, or values lie outside the range.
+    `y_pred` is `(n, height, width)`, foreground probabilities in [0, 1], or a ValueError. Returns
+    `(n,)` float64 in [0, 1].
     """
     if np.ndim(y_pred) != 3 or 0 in np.shape(y_pred)[1:]:
         raise ValueError(

@@ -77,8 +77,7 @@ def _aligned(first, second, score):
             "in common. Choose one epoch and one split of each run"
         )
     tables[1] = tables[1].loc[images]
-    differ = (tables[0]["has_pneumothorax"] != tables[1]["has_pneumothorax"]).sum()
-    if differ:
+    if differ := (tables[0]["has_pneumothorax"] != tables[1]["has_pneumothorax"]).sum():
         raise ValueError(
             "Both tables must agree on which images show a pneumothorax. "
             f"Received: {differ} that differ"
