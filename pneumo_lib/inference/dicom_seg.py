@@ -45,10 +45,7 @@ def segment_studies(out, rows, run):
 
     Returns:
         `(paths, failed)`: `<out>/segmentations/<output>.dcm`, and the rows of X-rays for which
-        none could be made, with the reason as their error.
-
-    Raises:
-        ValueError: without highdicom.
+        none could be made, with the reason as their error. A ValueError without highdicom.
     """
     if find_spec("highdicom") is None:
         raise ValueError(
@@ -64,9 +61,9 @@ def segment_studies(out, rows, run):
                 continue
             try:
                 header = _header(path)
-                study = str(header.StudyInstanceUID)
-                numbers[study] += 1
-                paths.append(_write(out, header, row, run, number=numbers[study]))
+                numbers[header.StudyInstanceUID] += 1
+                number = numbers[header.StudyInstanceUID]
+                paths.append(_write(out, header, row, run, number=number))
             except Exception as error:  # a header that lacks what a reference needs
                 reason = f"no DICOM SEG could be made: {type(error).__name__}"
                 failed.append(row | {"error": reason})

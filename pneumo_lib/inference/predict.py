@@ -79,14 +79,11 @@ def predict(
 
 
 def find_images(files):
-    """Paths of X-ray files: those given, and those below the folders given.
+    """List of `Path`s of X-ray files: those given, and, sorted, those below the folders given.
 
     Args:
         files: path or list of paths. In a folder, files with one of `SUFFIXES` count, and DICOM
             files by their content; hidden ones do not. Links are followed, see `find_files()`.
-
-    Returns:
-        List of `Path`, sorted within each folder.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -107,12 +104,9 @@ def load_foreground(run, *, batch_size, xla):
     """Function `(n, size, size)` uint8 -> `(n, size, size)` float32 foreground probability.
 
     Args:
-        run: `Run`.
+        run: `Run`. A ValueError as by `load_network()`.
         batch_size: images per step of the network, at most.
         xla: whether to compile the head, which halves its time; the backbone would only lose.
-
-    Raises:
-        ValueError: as `load_network()`.
     """
     network, config = load_network(run), run.config
     if xla:
@@ -128,12 +122,10 @@ def load_foreground(run, *, batch_size, xla):
         parts = [part for part in network.layers if part.name.startswith("member_")] or [network]
         members = [compiled(part, backbone, batch_size=batch_size) for part in parts]
 
-    def foreground(images):
-        return np.mean([member(images)[..., 1] for member in members], axis=0)
-
     def in_steps(images):
-        steps = range(0, len(images), batch_size)
-        return np.concatenate([foreground(images[i : i + batch_size]) for i in steps])
+        steps = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+        means = (np.mean([member(step)[..., 1] for member in members], axis=0) for step in steps)
+        return np.concatenate(list(means))
 
     if not config.get("test_time_flip"):
         return in_steps
@@ -158,11 +150,10 @@ def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
     """`(Prediction, image)`: without results yet, and the network's input or `None` on error.
 
     Args:
-        path: of the file, as `load` takes it.
+        path: of the file, as `load` takes it, which returns its bytes.
         size: height and width of the network's images.
         exact: whether to decode at full size what could be decoded faster at a reduced one.
         keep: as for `predict()`.
-        load: function from the path to the bytes of the file.
     """
     file = Prediction(path)
     try:

@@ -160,9 +160,8 @@ def _write_pictures(prediction, *, out, settings):
 def _output_name(row, path):
     """File name without suffix: unique per path and content, the same in the next call."""
     digest = hashlib.sha256(f"{row['file']}\0{row['sha256']}".encode()).hexdigest()[:8]
-    stem = re.sub(
-        r"^\W|[^A-Za-z0-9._-]", "_", image_id(path.name)
-    )  # no formula, option or hidden file
+    # no formula, option or hidden file
+    stem = re.sub(r"^\W|[^A-Za-z0-9._-]", "_", image_id(path.name))
     return f"{stem[:100]}-{digest}"
 
 

@@ -20,14 +20,10 @@ _PIXELS_BFLOAT16 = 1e-3  # features of a backbone in bfloat16 differ by a percen
 def scores_at_operating_point(run):
     """Counts of every case at the run's own operating point, like the rows of its scores.
 
-    Args:
-        run: `Run`, or what `load_run()` takes.
+    `run` is a `Run`, or what `load_run()` takes; errors as for `open_run()`.
 
     Returns:
         DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `runs.open_run()`.
     """
     opened = open_run(run)
     point = load_operating_point(opened.run)
