@@ -40,12 +40,7 @@ class Viewer(anywidget.AnyWidget):
 
 
 class Panel:
-    """The explorer as `widget`, with its state: open runs, list of cases, current case.
-
-    Args:
-        opened: `OpenRun`.
-        beside: another `OpenRun`, or None.
-    """
+    """The explorer of one `OpenRun` or two as `widget`, with its state."""
 
     def __init__(self, opened, beside=None):
         self.open = {one.run.folder: one for one in (opened, beside) if one}
@@ -228,10 +223,11 @@ class Panel:
             self._show_status(_TOO_LARGE)
 
     def _press(self, key):
-        if key in ("ArrowLeft", "ArrowRight") and self.image_id is None:
+        step = {"ArrowLeft": -1, "ArrowRight": 1}.get(key)
+        if step and self.image_id is None:
             self._load()  # back from an uploaded file
-        elif key in ("ArrowLeft", "ArrowRight"):
-            self.position.value += -1 if key == "ArrowLeft" else 1  # the slider keeps its range
+        elif step:
+            self.position.value += step  # the slider keeps its range
         elif key in ("ArrowUp", "ArrowDown"):
             self.threshold.value += 0.05 if key == "ArrowUp" else -0.05
         elif key == "5":
