@@ -24,22 +24,20 @@ def split_cases(
 ):
     """Case table with the columns `split` and `split_scheme`.
 
-    Schemes:
-
-    - `"patient"`: all images of a patient are in one split.
-    - `"official"`: test is the official test set; validation is taken from the official train set,
-      by patient where known. The two sets of SIIM-ACR share patients, see `leaked_patients()`.
-    - `"random"`: by image. Patients are ignored and leak.
-    - `"auto"`: `"official"` where the official sets share no patient, else `"patient"` where
-      patients are known, else `"official"`, or `"random"` where there are no official sets.
-
     Splits are stratified by label. Under every scheme, near-identical images
     (`near_duplicate_pairs()`) stay together; an official train image that is near-identical to a
     test image moves to the test split, with a log warning.
 
     Args:
         cases: case table of `read_cases()`.
-        scheme: one of the above.
+        scheme:
+
+            - `"patient"`: all images of a patient are in one split;
+            - `"official"`: test is the official test set, validation is taken from the official
+              train set, by patient where known. The sets of SIIM-ACR share patients;
+            - `"random"`: by image. Patients are ignored and leak;
+            - `"auto"`: `"official"` where the official sets share no patient, else `"patient"`
+              where patients are known, else `"official"`, or `"random"` without official sets.
         validation, test: shares of the images, each in [0, 1), together below 1; sizes come as
             near as whole groups allow. `"official"` ignores `test` and takes `validation` as a
             share of the train set.
@@ -140,9 +138,7 @@ def _choose_scheme(scheme, patients, *, in_test, known):
 def _patient_codes(cases):
     """Group number of each image: one per patient, or per image where the patient is unknown."""
     codes, patients = pd.factorize(cases["patient_id"])
-    unknown = codes < 0
-    codes[unknown] = len(patients) + np.arange(unknown.sum())
-    return codes
+    return np.where(codes < 0, len(patients) + np.arange(len(codes)), codes)
 
 
 def _unite(groups, pairs):

@@ -32,10 +32,7 @@ def boundary_scores(y_true, y_pred, *, threshold=0.5, spacing=None, missed=None)
 
     Returns:
         DataFrame of n rows with the columns `hd95`, `asd` (pixels) and, with `spacing`,
-        `hd95_mm`, `asd_mm`.
-
-    Raises:
-        ValueError: as `confusion_counts()`.
+        `hd95_mm`, `asd_mm`. A ValueError as by `confusion_counts()`.
 
     Reference:
         Maier-Hein et al. (2024), Nature Methods 21:195-212, doi:10.1038/s41592-023-02151-z.

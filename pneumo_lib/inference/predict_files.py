@@ -131,14 +131,13 @@ def _write_all(predictions, total, out, settings):
     with (
         ThreadPoolExecutor(2) as threads,
         (out / "predictions.csv").open("a", newline="", encoding="utf-8") as file,
-        tqdm(total=total, desc="predicting", unit="file") as bar,
     ):
         write = partial(_write_pictures, out=out, settings=settings)
-        for row in ahead(threads, write, predictions, count=4):
+        written = ahead(threads, write, predictions, count=4)
+        for row in tqdm(written, "predicting", total, unit="file"):
             rows[row["file"]] = row
             csv.writer(file).writerow(_cells(row))
             file.flush()
-            bar.update()
     return rows
 
 

@@ -45,19 +45,14 @@ class Verification(NamedTuple):
 
 
 def verify_run(run, *, data=None):
-    """Compares the last scores of a run with those of its saved network on its prepared data.
+    """`Verification` of the last scores of a run by its saved network on its prepared data.
+
+    It matches if no more pixels crossed one half than rounding explains: 1 in 100,000, or 1 in
+    1,000 for features in bfloat16.
 
     Args:
         run: `Run`, or what `load_run()` takes.
-        data: `Prepared`; `None` opens the folder named in the run.
-
-    Returns:
-        `Verification`. It matches if no more pixels crossed one half than rounding explains:
-        1 in 100,000, or 1 in 1,000 for features in bfloat16.
-
-    Raises:
-        FileNotFoundError: if there is no finished run, or its data are not prepared here.
-        ValueError: if the data are not those that the run was scored on.
+        data: as for `load_run_data()`, with the same errors.
     """
     run = load_run(run)
     data = load_run_data(run, data=data)
