@@ -295,12 +295,6 @@ def test_window_that_is_no_number_is_none(name, value):
     np.testing.assert_array_equal(decode_dicom(with_text(name, value, **WINDOW)).image, shown())
 
 
-def test_comma_as_decimal_point_is_read():
-    """fo-dicom#1915, dcmjs#287."""
-    image = decode_dicom(with_text("WindowCenter", "2048,0", **WINDOW)).image
-    np.testing.assert_allclose(image, line(RAMP, 0, 4095), atol=0.51)
-
-
 def test_padding_range_that_holds_all_values_is_ignored_and_noted():
     xray = decode_dicom(
         dicom_bytes(RAMP, bits=12, PixelPaddingValue=0, PixelPaddingRangeLimit=4095, **WINDOW)
