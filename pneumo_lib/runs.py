@@ -232,8 +232,7 @@ def open_run(run):
 def load_run_data(run, *, data=None):
     """The `Prepared` images, masks and split that a `Run` was trained and scored on.
 
-    Args:
-        data: `Prepared` that must be those; `None` opens the folder named in the run.
+    They are in the folder named in the run, or must be the given `data`.
 
     Raises:
         FileNotFoundError: if they are not prepared here.

@@ -95,22 +95,16 @@ def as_finished(
 ):
     """Yield `(item, result, error)` of each item, in the order in which they end.
 
-    Each is one task; at most `window` of them are sent to Dask ahead, so that neither graph nor
-    memory grow with their number. A task whose worker dies is done again elsewhere, so `do` may
-    run twice, even at once: it must leave the same behind. `error` is `None` or an exception, a
-    `RuntimeError` where the workers of a task died.
+    Each is one task, `do(item, **options)` of a function that the workers import; at most `window`
+    of them are sent to Dask ahead, so that neither graph nor memory grow with their number. A task
+    whose worker dies is done again elsewhere, so `do` may run twice, even at once: it must leave
+    the same behind. `error` is `None` or an exception, a `RuntimeError` where the workers of a
+    task died. Raises `LostCluster` if the scheduler went away.
 
     Args:
-        client: `distributed.Client`.
-        do: function `do(item, **options)`, which the workers import.
-        items: iterable, read only so far ahead.
-        window: tasks at most.
         retries: how often a task that raised is tried again.
         resources: what a task takes of what workers have, such as `{"GPU": 1}`.
         raising: whether what a task raised each time ends the work; else it is its `error`.
-
-    Raises:
-        LostCluster: if the scheduler went away.
     """
     items, pending, coming = iter(items), {}, as_completed()
     how = {"retries": retries, "resources": resources}

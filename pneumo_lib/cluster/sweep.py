@@ -200,11 +200,9 @@ def train_on_worker(planned, *, folder, home, version):
 
 
 def sweep_table(found, *, axes):
-    """A row for each run, split and score.
+    """A row for each run, split and score of a list of `(Run, dict of its parameters)`.
 
-    Args:
-        found: list of `(Run, dict of its parameters)`.
-        axes: names of the parameters that tell the runs apart.
+    `axes` are the names of the parameters that tell the runs apart.
 
     Returns:
         DataFrame with the columns `run`, those of `axes`, `split` ("validation", "test"),

@@ -17,15 +17,14 @@ _ANGIOGRAPHY = (uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImage
 
 
 def grey_levels(pixels, header):
-    """Image of uint8 in which bone is brighter than air and padding is black.
+    """`(image, notes)`: `(height, width)` uint8, and sentences on fields that were ignored.
+
+    Bone is brighter than air, and padding is black.
 
     Args:
         pixels: `(height, width)` uint8 or uint16 as decoded; bits outside of the stored ones may
             hold anything.
         header: dataset with `BitsStored` (at most 16) and `PixelRepresentation`.
-
-    Returns:
-        `(image, notes)`: `(height, width)` uint8, and sentences on fields that were ignored.
 
     Raises:
         Refused: if values that vary would become one grey level.

@@ -90,15 +90,8 @@ def pair_files(root, paths):
     """X-rays and their masks, told apart by "mask" in a folder's name or at the end of their own.
 
     A mask belongs to the X-ray at the same place in another folder of images, or else to the only
-    one of its name.
-
-    Args:
-        root: `Path` of the data folder.
-        paths: of X-rays and masks in it.
-
-    Returns:
-        `(xrays, pairs, single)`: list of paths, dict of mask by X-ray, and the masks without an
-        X-ray as paths in `root`.
+    one of its name. `paths` are below the data folder `root`. Returns `(xrays, pairs, single)`:
+    list of paths, dict of mask by X-ray, and the masks without an X-ray as paths in `root`.
     """
     xrays, masks, single, pairs = [], [], [], {}
     by_place, by_name = defaultdict(list), defaultdict(list)

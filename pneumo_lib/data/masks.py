@@ -18,14 +18,9 @@ def binary_mask(pixels):
     Two grey levels in any depth, two colours, or an alpha channel; edges may be smooth, and a JPEG
     may blur the levels. Brighter than the middle of the two is 1, as is all of one value but 0.
 
-    Args:
-        pixels: `(height, width)`, or with 3 or 4 channels (BGR, alpha), uint8 or uint16.
-
-    Returns:
-        `(height, width)` uint8, values 0 and 1.
-
-    Raises:
-        ValueError: with the reason, if there are more labels than two, or two different masks.
+    `pixels` are `(height, width)`, or with 3 or 4 channels (BGR, alpha), uint8 or uint16, the mask
+    is `(height, width)` uint8. A ValueError gives the reason, if there are more labels than two, or
+    two different masks.
     """
     if pixels.ndim == 2:
         return _cut(pixels)

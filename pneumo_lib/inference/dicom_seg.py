@@ -38,10 +38,8 @@ def segment_studies(out, rows, run):
     Not one object per study: its X-rays share no frame of reference, and without one highdicom
     takes a single frame. Equal masks get the same object in every call.
 
-    Args:
-        out: folder of `predict_files()` with the masks.
-        rows: of its `Outcome`; files other than DICOM are skipped.
-        run: name and checksum of the network, see `runs.run_id()`.
+    `out` is the folder of `predict_files()` with the masks, `rows` are those of its `Outcome`,
+    whose files other than DICOM are skipped, and `run` is the `run_id()` of the network.
 
     Returns:
         `(paths, failed)`: `<out>/segmentations/<output>.dcm`, and the rows of X-rays for which

@@ -149,11 +149,8 @@ def predictions(paths, read, foreground, point, batch_size, workers, *, shape=No
 def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
     """`(Prediction, image)`: without results yet, and the network's input or `None` on error.
 
-    Args:
-        path: of the file, as `load` takes it, which returns its bytes.
-        size: height and width of the network's images.
-        exact: whether to decode at full size what could be decoded faster at a reduced one.
-        keep: as for `predict()`.
+    `load` returns the bytes of `path`, `size` is that of the network's images. An `exact` reading
+    decodes at full size what could be decoded faster at a reduced one; `keep` as for `predict()`.
     """
     file = Prediction(path)
     try:

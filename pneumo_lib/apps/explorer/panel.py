@@ -279,7 +279,7 @@ class Panel:
 
 
 def explore(run, beside=None):
-    """Widget to look at the cases of a finished run, for JupyterLab and for a Voila page.
+    """Widget to look at the cases of a finished run, the last line of a cell or a Voila page.
 
     Choose a split, an order of the cases or an id; move threshold and opacity; switch layers;
     zoom; step with the keyboard; compare with another run; drop in an X-ray of your own. Colours
@@ -290,11 +290,7 @@ def explore(run, beside=None):
         run: `Run`, or what `load_run()` takes. The panel offers all runs of its folder.
         beside: another run on the same data to compare with, or None.
 
-    Returns:
-        A widget, to be the last line of a cell.
-
     Raises:
-        FileNotFoundError: if there is no finished run, or its prepared data are gone.
-        ValueError: if the prepared data changed after the training.
+        FileNotFoundError, ValueError: as `open_run()`.
     """
     return Panel(open_run(run), None if beside is None else open_run(beside)).widget
