@@ -215,8 +215,7 @@ def open_run(run):
     Counts and Dice of its cases are those of the last epoch at threshold 0.5.
 
     Raises:
-        FileNotFoundError: if there is no finished run, or its data are not prepared here.
-        ValueError: if the prepared data changed after the training.
+        FileNotFoundError, ValueError: as `load_run()` and `load_run_data()`.
     """
     run = load_run(run)
     data = load_run_data(run)

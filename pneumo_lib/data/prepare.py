@@ -212,8 +212,7 @@ def prepare_data(
         seed: of the split, and of the phantoms.
 
     Returns:
-        `Prepared`, with a folder in the project's `data/prepared/` for each data set and each
-        combination of settings.
+        `Prepared`, in the project's `data/prepared/`, a folder for each combination of settings.
 
     Raises:
         FileNotFoundError, ValueError: as `find_cases()`, `split_cases()` and `prepare()`.

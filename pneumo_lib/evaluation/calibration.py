@@ -14,15 +14,12 @@ def reliability_table(y_true, y_pred, *, bins=10):
 
     Args:
         y_true: any shape, values 0 or 1: pixels `(n, height, width)` or images `(n,)`.
-        y_pred: same shape, probabilities in [0, 1].
+        y_pred: same shape, probabilities in [0, 1], or a ValueError.
         bins: number of bins of equal width.
 
     Returns:
         DataFrame with a row for each bin: `lower`, `upper`, `count`, and, NaN where the bin is
         empty, `predicted` (mean probability) and `observed` (share of 1 in `y_true`).
-
-    Raises:
-        ValueError: if the shapes differ or `y_pred` leaves [0, 1].
 
     Reference:
         Guo et al. (2017), On Calibration of Modern Neural Networks, arXiv:1706.04599.

@@ -42,9 +42,7 @@ def image_level_scores(y_true, y_score, *, n_bootstrap=1000, seed=0, level=0.95)
     Args:
         y_true: `(n,)` bool, whether the image shows a pneumothorax.
         y_score: `(n,)` float, of `image_level_score()` or any other ranking.
-        n_bootstrap: number of resamples.
-        seed: seed of the resamples.
-        level: confidence level.
+        n_bootstrap, seed, level: as for `score_table()`.
 
     Returns:
         Dict `images`, `positives`, and for `auc` and `average_precision` the score,

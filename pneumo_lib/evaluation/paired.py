@@ -35,9 +35,7 @@ def paired_difference(first, second, *, score="dice_positive", n=9999, seed=0, l
         score: "dice_positive" (images with a pneumothorax) or "siim_dice" (all images, two
             empty masks score 1), from the counts; or a column of both tables, without the
             images where it is missing in either.
-        n: number of resamples, and of sign flips.
-        seed: seed of both.
-        level: confidence level.
+        n, seed, level: number of resamples, and of sign flips; their seed; confidence level.
 
     Returns:
         `PairedDifference`; a list of them makes a table: `pd.DataFrame([...])`. Interval and

@@ -49,9 +49,7 @@ def score_table(scores, *, by=(), n_bootstrap=1000, seed=0, level=0.95):
             `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`, those of `by`, and optionally those
             of `saturation_counts()` and of `boundary_scores()`.
         by: names of the columns that identify a network, such as `["backbone", "epoch"]`.
-        n_bootstrap: number of resamples, at least 1.
-        seed: seed of the resamples.
-        level: confidence level.
+        n_bootstrap, seed, level: number of resamples, at least 1; their seed; confidence level.
 
     Returns:
         DataFrame in the order of `scores`: the columns of `by` (`model` if there are none),

@@ -60,8 +60,7 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
         `Outcome`. In the folder: `predictions.csv`, `README.txt` and the folders of `KINDS`.
 
     Raises:
-        FileNotFoundError: if there is no file, or no finished run.
-        ValueError: if `out` holds something else.
+        FileNotFoundError, ValueError: as `predict()`; or if `out` holds something else.
     """
     run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point

@@ -29,8 +29,7 @@ def write_submission(images, run, to, *, part="test", rows="image", operating_po
         to: the CSV file.
         part: official part of a data set: "test", "train" or "all". A folder without tables has
             no parts and is predicted whole.
-        rows: "image": one row per image; "region": one row per connected region, as the
-            competition asked for. The score is the same.
+        rows: as for `encode_mask()`; the competition asked for regions. The score is the same.
         operating_point: `OperatingPoint`; `None` is the run's own.
 
     Returns:

@@ -38,9 +38,8 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
     and a logarithmic display curve. The image depends on `seed` and `index` only.
 
     Args:
-        index: 0 or more. Indices 2k and 2k + 1 may show the same patient.
+        index, seed: 0 or more. Indices 2k and 2k + 1 may show the same patient.
         size: height and width in pixels, 64 or more.
-        seed: whole number, 0 or more.
         prevalence: share of images with a pneumothorax, in [0, 1].
 
     Returns:
@@ -49,8 +48,7 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
         info: dict with image_id, patient_id, official_part, has_pneumothorax, side ("left" or
             "right" of the patient, "" if healthy), site, area (mask pixels), sex, mimics.
 
-    Raises:
-        ValueError: if an argument is out of range.
+    A ValueError refuses an argument that is out of range.
     """
     _check(index=index, size=size, seed=seed, prevalence=prevalence)
     info = describe(index, seed=seed, prevalence=prevalence)
