@@ -138,13 +138,6 @@ def test_failed_files_are_listed_and_tried_again_and_the_others_go_on(bright, xr
     assert len(read_table(out)) == 5
 
 
-def test_folder_with_something_else_is_refused_untouched(bright, xrays, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"folder of its own.*which holds other files"):
-        predict_files(xrays, bright, tmp_path)
-    assert not (tmp_path / "masks").exists()
-
-
 def test_folder_of_another_operating_point_is_refused(bright, xrays, tmp_path):
     predict_files(xrays, bright, tmp_path / "out")
     with pytest.raises(ValueError, match=r"other settings \(operating_point: .*now \[0\.9"):
