@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import dicom_bytes
+from dicom_files import dicom_bytes, with_syntax
 from PIL import Image
 from pydicom import DataElement, uid
 from pydicom.dataset import Dataset
@@ -65,15 +65,19 @@ def test_rle_pixels_as_long_as_without_compression_are_read():
         (uid.JPEGLosslessSV1, "jpeg8", {"lossless": True}),
         (uid.JPEGLSLossless, "jpegls", {}),
         (uid.JPEG2000Lossless, "jpeg2k", {"level": 0, "reversible": True, "codecformat": "j2k"}),
+        (uid.HTJ2KLossless, "htj2k", {}),
+        (uid.HTJ2KLosslessRPCL, "htj2k", {}),
+        ("1.2.840.10008.1.2.4.110", "jpegxl", {"lossless": True}),
+        ("1.2.840.10008.1.2.4.112", "jpegxl", {"lossless": True}),
     ],
     ids=lambda value: getattr(value, "keyword", ""),
 )
 def test_lossless_compressions_lose_nothing(syntax, codec, options, bits):
     imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
     pixels = (RAMP << (bits - 9) if bits > 8 else RAMP % 256).astype(f"u{1 if bits == 8 else 2}")
-    options = options | ({} if codec == "jpegls" else {"bitspersample": bits})
+    options = options | ({"bitspersample": bits} if codec in ("jpeg8", "jpeg2k") else {})
     frame = getattr(imagecodecs, f"{codec}_encode")(pixels, **options)
-    data = dicom_bytes(pixels, syntax, frame=frame, bits=bits)
+    data = with_syntax(dicom_bytes(pixels, uid.JPEG2000, frame=frame, bits=bits), syntax)
     raw = decode_dicom(dicom_bytes(pixels, bits=bits)).image
     np.testing.assert_array_equal(decode_dicom(data).image, raw)
 
