@@ -63,10 +63,7 @@ class OpenRun(NamedTuple):
 
 
 def load_run(run):
-    """A finished run, read from its folder.
-
-    Args:
-        run: the run folder, or its name below `runs/`; a `Run` is returned as it is.
+    """A finished run, read from its folder or its name below `runs/`; a `Run` is returned as it is.
 
     Returns:
         `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions, device,

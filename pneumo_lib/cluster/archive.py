@@ -58,8 +58,7 @@ def predict_archive(
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
         ValueError: if `out` holds something else, or `source` a file twice.
-        RuntimeError: if the scheduler is lost (`dask_client.LostCluster`), or the rows are
-            not those of the files listed.
+        RuntimeError: if the scheduler is lost (`LostCluster`), or rows and files listed differ.
     """
     run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point

@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, request=None, meta=None):
-    """All images and masks of a case table as uint8 arrays of one size.
+    """`Prepared`: all images and masks of a case table as uint8 arrays of one size.
 
     The arrays are written to `<folder>.partial`, which is renamed to `folder` when they are
     complete. A second call with the same cases returns at once; after a kill it continues; changed
@@ -55,9 +55,6 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, request
             from the same one is opened as it is. `None` is a checksum of table and files.
         meta: dict of further entries of `meta.json`, or of another `source` (the name of the data
             in tables and figures, by default that of the data folder).
-
-    Returns:
-        `Prepared`, with memory-mapped arrays.
 
     Raises:
         ValueError: for a size below 1, a table without rows or with repeated ids, or a `folder`

@@ -44,11 +44,12 @@ class Prediction(NamedTuple):
 def predict(
     files, run, *, operating_point=None, shape=None, keep=False, batch_size=32, workers=None
 ):
-    """Probability and mask of each X-ray, from a finished run.
+    """Iterator of a `Prediction` of each X-ray file, in their order (sorted in a folder).
 
     Files are decoded in parallel, ahead of the network, as by `prepare()`, except that a frame of
     one grey level around the X-ray is cut off first and gets probability 0. Memory does not grow
-    with the number of files.
+    with the number of files. A file that cannot be read is logged and has an `error`; the others
+    go on.
 
     Args:
         files: path or list of paths: PNG, JPEG, DICOM, see `images.read_image()`; folders are
@@ -61,10 +62,6 @@ def predict(
         keep: whether results hold the image of the X-ray, at its full size.
         batch_size: images per step of the network, at most, see `batch_in_memory()`.
         workers: decoding threads; `None` is one per processor, at most 16.
-
-    Returns:
-        Iterator of `Prediction`, one per file, in the order of the files (sorted in a folder).
-        A file that cannot be read is logged and has an `error`; the others go on.
 
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
