@@ -161,15 +161,11 @@ def begin_folder(folder, request, *, record, what):
     moment the next call with the same request can then continue. Whether all is finished is not
     recorded here: the file that the work writes last shows it.
 
-    Args:
-        folder: `Path`, created where it is missing.
-        request: dict for JSON: all that decides the content of the folder.
-        record: name of the JSON file that keeps the request.
-        what: as for `refuse_other_work()`, with the same ValueError.
+    `request`, a dict for JSON, is all that decides the content of the folder, `record` the name of
+    the JSON file that keeps it, `what` as for `refuse_other_work()`, with the same ValueError.
     """
     former = made_from(folder, record=record)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    refuse_other_work(folder, request, former, names, what=what)
+    refuse_other_work(folder, request, former, holds_files(folder), what=what)
     folder.mkdir(parents=True, exist_ok=True)
     if former is None:
         write_json(folder / record, request)
@@ -180,18 +176,18 @@ def holds_files(folder):
     return folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
 
 
-def refuse_other_work(folder, request, former, names, *, what):
+def refuse_other_work(folder, request, former, occupied, *, what):
     """Raises ValueError if a folder holds other work than that of `request`.
 
     Args:
         folder: path or URL, for the error.
         request: dict for JSON.
         former: the request that the folder was begun with, or `None`.
-        names: of what lies in the folder; without `former`, only hidden ones may.
+        occupied: whether it holds more than hidden files, which needs a `former` request.
         what: the results with an article, such as "A training run", for the error.
     """
     request = json.loads(json.dumps(request))  # tuples become lists, as in `former`
-    holds = "holds other files" if any(name[0] != "." for name in names) else ""
+    holds = "holds other files" if occupied else ""
     if former is not None:
         changed = [n for n in {**former, **request} if former.get(n) != request.get(n)]
         pairs = [f"{n}: {former.get(n)!r}, now {request.get(n)!r}" for n in changed]

@@ -95,7 +95,8 @@ def _create(store, folder, settings, run):
     entries = store.ls(folder, detail=False) if store.exists(folder) else []
     names = [entry.rpartition("/")[2] for entry in entries if entry.rstrip("/") != folder]
     former = json.loads(store.cat_file(f"{folder}/{IDENTITY}")) if IDENTITY in names else None
-    refuse_other_work(folder, settings, former, names, what="A prediction")
+    occupied = any(name[0] != "." for name in names)
+    refuse_other_work(folder, settings, former, occupied, what="A prediction")
     if former is None:
         write(IDENTITY, f"{json.dumps(settings, indent=2)}\n".encode())
     text = readme("parts/*.parquet have one row per file", ARCHIVE_COLUMNS, _FOLDERS)

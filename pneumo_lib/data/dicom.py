@@ -40,15 +40,11 @@ class XRay(NamedTuple):
 
 
 def decode_dicom(data, *, at_least=None):
-    """`XRay` from the bytes of a DICOM file.
+    """`XRay` from the bytes of a DICOM file, see `open_dicom()` for those that lack parts.
 
-    Grey levels are those that the header gives the stored values, see `dicom_grey`.
-
-    Args:
-        data: the bytes of the file. Transfer syntaxes: uncompressed, deflated, RLE, JPEG
-            baseline; with imagecodecs also JPEG extended, JPEG lossless, JPEG-LS, JPEG 2000 and
-            its high-throughput kind, JPEG XL. See `open_dicom()` for files that lack parts.
-        at_least: see `images.read_image()`.
+    Transfer syntaxes: uncompressed, deflated, RLE, JPEG baseline; with imagecodecs also JPEG
+    extended, JPEG lossless, JPEG-LS, JPEG 2000 and its high-throughput kind, JPEG XL. For
+    `at_least` see `images.read_image()`.
 
     Raises:
         ValueError: with the reason, if the file holds anything but one grey image.

@@ -153,9 +153,7 @@ def resize_image(image, shape):
     An image that is not square is squashed, not padded: a padded border would be background that
     every score counts as correct.
 
-    Args:
-        image: `(height, width)` uint8 or float32; the result has its dtype.
-        shape: `(height, width)` wanted.
+    `image` is `(height, width)` uint8 or float32, and the result has its dtype.
     """
     height, width = shape
     smaller = (min(width, image.shape[1]), min(height, image.shape[0]))
