@@ -57,7 +57,9 @@ def _grey_table(header, counts):
     `counts` is the number of pixels with each code, for the stretch of values without a window.
     """
     notes = []
-    stored = _values_of_codes(header)
+    # unsigned, or in two's complement (PS3.3 C.7.6.3.1)
+    sign = header.PixelRepresentation << (header.BitsStored - 1)
+    stored = (np.arange(2**header.BitsStored) ^ sign) - sign
     padding = _padding(stored, header)
     varies = np.count_nonzero(counts) > 1
     if varies and not counts[~padding].any():
@@ -121,13 +123,6 @@ def _codes(pixels, header):
         pixels = pixels >> shift
     unused = 8 * pixels.itemsize > bits
     return pixels & pixels.dtype.type(2**bits - 1) if unused else pixels
-
-
-def _values_of_codes(header):
-    """Stored value of each code: unsigned, or in two's complement (PS3.3 C.7.6.3.1)."""
-    codes = np.arange(2**header.BitsStored)
-    sign = header.PixelRepresentation << (header.BitsStored - 1)
-    return (codes ^ sign) - sign
 
 
 def _padding(stored, header):
