@@ -22,7 +22,7 @@ SPACING_FIELDS = (  # that `pixel_spacing()` may need
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 )
 _GREY_SPREAD = 16  # levels between the channels of grey, which JPEG rounds
-_COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most
+_COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most: letters
 # libjpeg computes the means of 8 x 8 or 4 x 4 pixels without the pixels
 _REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 
@@ -53,7 +53,10 @@ def decode_dicom(data, *, at_least=None):
         file = open_dicom(data)
         shape, notes = (file.Rows, file.Columns), ()
         if file.SamplesPerPixel == 3:
-            image = _grey_of_colours(_decoded(file, (*shape, 3)))
+            pixels = _decoded(file, (*shape, 3))
+            if (np.ptp(pixels, axis=2) > _GREY_SPREAD).mean() > _COLOURED_SHARE:
+                raise Refused("a colour image")
+            image = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
         else:
             pixels = _decoded(file, shape, at_least=at_least if keeps_means(file) else None)
             image, notes = grey_levels(pixels, file)
@@ -119,13 +122,6 @@ def _decoded(file, shape, *, at_least=None):
             raise Refused("its pixels do not have the size that its header claims")
         pixels = pixels.astype(f"u{pixels.itemsize}")
     return pixels
-
-
-def _grey_of_colours(pixels):
-    """`(height, width)` of a grey image in RGB, with a few coloured letters, as of its PNG."""
-    if (np.ptp(pixels, axis=2) > _GREY_SPREAD).mean() > _COLOURED_SHARE:
-        raise Refused("a colour image")
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 def _frame(file):
