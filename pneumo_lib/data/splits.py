@@ -63,7 +63,9 @@ def split_cases(
         )
     pairs = near_duplicate_pairs(cases) if near_duplicates else np.empty((0, 2), int)
     duplicates = _unite(np.arange(len(cases)), pairs)
-    patients = _unite(_patient_codes(cases), pairs)
+    codes, patients = pd.factorize(cases["patient_id"])  # -1 where unknown: a group of its own
+    codes = np.where(codes < 0, len(patients) + np.arange(len(codes)), codes)
+    patients = _unite(codes, pairs)
     positive = cases["has_pneumothorax"].to_numpy(bool)
     in_test = (cases["official_part"] == "test").to_numpy()
     known = cases["patient_id"].notna().to_numpy()
@@ -133,12 +135,6 @@ def _choose_scheme(scheme, patients, *, in_test, known):
             'use scheme="auto". Received: one set or none in `official_part`'
         )
     return scheme
-
-
-def _patient_codes(cases):
-    """Group number of each image: one per patient, or per image where the patient is unknown."""
-    codes, patients = pd.factorize(cases["patient_id"])
-    return np.where(codes < 0, len(patients) + np.arange(len(codes)), codes)
 
 
 def _unite(groups, pairs):
