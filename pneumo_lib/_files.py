@@ -34,14 +34,11 @@ REMEDIES = {
 
 
 def project_path(path="."):
-    """Absolute `Path` of a file of the project; it need not exist.
+    """Absolute `Path` of a file of the project; it need not exist, and an absolute one is kept.
 
     Papermill runs a notebook in the caller's folder and nbval in the notebook's own. So a relative
     path starts at the project's root: the folder in the environment variable `PNEUMO_HOME`, else
     the folder above this package if that is a checkout, else the current folder.
-
-    Args:
-        path: `str` or `Path`; an absolute one is kept, `~` is the home folder.
     """
     root = _CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
     root = Path(os.environ.get("PNEUMO_HOME") or root).expanduser()
@@ -56,17 +53,12 @@ def source_path(path):
 
 @contextmanager
 def file_lock(path):
-    """Lock on `path` between processes; one that has to wait logs so.
+    """Lock between processes on a file or folder to be made; one that has to wait logs so.
 
     The operating system ends the lock with its process. A file system without locks gets none, and
     a warning: a marker file would stay after a kill and keep everybody out. What a killed process
-    left unfinished, for `path` or in it, is removed.
-
-    Args:
-        path: file or folder to be made; missing parent folders are created.
-
-    Raises:
-        OSError: as raised in the block, with a remedy if the disk is full or not writable.
+    left unfinished, for `path` or in it, is removed. An OSError that is raised in the block names
+    the remedy if the disk is full or not writable.
     """
     path = Path(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
@@ -94,9 +86,9 @@ def file_lock(path):
 def _acquire(lock, path):
     """Waits for `lock`; False on a file system without locks."""
     try:
-        try:
+        with suppress(Timeout):
             lock.acquire(blocking=False)
-        except Timeout:
+        if not lock.is_locked:
             logger.info("Another process is making %s; waiting for it to end.", path)
             lock.acquire()
     except OSError as error:
@@ -110,10 +102,9 @@ def _acquire(lock, path):
 def _remove_unfinished(path):
     """Removes what a killed `atomic_write()` left of `path`, or in it."""
     unique = f".{'[0-9a-f]' * _UNIQUE}-"
-    left = [(path, f"{unique}*"), (path, f"*/{unique}*")]
-    for name in (glob.escape(path.name), f"{glob.escape(path.stem)}.*"):
-        left.append((path.parent, f"{unique}{name}"))
-    for folder, pattern in left:
+    names = (glob.escape(path.name), f"{glob.escape(path.stem)}.*")
+    left = [(path.parent, f"{unique}{name}") for name in names]
+    for folder, pattern in (*left, (path, f"{unique}*"), (path, f"*/{unique}*")):
         for unfinished in folder.glob(pattern):
             _remove(unfinished)
 
@@ -127,15 +118,10 @@ def _remove(path):
 
 @contextmanager
 def atomic_write(path):
-    """A temporary path to write a file or folder to, renamed to `path` at the block's end.
+    """A `Path` to write a file or folder to, renamed to `path` at the block's end.
 
     Readers see the old content or the new, even if the writer is killed; an error keeps the old.
-
-    Args:
-        path: file or folder to replace; its parent folder must exist.
-
-    Yields:
-        `Path` beside it, with the same suffixes, by which some writers choose the format.
+    It lies beside `path`, with the same suffixes, by which some writers choose the format.
     """
     path = Path(path)
     unfinished = _hidden(path)
@@ -175,18 +161,11 @@ def begin_folder(folder, request, *, record, what):
     moment the next call with the same request can then continue. Whether all is finished is not
     recorded here: the file that the work writes last shows it.
 
-    Args:
-        folder: `Path`, created where it is missing.
-        request: dict for JSON: all that decides the content of the folder.
-        record: name of the JSON file that keeps the request.
-        what: the results with an article, such as "A training run", for the error.
-
-    Raises:
-        ValueError: if the folder was begun with another request or holds other files.
+    `request`, a dict for JSON, is all that decides the content of the folder, `record` the name of
+    the JSON file that keeps it, `what` as for `refuse_other_work()`, with the same ValueError.
     """
     former = made_from(folder, record=record)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    refuse_other_work(folder, request, former, names, what=what)
+    refuse_other_work(folder, request, former, holds_files(folder), what=what)
     folder.mkdir(parents=True, exist_ok=True)
     if former is None:
         write_json(folder / record, request)
@@ -197,33 +176,27 @@ def holds_files(folder):
     return folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
 
 
-def refuse_other_work(folder, request, former, names, *, what):
-    """The check of `begin_folder()`, for a folder anywhere, such as in an object store.
+def refuse_other_work(folder, request, former, occupied, *, what):
+    """Raises ValueError if a folder holds other work than that of `request`.
 
     Args:
         folder: path or URL, for the error.
-        request, what: as for `begin_folder()`.
+        request: dict for JSON.
         former: the request that the folder was begun with, or `None`.
-        names: of what lies in the folder; hidden names do not count.
-
-    Raises:
-        ValueError: if `former` is another request, or there is none but there are names.
+        occupied: whether it holds more than hidden files, which needs a `former` request.
+        what: the results with an article, such as "A training run", for the error.
     """
     request = json.loads(json.dumps(request))  # tuples become lists, as in `former`
-    if former is None:
-        if all(name.startswith(".") for name in names):
-            return
-        holds = "holds other files"
-    elif former == request:
-        return
-    else:
+    holds = "holds other files" if occupied else ""
+    if former is not None:
         changed = [n for n in {**former, **request} if former.get(n) != request.get(n)]
         pairs = [f"{n}: {former.get(n)!r}, now {request.get(n)!r}" for n in changed]
-        holds = f"was made with other settings ({'; '.join(pairs)})"
-    raise ValueError(
-        f"{what} needs a folder of its own: choose another, or delete this one. "
-        f"Received: {folder}, which {holds}"
-    )
+        holds = f"was made with other settings ({'; '.join(pairs)})" if changed else ""
+    if holds:
+        raise ValueError(
+            f"{what} needs a folder of its own: choose another, or delete this one. "
+            f"Received: {folder}, which {holds}"
+        )
 
 
 def write_json(path, content):
@@ -250,10 +223,7 @@ def new_array(path, shape, dtype):
     """Writable memory map of a new `.npy` file of zeros whose disk space is reserved.
 
     Without the reservation a disk that fills up later would kill the process with SIGBUS, and no
-    error, when a page is written. A former file is replaced.
-
-    Raises:
-        OSError: if the disk is too full.
+    error, when a page is written. A former file is replaced. OSError: the disk is too full.
     """
     size = np.prod(shape, dtype=int) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(path.parent).free

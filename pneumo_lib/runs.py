@@ -66,10 +66,7 @@ class OpenRun(NamedTuple):
 
 
 def load_run(run):
-    """A finished run, read from its folder.
-
-    Args:
-        run: the run folder, or its name below `runs/`; a `Run` is returned as it is.
+    """A finished run, read from its folder or its name below `runs/`; a `Run` is returned as it is.
 
     Returns:
         `Run`: `folder`; `config` (settings, data, split, weights, parameters, versions, device,
@@ -101,7 +98,7 @@ def default_name(data_name, backbone, decoder, size):
 
 
 def find_runs(data_name=None, size=None, *, data=None):
-    """Finished runs, in the order of `BACKBONES`, then by name.
+    """List of the finished `Run`s, in the order of `BACKBONES`, then by name.
 
     Only tables of runs that fit are read. A run that cannot be read is left out with a warning.
 
@@ -109,9 +106,6 @@ def find_runs(data_name=None, size=None, *, data=None):
         data_name: only runs on this data ("phantoms", or the name of the folder).
         size: only runs at this image size in pixels.
         data: `Prepared`; only runs on exactly these images, masks and splits.
-
-    Returns:
-        List of `Run`.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -143,15 +137,12 @@ def _by_backbone(found):
 
 
 def runs_to_compare(data, names=None):
-    """One finished run of each backbone and seed on exactly these data, ordered by `BACKBONES`.
+    """List of one finished `Run` of each backbone and seed on these data, as in `BACKBONES`.
 
     Args:
         data: `Prepared`: the images, masks and splits that the runs were trained on.
         names: of the run folders. None: those with their `default_name()`, which excludes
             experiments; of several decoders the report's, "deconvolution", is preferred.
-
-    Returns:
-        List of `Run`.
 
     Raises:
         FileNotFoundError: if a named run, or any run, is missing.
@@ -220,18 +211,13 @@ def log_line(run, epoch):
 
 
 def open_run(run):
-    """A finished run with its prepared data and its probabilities, arrays memory-mapped.
+    """`OpenRun` of a `Run`, or of what `load_run()` takes, arrays memory-mapped.
 
-    Args:
-        run: `Run`, or what `load_run()` takes.
-
-    Returns:
-        `OpenRun`. Counts and Dice of its cases are those of the last epoch at threshold 0.5;
-        `image_score` is that of the image-level head, or `image_level_score()` without one.
+    Counts and Dice of its cases are those of the last epoch at threshold 0.5; `image_score` is
+    that of the image-level head, or `image_level_score()` without one.
 
     Raises:
-        FileNotFoundError: if there is no finished run, or its data are not prepared here.
-        ValueError: if the prepared data changed after the training.
+        FileNotFoundError, ValueError: as `load_run()` and `load_run_data()`.
     """
     run = load_run(run)
     data = load_run_data(run)
@@ -246,11 +232,9 @@ def open_run(run):
 
 
 def load_run_data(run, *, data=None):
-    """The `Prepared` images, masks and split that a run was trained and scored on.
+    """The `Prepared` images, masks and split that a `Run` was trained and scored on.
 
-    Args:
-        run: `Run`.
-        data: `Prepared` that must be those; `None` opens the folder named in the run.
+    They are in the folder named in the run, or must be the given `data`.
 
     Raises:
         FileNotFoundError: if they are not prepared here.
@@ -258,16 +242,16 @@ def load_run_data(run, *, data=None):
     """
     rule = "A run belongs to the images, masks and split it was scored on. Received: "
     config = run.config
-    call = config.get("prepared_by") or {  # none in older runs
-        "data": config["data_name"], "size": config["size"], "split": config.get("split_scheme")
+    call = config.get("prepared_by") or {  # none where `prepare()` was called itself
+        "data": config["data_name"], "size": config["size"], "split": config["split_scheme"]
     }  # fmt: skip
     again = f"pl.prepare_data({', '.join(f'{name}={value!r}' for name, value in call.items())})"
+    folder = project_path(config["data"])
     try:
-        data = load_prepared(project_path(config["data"])) if data is None else data
+        data = load_prepared(folder) if data is None else data
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{rule}{run.folder.name}, without {project_path(config['data'])}. "
-            f"Prepare them again: {again}"
+            f"{rule}{run.folder.name}, without {folder}. Prepare them again: {again}"
         ) from None
     if data_checksum(data) != config["data_checksum"]:
         raise ValueError(
@@ -323,12 +307,8 @@ def run_id(run):
 def run_settings(data, config):
     """The content of `settings.json`: all that decides the results of a training.
 
-    Args:
-        data: `Prepared`.
-        config: `TrainingConfig`, with nothing left to be chosen, see `resolved()`.
-
-    Raises:
-        FileNotFoundError: if `initial` is no finished run.
+    `config` is a `TrainingConfig` with nothing left to be chosen, see `resolved()`. Raises
+    FileNotFoundError if `initial` is no finished run.
     """
     initial = None
     if config.initial is not None:
@@ -344,16 +324,10 @@ def run_settings(data, config):
 
 
 def changed_settings(folder, settings):
-    """Names of `run_settings()` that the run in `folder` was begun without, or with other values.
-
-    Returns:
-        Sorted list, empty for the same settings; `None` if there is no run in `folder`.
-    """
+    """Sorted names of `run_settings()` in which the run in `folder` differs; `None` without one."""
     if (former := made_from(folder, record=SETTINGS)) is None:
         return None
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in `former`
-    former = {"results_version": 1} | former  # before it was kept, there was none
-    former.pop("code", None)  # what older runs held in its place
     return sorted(k for k in former.keys() | settings if former.get(k) != settings.get(k))
 
 

@@ -1,7 +1,7 @@
 """Kills, full disks, vanished folders: one clear error, nothing lost, nothing done twice.
 
-Kills at random moments are in the tests of `prepare()` and `train()`; here work is killed at file
-events. `make torture` does so at each of them.
+Kills at random moments are in the tests of `train()`; here work is killed at file events.
+`make torture` does so at each of them.
 """
 
 import errno

@@ -32,11 +32,7 @@ class Finding(NamedTuple):
 
 
 def examine():
-    """Check versions, devices, weights, data, runs and disk. Downloads nothing.
-
-    Returns:
-        List of `Finding`.
-    """
+    """List of `Finding`s on versions, devices, weights, data, runs and disk. Downloads nothing."""
     return [*_packages(), *_devices(), *_weights(), *_data(), _runs(), _disk()]
 
 
@@ -112,11 +108,8 @@ def _data():
 
 
 def _runs():
-    from pneumo_lib.runs import is_finished
-
-    folders = sorted(path.parent for path in project_path("runs").glob("*/config.json"))
-    if names := [folder.name for folder in folders if is_finished(folder)]:
-        return Finding("ok", "runs", ", ".join(names))
+    if finished := sorted(project_path("runs").glob("*/config.json")):
+        return Finding("ok", "runs", ", ".join(path.parent.name for path in finished))
     return Finding("missing", "runs", "no trained network", "make report")
 
 

@@ -11,7 +11,6 @@ import select
 import signal
 import socket
 import threading
-import time
 from contextlib import contextmanager, suppress
 
 PATIENCE = 1.0  # seconds for KeyboardInterrupt to end the block
@@ -21,8 +20,7 @@ PATIENCE = 1.0  # seconds for KeyboardInterrupt to end the block
 def ended_by_ctrl_c(message):
     """Context that ends the process with status 130 soon after Ctrl-C, at once after a second one.
 
-    Args:
-        message: written to standard error before; not if KeyboardInterrupt leaves the block.
+    `message` is written to standard error before; not if KeyboardInterrupt leaves the block.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
@@ -47,9 +45,8 @@ def _watch(reader, screen, message):
     """Read a byte for each signal, and none once the block is left."""
     while number := reader.recv(1):
         if number[0] == signal.SIGINT:
-            end, children = time.monotonic() + PATIENCE, _children()
-            wait = max(0, end - time.monotonic())
-            if select.select([reader], [], [], wait)[0] and not reader.recv(1):
+            children = _children()
+            if select.select([reader], [], [], PATIENCE)[0] and not reader.recv(1):
                 return
             end_children(children)
             os.write(screen, f"{message}\n".encode())  # without a lock that another thread holds

@@ -42,8 +42,8 @@ def predict_archive(
     """Predict all X-rays of an archive; a second call goes on, and adds new and changed files.
 
     Args:
-        source: a folder, or `@` and a list of files, one a line; both as path or as a URL that
-            fsspec reads (`s3://`, `gs://`, ...).
+        source: a folder, or `@` and a list of files, see `list_files()`; both as path or as a URL
+            that fsspec reads (`s3://`, `gs://`, ...).
         run: `Run`, or what `load_run()` takes.
         out: folder, path or URL, that all workers see: new, empty, or of an earlier call with
             the same `source`, network and operating point. Its rows are those of the files in
@@ -58,8 +58,7 @@ def predict_archive(
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
         ValueError: if `out` holds something else, or `source` a file twice.
-        RuntimeError: if the scheduler is lost (`dask_client.LostCluster`), or the rows are
-            not those of the files listed.
+        RuntimeError: if the scheduler is lost (`LostCluster`), or rows and files listed differ.
     """
     run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
@@ -96,7 +95,8 @@ def _create(store, folder, settings, run):
     entries = store.ls(folder, detail=False) if store.exists(folder) else []
     names = [entry.rpartition("/")[2] for entry in entries if entry.rstrip("/") != folder]
     former = json.loads(store.cat_file(f"{folder}/{IDENTITY}")) if IDENTITY in names else None
-    refuse_other_work(folder, settings, former, names, what="A prediction")
+    occupied = any(name[0] != "." for name in names)
+    refuse_other_work(folder, settings, former, occupied, what="A prediction")
     if former is None:
         write(IDENTITY, f"{json.dumps(settings, indent=2)}\n".encode())
     text = readme("parts/*.parquet have one row per file", ARCHIVE_COLUMNS, _FOLDERS)

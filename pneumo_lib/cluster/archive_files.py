@@ -44,7 +44,7 @@ def _is_local(store):
 def load(name):
     """The bytes of a file."""
     store, path = locate(name)
-    return Path(path).read_bytes() if _is_local(store) else store.cat_file(path)
+    return store.cat_file(path)
 
 
 def save(data, store, path):
@@ -60,13 +60,12 @@ def save(data, store, path):
 def list_files(source, *, without=()):
     """Yield `(name, stamp)` of every X-ray file of an archive, folder by folder.
 
+    The stamp is text that changes when the file is replaced, "" for a list.
+
     Args:
         source: a folder as path or URL, where the same files count as for `find_images()`; or `@`
             and the path or URL of a list: UTF-8, one file a line.
         without: `(file system, path)` of a folder that is left out.
-
-    Yields:
-        Name, and text that changes when the file is replaced ("" for a list).
 
     Raises:
         FileNotFoundError: if the folder or list is not there, or names no file.
@@ -137,14 +136,16 @@ def _followed(store, entry):
 
 def _xrays(store, entries):
     """Entries that are X-rays by their name, or DICOM by their first bytes."""
-    files = [(PurePosixPath(path).name, path, e) for path, e in entries if e["type"] == "file"]
-    files = [file for file in files if file[0][0] != "." and file[0] != "DICOMDIR"]
-    unknown = [path for name, path, _ in files if not name.lower().endswith(SUFFIXES)]
+    files = {path: entry for path, entry in entries if entry["type"] == "file"}
+    for path in list(files):
+        if (name := PurePosixPath(path).name)[0] == "." or name == "DICOMDIR":
+            del files[path]
+    unknown = [path for path in files if not path.lower().endswith(SUFFIXES)]
     heads = store.cat_ranges(unknown, 0, [132] * len(unknown)) if unknown else []
-    # a head that could not be read is an exception
-    read = zip(unknown, heads, strict=True)
-    others = {path for path, head in read if not (isinstance(head, bytes) and is_dicom(head))}
-    return [(path, entry) for _, path, entry in files if path not in others]
+    for path, head in zip(unknown, heads, strict=True):
+        if not (isinstance(head, bytes) and is_dicom(head)):  # or an error of the store
+            del files[path]
+    return files.items()
 
 
 def partitions(files, *, size, identity):

@@ -28,20 +28,15 @@ _CHECKSUM = b"pneumo.sha256"
 
 
 def predict_partition(partition, *, out, settings):
-    """Write the file of a partition unless it is there, whole; equal inputs give equal files.
+    """Write the file of a `Partition` unless it is there, whole; equal inputs give equal files.
 
-    Args:
-        partition: `Partition`.
-        out: folder of the archive's results, path or URL, with the network in it.
-        settings: dict with `run` and `operating_point`, as in `prediction.json`.
+    `out` is the folder of the archive's results, path or URL, with the network in it, `settings`
+    its `prediction.json`. Raises OSError or ValueError if the folder cannot be read or written, or
+    holds another network.
 
     Returns:
         `(size, sha256, rows, failed, is_new)`: bytes and checksum of the file, number of its rows,
         `(file, error)` of those with an error, and whether this call made it.
-
-    Raises:
-        OSError: if the folder cannot be read or written.
-        ValueError: if the network in it is not the one of `settings`.
     """
     store, folder = locate(out)
     path = f"{folder}/parts/{partition.name}"

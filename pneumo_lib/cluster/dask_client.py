@@ -35,9 +35,6 @@ def connected(scheduler="local", *, workers=None, memory=None):
         memory: limit of a local process, such as "4GB". One that exceeds it is ended, and its task
             is tried once more by another. `None`: no limit.
 
-    Yields:
-        `distributed.Client`.
-
     Raises:
         LostCluster: if no scheduler answers there.
         ValueError: if `workers` is not positive, or one of both is given where nothing is started.
@@ -98,26 +95,16 @@ def as_finished(
 ):
     """Yield `(item, result, error)` of each item, in the order in which they end.
 
-    Each is one task; at most `window` of them are sent to Dask ahead, so that neither graph nor
-    memory grow with their number. A task whose worker dies is done again elsewhere, so `do` may
-    run twice, even at once: it must leave the same behind.
+    Each is one task, `do(item, **options)` of a function that the workers import; at most `window`
+    of them are sent to Dask ahead, so that neither graph nor memory grow with their number. A task
+    whose worker dies is done again elsewhere, so `do` may run twice, even at once: it must leave
+    the same behind. `error` is `None` or an exception, a `RuntimeError` where the workers of a
+    task died. Raises `LostCluster` if the scheduler went away.
 
     Args:
-        client: `distributed.Client`.
-        do: function `do(item, **options)`, which the workers import.
-        items: iterable, read only so far ahead.
-        window: tasks at most.
         retries: how often a task that raised is tried again.
         resources: what a task takes of what workers have, such as `{"GPU": 1}`.
-        raising: whether an exception in a task ends the work; else it is its `error`.
-        options: as `do` takes them.
-
-    Yields:
-        `error` is `None` or an exception, `RuntimeError` where the workers of a task died.
-
-    Raises:
-        LostCluster: if the scheduler went away.
-        Exception: what a task raised each time that it was tried.
+        raising: whether what a task raised each time ends the work; else it is its `error`.
     """
     items, pending, coming = iter(items), {}, as_completed()
     how = {"retries": retries, "resources": resources}

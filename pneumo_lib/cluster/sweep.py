@@ -59,9 +59,8 @@ def read_sweep(params, *, overrides=None):
             list that replaces it.
 
     Raises:
-        FileNotFoundError: if there is no such file, or as `plan_run()`.
-        ValueError: for other parts, an axis without a list, two runs of one name, or as
-            `plan_run()`.
+        FileNotFoundError, ValueError: as `plan_run()`; or for a file that is not there, other
+            parts, an axis without a list, or two runs of one name.
     """
     overrides = dict(overrides or {})
     stem, base, grid = read_two_parts(params, "grid")
@@ -89,36 +88,26 @@ def read_sweep(params, *, overrides=None):
     return list(grid), planned
 
 
-def run_sweep(
-    params,
-    *,
-    overrides=None,
-    scheduler="local",
-    workers=None,
-    memory=None,
-    resources=None,
-    retries=1,
-):
+def run_sweep(params, *, overrides=None, resources=None, retries=1, **cluster):
     """`Sweep` of a file, after training all of its runs that are not finished.
 
     Each run is one task: `train()` in a worker process. A run that fails does not stop the others;
     one whose worker is lost goes on elsewhere after its last epoch, where a lock keeps it waiting
     as long as the lost worker still trains. The data are prepared here, before. Client and workers
-    share the folder `PNEUMO_HOME` and have the same pneumo_lib.
+    share the folder `PNEUMO_HOME` and have the same pneumo_lib. A script must call this under
+    `if __name__ == "__main__":`, as worker processes import it.
 
     Args:
         params, overrides: see `read_sweep()`.
-        scheduler, workers, memory: see `dask_client.connected()`: local processes, or a running
-            cluster. A run that took more than `memory`, twice, has failed.
         resources: what one run takes of what workers were started with, such as `{"GPU": 1}`.
             Local workers have just that.
         retries: how often a run that failed is tried again.
+        cluster: `scheduler`, `workers` and `memory` of `dask_client.connected()`. A run that took
+            more than `memory`, twice, has failed.
 
     Raises:
         FileNotFoundError, ValueError: as `read_sweep()`, `prepare_data()` and `connected()`.
         LostCluster: if the scheduler is not reached or dies; the same call goes on.
-
-    A script must call this under `if __name__ == "__main__":`, as worker processes import it.
     """
     axes, planned = read_sweep(params, overrides=overrides)
     folder = project_path("runs") / f"sweep-{Path(params).stem}"
@@ -131,7 +120,7 @@ def run_sweep(
         if unmade:
             with (
                 dask.config.set({"distributed.worker.resources": resources or {}}),
-                connected(scheduler, workers=workers, memory=memory) as client,
+                connected(**cluster) as client,
             ):
                 _warn_of_missing(client, resources or {})
                 options = {"resources": resources or None, "retries": retries}
@@ -211,11 +200,9 @@ def train_on_worker(planned, *, folder, home, version):
 
 
 def sweep_table(found, *, axes):
-    """A row for each run, split and score.
+    """A row for each run, split and score of a list of `(Run, dict of its parameters)`.
 
-    Args:
-        found: list of `(Run, dict of its parameters)`.
-        axes: names of the parameters that tell the runs apart.
+    `axes` are the names of the parameters that tell the runs apart.
 
     Returns:
         DataFrame with the columns `run`, those of `axes`, `split` ("validation", "test"),

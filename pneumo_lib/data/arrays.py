@@ -20,9 +20,8 @@ CHUNK = 256  # images between two flushes to the disk
 
 def fingerprints(cases, *, size):
     """`(n,)` uint64, never 0: digest of all that the arrays' row of each case is made from."""
-    columns = [
-        c for c in ("image_path", "mask_path", "rles", "rle_side", "has_pneumothorax") if c in cases
-    ]
+    sources = ("image_path", "mask_path", "rles", "rle_side", "has_pneumothorax")
+    columns = [column for column in sources if column in cases]
     prints = np.zeros(len(cases), np.uint64)
     for row, values in enumerate(cases[columns].itertuples(index=False, name=None)):
         text = [READING, size, *values]
@@ -44,9 +43,8 @@ def digest(cases, made_from, *settings):
 def fill(cases, folder, made_from, *, size, workers):
     """Fills the rows of the arrays in `folder` that are not done; `{row: error}` of broken images.
 
-    Raises:
-        FileNotFoundError: if a folder of images has vanished.
-        MemoryError: if one image or mask needs more memory than there is.
+    Raises FileNotFoundError if a folder of images has vanished, MemoryError if an image or mask
+    needs more memory than there is.
     """
     shape = (len(cases), size, size)
     todo = np.flatnonzero(_open_arrays(folder, shape)[2] != made_from)
@@ -90,10 +88,8 @@ def _raise_if_not_the_files_fault(error, case):
             f"{case['image_id']} needs more memory than there is. Call again with fewer `workers`, "
             f"or close other programs: what was finished is kept. Received: {error or 'no more'}"
         ) from None
-    if (
-        isinstance(error, FileNotFoundError)
-        and not (folder := Path(error.filename or ".").parent).is_dir()
-    ):
+    folder = Path(getattr(error, "filename", None) or ".").parent
+    if isinstance(error, FileNotFoundError) and not folder.is_dir():
         raise FileNotFoundError(
             "The data folder must stay while it is read. Bring it back (an unplugged disk?) and "
             f"call again: what was finished is kept. Received: no {folder}"

@@ -13,7 +13,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
-from pneumo_lib.data.dicom_grey import GreyScaleError, grey_levels, levels_of_bytes
+from pneumo_lib.data.dicom_grey import grey_levels, keeps_means
 from pneumo_lib.data.dicom_open import CODECS, Refused, open_dicom
 
 SPACING_FIELDS = (  # that `pixel_spacing()` may need
@@ -22,7 +22,7 @@ SPACING_FIELDS = (  # that `pixel_spacing()` may need
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 )
 _GREY_SPREAD = 16  # levels between the channels of grey, which JPEG rounds
-_COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most
+_COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most: letters
 # libjpeg computes the means of 8 x 8 or 4 x 4 pixels without the pixels
 _REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 
@@ -40,30 +40,28 @@ class XRay(NamedTuple):
 
 
 def decode_dicom(data, *, at_least=None):
-    """`XRay` from the bytes of a DICOM file.
+    """`XRay` from the bytes of a DICOM file, see `open_dicom()` for those that lack parts.
 
-    Grey levels are those that the header gives the stored values, see `dicom_grey`.
-
-    Args:
-        data: the bytes of the file. Transfer syntaxes: uncompressed, deflated, RLE, JPEG
-            baseline; with imagecodecs also JPEG extended, JPEG lossless, JPEG-LS, JPEG 2000 and
-            its high-throughput kind, JPEG XL. See `open_dicom()` for files that lack parts.
-        at_least: see `images.read_image()`.
+    Transfer syntaxes: uncompressed, deflated, RLE, JPEG baseline; with imagecodecs also JPEG
+    extended, JPEG lossless, JPEG-LS, JPEG 2000 and its high-throughput kind, JPEG XL. For
+    `at_least` see `images.read_image()`.
 
     Raises:
         ValueError: with the reason, if the file holds anything but one grey image.
     """
     try:
         file = open_dicom(data)
-        shape = (file.Rows, file.Columns)
-        if number(file, "SamplesPerPixel") == 3:
-            image = _grey_of_colours(_decoded(file, (*shape, 3)))
-            return XRay(image, shape, *pixel_spacing(file), *_patients_left(file))
-        levels = levels_of_bytes(file)
-        pixels = _decoded(file, shape, at_least=at_least if levels else None)
-        image, notes = grey_levels(pixels, file, levels)
+        shape, notes = (file.Rows, file.Columns), ()
+        if file.SamplesPerPixel == 3:
+            pixels = _decoded(file, (*shape, 3))
+            if (np.ptp(pixels, axis=2) > _GREY_SPREAD).mean() > _COLOURED_SHARE:
+                raise Refused("a colour image")
+            image = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        else:
+            pixels = _decoded(file, shape, at_least=at_least if keeps_means(file) else None)
+            image, notes = grey_levels(pixels, file)
         return XRay(image, shape, *pixel_spacing(file), *_patients_left(file), notes)
-    except (Refused, GreyScaleError):
+    except Refused:
         raise
     except ImportError:  # or an imagecodecs that was built without one of its codecs
         raise ValueError(
@@ -108,9 +106,8 @@ def _decoded(file, shape, *, at_least=None):
 
         decode, kinds = getattr(imagecodecs, codec), (np.uint8, np.uint16)
         # with `out`, a codec refuses a frame of another size instead of allocating memory for it
-        pixels, other = (
-            np.empty(shape, kind) for kind in kinds[:: 1 if file.BitsStored <= 8 else -1]
-        )
+        kinds = kinds if file.BitsStored <= 8 else kinds[::-1]
+        pixels, other = (np.empty(shape, kind) for kind in kinds)
         try:
             decode(_frame(file), out=pixels)
         except ValueError:  # its frame has bits of its own, of which the header's are stored
@@ -125,13 +122,6 @@ def _decoded(file, shape, *, at_least=None):
             raise Refused("its pixels do not have the size that its header claims")
         pixels = pixels.astype(f"u{pixels.itemsize}")
     return pixels
-
-
-def _grey_of_colours(pixels):
-    """`(height, width)` of a grey image in RGB, with a few coloured letters, as of its PNG."""
-    if (np.ptp(pixels, axis=2) > _GREY_SPREAD).mean() > _COLOURED_SHARE:
-        raise Refused("a colour image")
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 def _frame(file):

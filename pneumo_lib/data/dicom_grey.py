@@ -10,75 +10,56 @@ import numpy as np
 from pydicom import uid
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
+from pneumo_lib.data.dicom_open import Refused
 
 # whose Modality LUT leads back to the intensity of the beam, and is not for display
 _ANGIOGRAPHY = (uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage)
 
 
-class GreyScaleError(ValueError):
-    """Reason why the values of an X-ray cannot be shown; quotes nothing but names of fields."""
+def grey_levels(pixels, header):
+    """`(image, notes)`: `(height, width)` uint8, and sentences on fields that were ignored.
 
-
-def grey_levels(pixels, header, levels=None):
-    """Image of uint8 in which bone is brighter than air and padding is black.
+    Bone is brighter than air, and padding is black.
 
     Args:
         pixels: `(height, width)` uint8 or uint16 as decoded; bits outside of the stored ones may
             hold anything.
         header: dataset with `BitsStored` (at most 16) and `PixelRepresentation`.
-        levels: of `levels_of_bytes()`, so that pixels need not be counted.
-
-    Returns:
-        `(image, notes)`: `(height, width)` uint8, and sentences on fields that were ignored.
 
     Raises:
-        GreyScaleError: if values that vary would become one grey level.
+        Refused: if values that vary would become one grey level.
     """
     codes = _codes(pixels, header)
-    table, notes = levels or grey_table(header, _count(codes, header.BitsStored))
-    return look_up(table, codes), notes
+    table, notes = _grey_table(header, _count(codes, header.BitsStored))
+    return _look_up(table, codes), notes
 
 
-def look_up(table, codes):
-    """`(height, width)` uint8: the level that `table` gives each code, of uint8 or uint16."""
-    if len(table) == 256 and np.array_equal(table, np.arange(256)):
-        return codes.astype(np.uint8, copy=False)
+def _look_up(table, codes):
     if codes.dtype == np.uint8:
         return cv2.LUT(codes, np.resize(table, 256))
     return table[codes]
 
 
-def levels_of_bytes(header):
-    """`(table, notes)` where grey levels are the 8-bit stored values or 255 less them, or `None`.
-
-    Then no pixel is needed for the table, and the mean of grey levels is the level of the mean.
-    """
+def keeps_means(header):
+    """Whether levels are the 8-bit stored values or 255 less them: means of pixels stay means."""
     if (header.BitsStored, header.PixelRepresentation) != (8, 0):
-        return None
+        return False
     try:
-        table, notes = grey_table(header, np.ones(256))
-    except GreyScaleError:  # the values that there are may differ, or be a single one
-        return None
-    steps = np.unique(np.diff(table.astype(int))).tolist()
-    return (table, notes) if steps in ([1], [-1]) else None
+        table, _ = _grey_table(header, np.ones(256))
+    except Refused:  # the values that there are may differ, or be a single one
+        return False
+    return np.unique(np.diff(table.astype(int))).tolist() in ([1], [-1])
 
 
-def grey_table(header, counts):
-    """Grey level of each code of `BitsStored` bits.
+def _grey_table(header, counts):
+    """Grey level of each code, `(2**BitsStored,)` uint8, and the notes, as in `grey_levels()`.
 
-    Args:
-        header: as for `grey_levels()`.
-        counts: `(2**BitsStored,)` number of pixels with each code, for the stretch of values that
-            have no window.
-
-    Returns:
-        `(table, notes)`: `(2**BitsStored,)` uint8, and sentences on fields that were ignored.
-
-    Raises:
-        GreyScaleError: if values that vary would become one grey level.
+    `counts` is the number of pixels with each code, for the stretch of values without a window.
     """
     notes = []
-    stored = _values_of_codes(header)
+    # unsigned, or in two's complement (PS3.3 C.7.6.3.1)
+    sign = header.PixelRepresentation << (header.BitsStored - 1)
+    stored = (np.arange(2**header.BitsStored) ^ sign) - sign
     padding = _padding(stored, header)
     varies = np.count_nonzero(counts) > 1
     if varies and not counts[~padding].any():
@@ -97,7 +78,7 @@ def grey_table(header, counts):
     table = 255 - table if _is_inverted(header, notes) else table
     shown = table[seen > 0]
     if len(shown) > 1 and shown.min() == shown.max():
-        raise GreyScaleError("its window or lookup table makes all of its values one grey level")
+        raise Refused("its window or lookup table makes all of its values one grey level")
     table[padding] = 0
     return table, notes
 
@@ -105,7 +86,7 @@ def grey_table(header, counts):
 def stretch(image):
     """`(height, width)` uint8 from uint16, as from a DICOM file of 16 bits without window."""
     share = _without_window(np.arange(2**16), _count(image, 16), bits=16)
-    return look_up(np.rint(255 * share).astype(np.uint8), image)
+    return _look_up(np.rint(255 * share).astype(np.uint8), image)
 
 
 def _without_window(values, counts, *, bits):
@@ -114,11 +95,6 @@ def _without_window(values, counts, *, bits):
     Up to 8 bits are grey levels already. Of more, the middle 99 % of the pixels are stretched,
     without the lowest and the highest value: those are often collimator borders and burnt-in
     letters, and a single hot pixel is no reason to darken an image.
-
-    Args:
-        values: `(n,)` value of each code.
-        counts: `(n,)` number of pixels with each code.
-        bits: stored ones.
     """
     seen = values[counts > 0] if bits > 8 and counts.any() else values
     low, high = seen.min(), seen.max()
@@ -147,13 +123,6 @@ def _codes(pixels, header):
         pixels = pixels >> shift
     unused = 8 * pixels.itemsize > bits
     return pixels & pixels.dtype.type(2**bits - 1) if unused else pixels
-
-
-def _values_of_codes(header):
-    """Stored value of each code: unsigned, or in two's complement (PS3.3 C.7.6.3.1)."""
-    codes = np.arange(2**header.BitsStored)
-    sign = header.PixelRepresentation << (header.BitsStored - 1)
-    return (codes ^ sign) - sign
 
 
 def _padding(stored, header):

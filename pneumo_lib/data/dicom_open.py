@@ -36,7 +36,7 @@ _ITEM = b"\xfe\xff\x00\xe0"  # begins compressed pixels
 
 
 class Refused(ValueError):
-    """A reason that quotes nothing but numbers, transfer syntaxes and kinds of objects."""
+    """A reason that quotes nothing but numbers, transfer syntaxes and names of the standard."""
 
 
 def is_dicom(data):
@@ -45,14 +45,11 @@ def is_dicom(data):
 
 
 def open_dicom(data):
-    """Header and pixels of a file that holds one image.
+    """pydicom `Dataset` of the bytes of a file that holds one image.
 
-    Args:
-        data: the bytes of the file. Preamble, file meta information and transfer syntax may be
-            missing: then the encoding is that of the elements, and of the first compressed bytes.
-
-    Returns:
-        pydicom `Dataset` whose `file_meta.TransferSyntaxUID` is one that can be read.
+    Preamble, file meta information and transfer syntax may be missing: then the encoding is that of
+    the elements, and of the first compressed bytes. Its `file_meta.TransferSyntaxUID` is one that
+    can be read.
 
     Raises:
         Refused: if it holds anything but one image of 8 to 16 bits, in grey or in RGB of 8 bits.

@@ -19,11 +19,8 @@ def fetch(to, layout="png"):
     """Downloads the SIIM-ACR data set and checks that it is complete.
 
     Args:
-        to: folder for the files; one that holds files already is only checked.
+        to: folder for the files, returned as `Path`; one that holds files already is only checked.
         layout: `"png"` (12,047 images and masks with tables) or `"dicom"` (the official files).
-
-    Returns:
-        `Path` of the folder.
 
     Raises:
         ValueError: for another layout, or if the download contains links.

@@ -22,57 +22,46 @@ def find_files(folder):
     names the links that are followed, and counts the others and what cannot be read.
     """
     top = Path(folder)
-    around = {top.resolve(), *top.resolve().parents} - {top.resolve()}
-    files, links, followed, seen, skipped = [], [], [], set(), Counter()
-    todo = [top]
-    while todo:
-        place = todo.pop()
-        real = place.resolve()
-        if real in seen or real in around:
-            skipped["links to folders that are read anyway"] += 1
-        else:
+    files, links, followed, skipped = [], [top], [], Counter()
+    seen = set(top.resolve().parents)
+
+    def count_unlisted(_):
+        skipped["folders that cannot be listed"] += 1
+
+    for link in links:  # more come; each after all folders, which keep their own paths
+        for place, folders, names in os.walk(link, onerror=count_unlisted):
+            real = Path(place).resolve()
+            if real in seen:
+                skipped["links to folders that are read anyway"] += 1
+                folders.clear()  # which ends the walk there
+                continue
             seen.add(real)
-            followed += [f"{place.relative_to(top)} -> {real}"] if place.is_symlink() else []
-            _list(place, files, todo, links, skipped)
-        if not todo and links:  # after all folders, which keep their own paths
-            todo.append(links.pop(0))
-    told = [f"{count} {what} are left out" for what, count in skipped.items()]
-    if followed := [link for link in followed if not link.startswith(". ->")]:
+            if link != top and Path(place) == link:
+                followed.append(f"{link.relative_to(top)} -> {real}")
+            folders.sort()
+            links += [path for name in folders if (path := Path(place, name)).is_symlink()]
+            paths = {Path(place, name) for name in names}
+            found = set(filter(os.path.isfile, paths))
+            files += [path for path in found if path.name[0] != "."]
+            skipped["links to nothing"] += sum(path.is_symlink() for path in paths - found)
+    told = [f"{count} {what} are left out" for what, count in skipped.items() if count]
+    if followed:
         told.insert(0, f"{len(followed)} links are followed ({', '.join(sorted(followed)[:3])})")
     if told:
         logger.warning("%s: %s", top, "; ".join(told))
     return sorted(files)
 
 
-def _list(place, files, folders, links, skipped):
-    """Sorts the entries of a folder into the lists."""
-    try:
-        entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-    except OSError:
-        skipped["folders that cannot be listed"] += 1
-        return
-    for entry in entries:
-        link, path = entry.is_symlink(), entry.path
-        # not the entry's own test of a link, which raises an error for one to itself
-        if os.path.isdir(path) if link else entry.is_dir():
-            (links if link else folders).append(Path(path))
-        elif os.path.isfile(path) if link else entry.is_file():
-            files += [] if entry.name[0] == "." else [Path(path)]
-        elif link:
-            skipped["links to nothing"] += 1
-
-
-def find_xrays(folder, files, *, tables=False):
+def find_xrays(folder, files):
     """Those of the files of a folder that are X-rays: by suffix, or DICOM by their content.
 
     Args:
-        folder: for the log, one line of which counts the files of other kinds.
+        folder: for the log, one line of which counts the files of other kinds but tables.
         files: list of `find_files()`.
-        tables: whether csv files belong there and are not counted.
     """
     found = [path for path in files if _is_xray(path)]
     others = Counter(path.suffix.lower() or path.name for path in set(files) - set(found))
-    others = {kind: n for kind, n in others.items() if not tables or kind not in (".csv", ".gz")}
+    others = {kind: count for kind, count in others.items() if kind not in (".csv", ".gz")}
     if others:
         kinds = ", ".join(f"{others[kind]} {kind}" for kind in sorted(others)[:5])
         count = sum(others.values())
@@ -101,15 +90,8 @@ def pair_files(root, paths):
     """X-rays and their masks, told apart by "mask" in a folder's name or at the end of their own.
 
     A mask belongs to the X-ray at the same place in another folder of images, or else to the only
-    one of its name.
-
-    Args:
-        root: `Path` of the data folder.
-        paths: of X-rays and masks in it.
-
-    Returns:
-        `(xrays, pairs, single)`: list of paths, dict of mask by X-ray, and the masks without an
-        X-ray as paths in `root`.
+    one of its name. `paths` are below the data folder `root`. Returns `(xrays, pairs, single)`:
+    list of paths, dict of mask by X-ray, and the masks without an X-ray as paths in `root`.
     """
     xrays, masks, single, pairs = [], [], [], {}
     by_place, by_name = defaultdict(list), defaultdict(list)

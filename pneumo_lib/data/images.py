@@ -22,7 +22,7 @@ _FRAME_SHARE = 0.9  # of a line's pixels; the rest may be letters burnt into the
 
 
 def read_image(path, *, at_least=None):
-    """Pixels of one X-ray file.
+    """Pixels of one X-ray file, `(height, width)` uint8.
 
     Args:
         path: PNG or JPEG (colour becomes grey, 16 bits become 8 as in a DICOM file without
@@ -30,9 +30,6 @@ def read_image(path, *, at_least=None):
         at_least: pixels that height and width must keep. A JPEG inside DICOM is then decoded at
             1/8 or 1/4 of its size if both sides stay multiples of `at_least`: that takes a third
             of the time and equals area averaging to 2 grey levels. `None`: full size.
-
-    Returns:
-        `(height, width)` uint8.
 
     Raises:
         ValueError: if the file cannot be decoded to one grey image.
@@ -59,12 +56,11 @@ def decode_xray(data, path, *, at_least=None):
     return XRay(image, image.shape)
 
 
-def _decode(data, path, flags=cv2.IMREAD_GRAYSCALE):
+def _decode(data, path, flags):
     # not cv2.imread, which on Windows opens only paths of ASCII letters
     height, width = claimed_shape(data)
-    image = None
-    if 0 < height * width <= MOST_PIXELS:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    fits = 0 < height * width <= MOST_PIXELS
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if fits else None
     if image is None:
         claim = f", which claims {width} x {height} pixels" if height * width > MOST_PIXELS else ""
         raise ValueError(
@@ -74,16 +70,13 @@ def _decode(data, path, flags=cv2.IMREAD_GRAYSCALE):
 
 
 def read_mask(case, shape):
-    """Mask of one case, on the pixels of its image.
+    """Mask of one case, on the pixels of its image: `(height, width)` uint8, values 0 and 1.
 
     Args:
-        case: a row of the case table (Series or dict).
+        case: a row of the case table (Series or dict). See `binary_mask()` for what a mask file
+            may hold, `rle_shape()` for the size of run lengths.
         shape: `(height, width)` of the image. A mask of another size with the same proportions is
-            resized to it. Run lengths are of this size, unless `rle_side` or they themselves show
-            that they are of SIIM-ACR's 1024 x 1024 pixels.
-
-    Returns:
-        `(height, width)` uint8, values 0 and 1; see `binary_mask()` for what a file may hold.
+            resized to it.
 
     Raises:
         ValueError: if the mask is missing or unreadable, has other proportions than the image,
@@ -123,11 +116,7 @@ def read_mask(case, shape):
 
 
 def read_mask_file(path):
-    """`(height, width)` uint8 of 0 and 1 from a file, see `binary_mask()`.
-
-    Raises:
-        ValueError: if the file cannot be read, or holds more than one mask.
-    """
+    """`binary_mask()` of a file; a ValueError if it cannot be read or holds more than one mask."""
     data = path.read_bytes()
     if shape := _EMPTY_MASKS.get(data):
         return np.zeros(shape, np.uint8)
@@ -148,10 +137,9 @@ def read_mask_file(path):
 
 
 def read_pair(case, size):
-    """Image and mask of one case, as `prepare()` writes them; errors as for their readers.
+    """`(image, mask)` of one case as `prepare()` writes them, both `(size, size)` uint8.
 
-    Returns:
-        `(image, mask)`, both `(size, size)` uint8, the mask of 0 and 1.
+    Errors as for `read_image()` and `read_mask()`.
     """
     path = Path(case["image_path"])
     xray = decode_xray(path.read_bytes(), path, at_least=size)
@@ -165,12 +153,7 @@ def resize_image(image, shape):
     An image that is not square is squashed, not padded: a padded border would be background that
     every score counts as correct.
 
-    Args:
-        image: `(height, width)` uint8 or float32.
-        shape: `(height, width)` wanted.
-
-    Returns:
-        `shape`, the dtype of `image`.
+    `image` is `(height, width)` uint8 or float32, and the result has its dtype.
     """
     height, width = shape
     smaller = (min(width, image.shape[1]), min(height, image.shape[0]))
@@ -184,12 +167,8 @@ def resize_image(image, shape):
 def resize_mask(mask, shape):
     """Mask at another size: 1 where at least half of the pixel's area is mask.
 
-    Args:
-        mask: `(height, width)`, values 0 and 1.
-        shape: `(height, width)` wanted.
-
-    Returns:
-        `shape` uint8, values 0 and 1. A mask smaller than half a pixel vanishes.
+    `mask` is `(height, width)` of 0 and 1, the result uint8 of the wanted `shape`. A mask smaller
+    than half a pixel vanishes.
     """
     if not mask.any():
         return np.zeros(shape, np.uint8)
@@ -202,12 +181,8 @@ def inside_frame(image):
     Film holders, screenshots and padding add such frames. A collimator's edge or the air beside an
     arm is on fewer sides and belongs to the X-ray.
 
-    Args:
-        image: `(height, width)` uint8.
-
-    Returns:
-        `(top, bottom, left, right)` as shares of height and width; `(0, 1, 0, 1)` without a
-        frame, or where less than a quarter of a side is inside it.
+    `image` is `(height, width)` uint8. Returns `(top, bottom, left, right)` as shares of height and
+    width; `(0, 1, 0, 1)` without a frame, or where less than a quarter of a side is inside it.
     """
     whole = (0.0, 1.0, 0.0, 1.0)
     sides = (image[0], image[-1], image[:, 0], image[:, -1])

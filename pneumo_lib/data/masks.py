@@ -16,16 +16,11 @@ def binary_mask(pixels):
     """Mask from the pixels of a mask file.
 
     Two grey levels in any depth, two colours, or an alpha channel; edges may be smooth, and a JPEG
-    may blur the levels. Brighter than the middle of the two is 1.
+    may blur the levels. Brighter than the middle of the two is 1, as is all of one value but 0.
 
-    Args:
-        pixels: `(height, width)`, or with 3 or 4 channels (BGR, alpha), uint8 or uint16.
-
-    Returns:
-        `(height, width)` uint8, values 0 and 1; all 1 where all pixels have one value but 0.
-
-    Raises:
-        ValueError: with the reason, if there are more labels than two, or two different masks.
+    `pixels` are `(height, width)`, or with 3 or 4 channels (BGR, alpha), uint8 or uint16, the mask
+    is `(height, width)` uint8. A ValueError gives the reason, if there are more labels than two, or
+    two different masks.
     """
     if pixels.ndim == 2:
         return _cut(pixels)
@@ -61,9 +56,8 @@ def _refuse_labels(grey, span):
 def rle_shape(case, shape):
     """`(height, width)` of the image that the run lengths of a case were drawn on.
 
-    Args:
-        case: with `rles`, perhaps with `rle_side`, and `image_id`.
-        shape: `(height, width)` of the case's image.
+    That is the case's own image, of `shape`, unless `rle_side` or the runs themselves show that it
+    had SIIM-ACR's 1024 x 1024 pixels.
 
     Raises:
         ValueError: if the runs show that it is neither `shape` nor SIIM-ACR's, or that offsets are
@@ -89,32 +83,31 @@ def rle_shape(case, shape):
 
 
 def rle_height(texts):
-    """Height of the images that run lengths were drawn on, by the runs themselves.
+    """Height in pixels of the images that run-length texts were drawn on, by the runs themselves.
 
-    In a region, the runs of neighbouring columns begin about one height apart.
-
-    Args:
-        texts: run-length texts of one image or more.
-
-    Returns:
-        `int`, within a few pixels; `None` where runs are few or differ, as in small regions.
+    In a region, the runs of neighbouring columns begin about one height apart. The height is right
+    to a few pixels; `None` where runs are few or differ, as in small regions.
     """
     steps = [np.empty(0, int)]
-    for text in texts:
-        if _PAIRS.fullmatch(text):
-            numbers = np.array(text.split(), int)
-            steps.append((numbers[1:] + numbers[:-1])[1::2])  # a length and the next offset
-    steps = np.concatenate(steps)
-    middle = np.median(steps) if len(steps) >= _FEWEST_STEPS else 0
-    near = abs(steps - middle) <= middle / 20
-    return int(middle) if middle and near.mean() >= 0.5 else None
+    for numbers in map(_numbers, texts):
+        steps.append((numbers[1:] + numbers[:-1])[1::2])  # a length and the next offset
+    return _common(np.concatenate(steps))
 
 
 def _counts_from_the_first_pixel(text):
     """Whether the offsets themselves grow by one height from run to run, as in other formats."""
-    numbers = np.array(text.split(), int) if _PAIRS.fullmatch(text) else np.empty(0, int)
+    numbers = _numbers(text)
     steps = np.diff(numbers[0::2])
-    if len(steps) < _FEWEST_STEPS or steps.min() <= 0:
-        return False
-    middle = np.median(steps)
-    return middle > numbers[1::2].max() and (abs(steps - middle) <= middle / 20).mean() >= 0.5
+    height = _common(steps) if (steps > 0).all() else None
+    return height is not None and height > numbers[1::2].max()
+
+
+def _numbers(text):
+    return np.array(text.split() if _PAIRS.fullmatch(text) else (), int)
+
+
+def _common(steps):
+    """Median of the steps; `None` where they are few, or half of them further from it than 5 %."""
+    middle = np.median(steps) if len(steps) >= _FEWEST_STEPS else 0
+    near = abs(steps - middle) <= middle / 20
+    return int(middle) if middle and near.mean() >= 0.5 else None

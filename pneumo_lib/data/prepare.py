@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, request=None, meta=None):
-    """All images and masks of a case table as uint8 arrays of one size.
+    """`Prepared`: all images and masks of a case table as uint8 arrays of one size.
 
     The arrays are written to `<folder>.partial`, which is renamed to `folder` when they are
     complete. A second call with the same cases returns at once; after a kill it continues; changed
@@ -55,9 +55,6 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, request
             from the same one is opened as it is. `None` is a checksum of table and files.
         meta: dict of further entries of `meta.json`, or of another `source` (the name of the data
             in tables and figures, by default that of the data folder).
-
-    Returns:
-        `Prepared`, with memory-mapped arrays.
 
     Raises:
         ValueError: for a size below 1, a table without rows or with repeated ids, or a `folder`
@@ -101,8 +98,8 @@ def _is_made(folder, request, skip_broken=False):
 
 def _check(cases, folder, *, size):
     check_data_settings(size=size)
-    if cases.empty or cases["image_id"].duplicated().any():
-        twice = cases["image_id"][cases["image_id"].duplicated()].tolist()
+    twice = cases["image_id"][cases["image_id"].duplicated()].tolist()
+    if cases.empty or twice:
         raise ValueError(
             "`cases` must hold at least one image, and each only once. "
             f"Received: {len(cases)} rows, repeated: {twice[:3]}"
@@ -168,8 +165,7 @@ def _read_cases(path, columns):
 def load_prepared(folder):
     """`Prepared` from the `folder` given to `prepare()`, without reading the arrays.
 
-    Raises:
-        FileNotFoundError: if `folder` holds no finished preparation.
+    Raises FileNotFoundError if `folder` holds no finished preparation.
     """
     folder = Path(folder).expanduser().resolve()
     if not (meta := made_from(folder, record=_META)):
@@ -213,8 +209,7 @@ def prepare_data(
         seed: of the split, and of the phantoms.
 
     Returns:
-        `Prepared`, with a folder in the project's `data/prepared/` for each data set and each
-        combination of settings.
+        `Prepared`, in the project's `data/prepared/`, a folder for each combination of settings.
 
     Raises:
         FileNotFoundError, ValueError: as `find_cases()`, `split_cases()` and `prepare()`.
@@ -243,11 +238,7 @@ def prepare_data(
 
 
 def check_data_settings(**settings):
-    """The given settings of `prepare_data()`, checked, with `data` as text (such as "2024").
-
-    Raises:
-        ValueError: for a number out of range, an unknown scheme, or an invalid fold.
-    """
+    """The given settings of `prepare_data()`, checked, with `data` as text (such as "2024")."""
     for name, least in (("size", 1), ("seed", 0), ("phantom_count", 1)):
         value = settings.get(name, least)
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -20,11 +20,12 @@ from pneumo_lib.data.tables import read_patients, read_run_lengths, read_table
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = (
+_LAYOUTS = (
     "png_images/, png_masks/, stage_1_train_images.csv and stage_1_test_images.csv; or X-rays "
     "(*.dcm, *.png, *.jpg) with their run-length table (csv: ImageId, EncodedPixels); or X-rays "
     "and masks of equal names, such as images/x.png and masks/x.png, or train/, masks/ and test/"
 )
+_RELEASE = {"train": "stage_1_train_images.csv", "test": "stage_1_test_images.csv"}
 _SIIM_UID = "1.2.276.0.7230010.3.1.4.8323329."
 _HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "view"}
 _HEADER_BYTES = 1 << 16  # SIIM-ACR has 2,000 before the pixels
@@ -34,17 +35,14 @@ def read_cases(folder):
     """Case table of a data set, one row per image.
 
     Args:
-        folder: one of three layouts, at any depth. Folders that are links are followed, see
-            `find_files()`.
+        folder: one of three layouts, at any depth, see `find_files()` and `pair_files()`.
 
             - the PNG release: `png_images/`, `png_masks/`, `stage_1_train_images.csv` and
               `stage_1_test_images.csv` with the columns `new_filename, ImageId, has_pneumo`;
-            - X-rays and masks of equal names, in folders of which those with "mask" in their
-              names hold the masks: `images/x.png` and `masks/x.png`, `train/`, `masks/` and
-              `test/`, `train/images/` and `train/masks/`; or `x.png` and `x_mask.png`. The masks
-              decide who has a pneumothorax;
+            - X-rays and masks of equal names: `images/x.png` and `masks/x.png`, `train/`, `masks/`
+              and `test/`, or `x.png` and `x_mask.png`. The masks decide who has a pneumothorax;
             - the official release and copies of it: X-rays `<ImageId>.dcm`, `.png` or `.jpg` and
-              one run-length table `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without
+              a run-length table `*.csv` or `*.csv.gz` (`ImageId, EncodedPixels`, with or without
               that header; an id may end with the suffix of the file).
 
             X-rays without a mask or row are left out, with a log warning. Patients come from
@@ -79,17 +77,16 @@ def read_cases(folder):
         cases = _read_png_release(folder)
     if cases is None:
         raise FileNotFoundError(
-            f"A data folder holds {LAYOUTS}. Received: {folder}, which holds neither"
+            f"A data folder holds {_LAYOUTS}. Received: {folder}, which holds neither"
         )
     return _with_patients(cases, folder)
 
 
 def _read_png_release(root):
-    names = ("stage_1_train_images.csv", "stage_1_test_images.csv")
-    expected = [root / name for name in ("png_images", "png_masks", *names)]
-    problems = [f"{path.name} is missing" for path in expected if not path.exists()]
+    expected = ("png_images", "png_masks", *_RELEASE.values())
+    problems = [f"{name} is missing" for name in expected if not (root / name).exists()]
     tables = []
-    for subset, name in zip(("train", "test"), names, strict=True):
+    for subset, name in _RELEASE.items():
         if (root / name).is_file():
             table = read_table(root / name, ["new_filename", "ImageId", "has_pneumo"])
             if not table["has_pneumo"].isin(["0", "1"]).all():
@@ -109,20 +106,16 @@ def _read_png_release(root):
             problems += _problem(f"rows without a file in {kind}", {*rows} - files)
             problems += _problem(f"files in {kind} without a row", files - {*rows})
     _refuse(root, problems)
-    return pd.DataFrame(
-        {
-            "image_id": table["ImageId"],
-            "image_path": [str(root / "png_images" / name) for name in rows],
-            "mask_path": [str(root / "png_masks" / name) for name in rows],
-            "has_pneumothorax": table["has_pneumo"] == "1",
-            "official_part": table["official_part"],
-        }
-    )
+    columns = {"image_id": table["ImageId"]}
+    for column, kind in (("image_path", "png_images"), ("mask_path", "png_masks")):
+        columns[column] = [str(root / kind / name) for name in rows]
+    columns["has_pneumothorax"] = table["has_pneumo"] == "1"
+    return pd.DataFrame(columns | {"official_part": table["official_part"]})
 
 
 def _read_other_layout(root, files, tables):
     """Cases by masks of equal names or by run lengths; `None` without either."""
-    xrays, pairs, single = pair_files(root, find_xrays(root, files, tables=True))
+    xrays, pairs, single = pair_files(root, find_xrays(root, files))
     if pairs:
         _refuse(root, _problem("masks without an image of their name", single))
         return _cases_of_pairs(root, xrays, pairs)
@@ -140,9 +133,7 @@ def _read_other_layout(root, files, tables):
 
 def _cases_of_pairs(root, xrays, pairs):
     chosen = [path for path in xrays if path in pairs]
-    _leave_out(
-        "X-rays without a mask", {image_id(path.name) for path in xrays if path not in pairs}
-    )
+    _leave_out("X-rays without a mask", (image_id(x.name) for x in xrays if x not in pairs))
     names = [image_id(path.name) for path in chosen]
     if len(set(names)) < len(names):  # train/1.png and test/1.png
         names = ["/".join(place_of(root, path)) for path in chosen]

@@ -24,22 +24,20 @@ def split_cases(
 ):
     """Case table with the columns `split` and `split_scheme`.
 
-    Schemes:
-
-    - `"patient"`: all images of a patient are in one split.
-    - `"official"`: test is the official test set; validation is taken from the official train set,
-      by patient where known. The two sets of SIIM-ACR share patients, see `leaked_patients()`.
-    - `"random"`: by image. Patients are ignored and leak.
-    - `"auto"`: `"official"` where the official sets share no patient, else `"patient"` where
-      patients are known, else `"official"`, or `"random"` where there are no official sets.
-
     Splits are stratified by label. Under every scheme, near-identical images
     (`near_duplicate_pairs()`) stay together; an official train image that is near-identical to a
     test image moves to the test split, with a log warning.
 
     Args:
         cases: case table of `read_cases()`.
-        scheme: one of the above.
+        scheme:
+
+            - `"patient"`: all images of a patient are in one split;
+            - `"official"`: test is the official test set, validation is taken from the official
+              train set, by patient where known. The sets of SIIM-ACR share patients;
+            - `"random"`: by image. Patients are ignored and leak;
+            - `"auto"`: `"official"` where the official sets share no patient, else `"patient"`
+              where patients are known, else `"official"`, or `"random"` without official sets.
         validation, test: shares of the images, each in [0, 1), together below 1; sizes come as
             near as whole groups allow. `"official"` ignores `test` and takes `validation` as a
             share of the train set.
@@ -66,7 +64,9 @@ def split_cases(
         )
     pairs = near_duplicate_pairs(cases) if near_duplicates else np.empty((0, 2), int)
     duplicates = _unite(np.arange(len(cases)), pairs)
-    patients = _unite(_patient_codes(cases), pairs)
+    codes, patients = pd.factorize(cases["patient_id"])  # -1 where unknown: a group of its own
+    codes = np.where(codes < 0, len(patients) + np.arange(len(codes)), codes)
+    patients = _unite(codes, pairs)
     positive = cases["has_pneumothorax"].to_numpy(bool)
     in_test = (cases["official_part"] == "test").to_numpy()
     known = cases["patient_id"].notna().to_numpy()
@@ -80,8 +80,7 @@ def split_cases(
             logger.warning(
                 "%d official train images are near-identical to official test images and go to "
                 "the test split: %s",
-                copies.sum(),
-                ", ".join(cases["image_id"][copies][:3]),
+                *(copies.sum(), ", ".join(cases["image_id"][copies][:3])),
             )
         split[in_test | copies] = "test"
         shares = {"train": 1 - validation, "validation": validation}
@@ -101,11 +100,7 @@ def split_cases(
 
 
 def leaked_patients(cases):
-    """Number of patients with images in more than one split.
-
-    Args:
-        cases: table of `split_cases()`. Images without a `patient_id` are not counted.
-    """
+    """Number of known patients with images in more than one split of a `split_cases()` table."""
     return int((cases.groupby("patient_id")["split"].nunique() > 1).sum())
 
 
@@ -141,14 +136,6 @@ def _choose_scheme(scheme, patients, *, in_test, known):
             'use scheme="auto". Received: one set or none in `official_part`'
         )
     return scheme
-
-
-def _patient_codes(cases):
-    """Group number of each image: one per patient, or per image where the patient is unknown."""
-    codes, patients = pd.factorize(cases["patient_id"])
-    unknown = codes < 0
-    codes[unknown] = len(patients) + np.arange(unknown.sum())
-    return codes
 
 
 def _unite(groups, pairs):
@@ -200,11 +187,9 @@ def near_duplicate_pairs(cases):
     different patients none is above 0.50, of 101 pairs of one patient none above 0.49. (The usual
     64-bit difference hash finds six of those pairs within one bit.)
 
-    Args:
-        cases: case table; the files at `image_path` are read.
-
     Returns:
-        `(pairs, 2)` int, row positions in `cases`. Images that cannot be read are in no pair.
+        `(pairs, 2)` int, row positions in `cases`, a table with `image_path`. Images that cannot
+        be read are in no pair.
     """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         hashing = threads.map(_detail_signs, cases["image_path"])

@@ -12,6 +12,7 @@ from pneumo_lib.data.files import image_id
 _TABLE_BYTES = 1 << 25  # four times the largest table of SIIM-ACR
 _NO_MASK = re.compile(r"-1(\.0*)?|nan|none|null|n/?a|<na>|\[\s*\]|", re.IGNORECASE)
 _RUNS = re.compile(r"\d[\d ]*", re.ASCII)
+_PATIENTS = {"patients.csv": ["ImageId", "patient_id"], "nih_id.csv": ["Kaggle_ID", "NIH_ID"]}
 
 
 def read_csv(path):
@@ -44,11 +45,7 @@ def read_csv(path):
 
 
 def read_table(path, columns):
-    """The given columns of a table with a header.
-
-    Raises:
-        ValueError: if one is missing or there twice, or holds what is no name.
-    """
+    """The given columns of a table; a ValueError if one is not there once or holds no names."""
     table = read_csv(path)
     names = table.iloc[0].tolist()
     if any(names.count(column) != 1 for column in columns):
@@ -68,9 +65,8 @@ def read_run_lengths(paths):
 
     Returns:
         Series of lists of run-length texts, "-1" for an empty mask however it is written, indexed
-        by image without suffix in the order of the tables, and a list of the names of tables.
-        `None` without a table, or with an image in two of them; the list then also holds the
-        reasons why tables cannot be read.
+        by image without suffix, and a list of the names of tables. `None` without a table, or with
+        an image in two of them; the list then also holds the reasons why tables cannot be read.
 
     Raises:
         ValueError: if a text is neither run lengths nor an empty mask.
@@ -116,23 +112,18 @@ def _ids_and_runs(table):
 
 
 def read_patients(folders):
-    """Patients from `patients.csv` or `nih_id.csv`, whichever is first in `folders`.
+    """Patients indexed by image, from the first of `_PATIENTS` in `folders`, and its name.
 
-    Returns:
-        Series of patients indexed by image, and the name of the table; empty and `None` without.
+    An empty Series and `None` without one.
     """
-    for folder in folders:
-        if (folder / "patients.csv").is_file():
-            table, name = read_table(folder / "patients.csv", ["ImageId", "patient_id"]), "patients"
-        elif (folder / "nih_id.csv").is_file():
-            table, name = read_table(folder / "nih_id.csv", ["Kaggle_ID", "NIH_ID"]), "nih_id"
-            # 00028864_007.png is image 7 of patient 28864
-            table["NIH_ID"] = table["NIH_ID"].str.split("_").str[0]
-        else:
-            continue
-        images, patients = table.iloc[:, 0], table.iloc[:, 1]
-        patients = patients.where(patients != "").set_axis(images).groupby(level=0).first()
-        return patients, f"{name}.csv"
+    for path in (folder / name for folder in folders for name in _PATIENTS):
+        if path.is_file():
+            table = read_table(path, _PATIENTS[path.name])
+            images, patients = table.iloc[:, 0], table.iloc[:, 1]
+            if path.name == "nih_id.csv":  # 00028864_007.png is image 7 of patient 28864
+                patients = patients.str.split("_").str[0]
+            patients = patients.where(patients != "").set_axis(images).groupby(level=0).first()
+            return patients, path.name
     return pd.Series(dtype="str"), None
 
 

@@ -14,15 +14,12 @@ def reliability_table(y_true, y_pred, *, bins=10):
 
     Args:
         y_true: any shape, values 0 or 1: pixels `(n, height, width)` or images `(n,)`.
-        y_pred: same shape, probabilities in [0, 1].
+        y_pred: same shape, probabilities in [0, 1], or a ValueError.
         bins: number of bins of equal width.
 
     Returns:
         DataFrame with a row for each bin: `lower`, `upper`, `count`, and, NaN where the bin is
         empty, `predicted` (mean probability) and `observed` (share of 1 in `y_true`).
-
-    Raises:
-        ValueError: if the shapes differ or `y_pred` leaves [0, 1].
 
     Reference:
         Guo et al. (2017), On Calibration of Modern Neural Networks, arXiv:1706.04599.
@@ -51,11 +48,7 @@ def expected_calibration_error(table):
     the lowest bin: an all-background prediction has an error equal to the share of the
     foreground. Read it beside the diagram, never alone.
 
-    Args:
-        table: DataFrame of `reliability_table()`.
-
-    Returns:
-        `float` in [0, 1], NaN where the table counts no pixel.
+    `table` is that of `reliability_table()`; the `float` is in [0, 1], NaN without any pixel.
     """
     gaps = (table["predicted"] - table["observed"]).abs() * table["count"]
     return float(gaps.sum() / table["count"].sum()) if table["count"].sum() else float("nan")

@@ -15,14 +15,8 @@ def image_level_score(y_pred):
     the smallest lesions: the maximum alone would depend on one stray pixel, the mean of all
     pixels on the size of the lesion. The score ranks images; it is no calibrated probability.
 
-    Args:
-        y_pred: `(n, height, width)`, foreground probabilities in [0, 1].
-
-    Returns:
-        `(n,)` float64 in [0, 1].
-
-    Raises:
-        ValueError: if the shape is another, or values lie outside the range.
+    `y_pred` is `(n, height, width)`, foreground probabilities in [0, 1], or a ValueError. Returns
+    `(n,)` float64 in [0, 1].
     """
     if np.ndim(y_pred) != 3 or 0 in np.shape(y_pred)[1:]:
         raise ValueError(
@@ -48,9 +42,7 @@ def image_level_scores(y_true, y_score, *, n_bootstrap=1000, seed=0, level=0.95)
     Args:
         y_true: `(n,)` bool, whether the image shows a pneumothorax.
         y_score: `(n,)` float, of `image_level_score()` or any other ranking.
-        n_bootstrap: number of resamples.
-        seed: seed of the resamples.
-        level: confidence level.
+        n_bootstrap, seed, level: as for `score_table()`.
 
     Returns:
         Dict `images`, `positives`, and for `auc` and `average_precision` the score,

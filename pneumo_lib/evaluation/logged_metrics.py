@@ -58,11 +58,7 @@ def as_logged_mean_iou(y_true, y_pred):
     to integers, so everything below exactly 1.0 counts as class 0: 0.25 for every network that
     is not saturated, even a perfect one. Kept to reproduce the report; use `mean_iou()`.
 
-    Args:
-        y_true, y_pred: as for `saturation_counts()`.
-
-    Returns:
-        `float`, pooled over all images.
+    `y_true` and `y_pred` are as for `saturation_counts()`; the `float` is pooled over all images.
     """
     return float(logged_mean_iou(_pooled_counts(y_true, y_pred)))
 
@@ -75,11 +71,7 @@ def as_logged_dice(y_true, y_pred):
     prediction that finds nothing. The report's log shows the negative (`dice: -0.9764`), as
     such code is written to serve as a loss; this returns the positive number.
 
-    Args:
-        y_true, y_pred: as for `saturation_counts()`.
-
-    Returns:
-        `float` in [0, 1], pooled over all images.
+    `y_true` and `y_pred` are as for `saturation_counts()`; the `float` is pooled over all images.
     """
     return float(logged_dice(_pooled_counts(y_true, y_pred)))
 
@@ -91,14 +83,15 @@ def _pooled_counts(y_true, y_pred):
 
 def history_scores(sums):
     """One epoch's columns of history.csv, from pooled counts."""
-    return {
-        "accuracy": float(metrics.pixel_accuracy(sums)),
-        "mean_iou": float(metrics.mean_iou(sums, empty_score=np.nan)),
-        "iou": float(metrics.iou(sums, empty_score=np.nan)),
-        "dice": float(metrics.dice(sums, empty_score=np.nan)),
-        "logged_mean_iou": float(logged_mean_iou(sums)),
-        "logged_dice": float(logged_dice(sums)),
+    scores = {
+        "accuracy": metrics.pixel_accuracy(sums),
+        "mean_iou": metrics.mean_iou(sums, empty_score=np.nan),
+        "iou": metrics.iou(sums, empty_score=np.nan),
+        "dice": metrics.dice(sums, empty_score=np.nan),
+        "logged_mean_iou": logged_mean_iou(sums),
+        "logged_dice": logged_dice(sums),
     }
+    return {name: float(score) for name, score in scores.items()}
 
 
 def saturated_share(counts):
@@ -113,11 +106,7 @@ def logged_mean_iou_at(saturated):
     one-hot values are 1. With a share f of the pixels saturated it finds f of the ones, and all
     zeros among the `2 - f` values read as 0: `(f + 1 / (2 - f)) / 2`, whatever the masks.
 
-    Args:
-        saturated: share of the pixels that are saturated, in [0, 1]; number or array.
-
-    Returns:
-        The same shape, float64 in [0.25, 1].
+    `saturated` is a share in [0, 1], number or array; the result is float64 in [0.25, 1].
     """
     saturated = np.asarray(saturated, dtype=np.float64)
     return (saturated + 1 / (2 - saturated)) / 2
@@ -128,14 +117,7 @@ def saturated_share_at(logged):
 
     `1 + m - sqrt((1 - m)**2 + 1)`: the report's 0.3190 needs a share of 0.109, no lesion found.
 
-    Args:
-        logged: mean IoU as logged, in [0.25, 1]; number or array.
-
-    Returns:
-        The same shape, float64 in [0, 1].
-
-    Raises:
-        ValueError: if a value lies outside [0.25, 1].
+    `logged` is a number or array in [0.25, 1], or a ValueError; the result is float64 in [0, 1].
     """
     logged = np.asarray(logged, dtype=np.float64)
     if not ((logged >= 0.25) & (logged <= 1)).all():
@@ -146,15 +128,8 @@ def saturated_share_at(logged):
 def sharpened(softmax, factor):
     """Softmax with its logits multiplied by `factor`: higher confidence, the same masks.
 
-    Args:
-        softmax: `(..., 2)` float32.
-        factor: above 0; below 1 it lowers the confidence.
-
-    Returns:
-        The same shape, float32, with the same larger channel.
-
-    Raises:
-        ValueError: if `factor` is not above 0.
+    `softmax` and the result are `(..., 2)` float32. `factor` is above 0, or a ValueError; below 1
+    it lowers the confidence.
     """
     if not factor > 0:
         raise ValueError(f"`factor` must be above 0. Received: factor={factor}")

@@ -54,11 +54,8 @@ def pixel_accuracy(counts):
 def iou(counts, *, class_id=1, empty_score=1.0):
     """Intersection over union `tp / (tp + fp + fn)` of pneumothorax (1) or background (0).
 
-    `empty_score` where truth and prediction both lack the class: 1.0 (the SIIM-ACR rule) or
-    `nan` (leave the image out of `np.nanmean`).
-
-    Reference:
-        Jaccard (1912), New Phytologist 11(2):37-50, doi:10.1111/j.1469-8137.1912.tb05611.x.
+    `empty_score`, where truth and prediction both lack the class, is as for `dice_score()`.
+    Jaccard (1912), New Phytologist 11(2):37-50, doi:10.1111/j.1469-8137.1912.tb05611.x.
     """
     hits = counts[{0: "tn", 1: "tp"}[class_id]]
     return ratio(hits, hits + counts["fp"] + counts["fn"], empty_score=empty_score)

@@ -35,9 +35,7 @@ def paired_difference(first, second, *, score="dice_positive", n=9999, seed=0, l
         score: "dice_positive" (images with a pneumothorax) or "siim_dice" (all images, two
             empty masks score 1), from the counts; or a column of both tables, without the
             images where it is missing in either.
-        n: number of resamples, and of sign flips.
-        seed: seed of both.
-        level: confidence level.
+        n, seed, level: number of resamples, and of sign flips; their seed; confidence level.
 
     Returns:
         `PairedDifference`; a list of them makes a table: `pd.DataFrame([...])`. Interval and
@@ -77,8 +75,7 @@ def _aligned(first, second, score):
             "in common. Choose one epoch and one split of each run"
         )
     tables[1] = tables[1].loc[images]
-    differ = (tables[0]["has_pneumothorax"] != tables[1]["has_pneumothorax"]).sum()
-    if differ:
+    if differ := (tables[0]["has_pneumothorax"] != tables[1]["has_pneumothorax"]).sum():
         raise ValueError(
             "Both tables must agree on which images show a pneumothorax. "
             f"Received: {differ} that differ"

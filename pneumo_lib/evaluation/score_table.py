@@ -26,12 +26,10 @@ _ENDS = ("", "_lower", "_upper")  # of the columns of a score: the score and its
 
 
 def count_cases(data, predictions, *, count=confusion_counts):
-    """DataFrame of the counts of every prepared case, one row each, as in `scores.csv`.
+    """DataFrame of the counts of every case of `Prepared` data, one row each, as in `scores.csv`.
 
-    Args:
-        data: `Prepared`.
-        predictions: iterable of `(slice of the rows, their predictions)` in the order of `data`.
-        count: function of `(masks, predictions)` that returns a dict of one number per image.
+    `predictions` yields `(slice of the rows, their predictions)` in the order of `data`; `count`
+    makes of `(masks, predictions)` a dict of one number per image.
     """
     batches = [count(data.masks[rows], y_pred) for rows, y_pred in predictions]
     counts = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -53,9 +51,7 @@ def score_table(scores, *, by=(), mean_over=None, n_bootstrap=1000, seed=0, leve
             of `saturation_counts()` and of `boundary_scores()`, and `image_score`.
         by: names of the columns that identify a network, such as `["backbone", "epoch"]`.
         mean_over: name of the column that tells trainings of one network apart, such as "seed".
-        n_bootstrap: number of resamples, at least 1.
-        seed: seed of the resamples.
-        level: confidence level.
+        n_bootstrap, seed, level: number of resamples, at least 1; their seed; confidence level.
 
     Returns:
         DataFrame in the order of `scores`: the columns of `by` (`model` if there are none),
@@ -203,16 +199,13 @@ def with_groups(scores, cases):
 
     Args:
         scores: one row per image (and epoch), with `image_id`, `has_pneumothorax` and counts.
-        cases: case table, with `view` and `sex` where the data came as DICOM.
+        cases: case table of all these images, or a ValueError.
 
     Returns:
         `scores` in the order of `lesion`, the quarter of the positive images (each once, all
         splits) by share of the image covered: "healthy", "smallest", "small", "large",
         "largest"; "vanished" where no pixel of a lesion was left at this size. With `view` and
-        `sex`, "unknown" where missing, if `cases` has them.
-
-    Raises:
-        ValueError: if an image of `scores` is not in `cases`.
+        `sex`, "unknown" where missing, if `cases` has them, as where the data came as DICOM.
     """
     scores = scores.reset_index(drop=True)  # tables of several runs repeat their row labels
     cases = cases.set_index("image_id")

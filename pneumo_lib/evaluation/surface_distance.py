@@ -32,10 +32,7 @@ def boundary_scores(y_true, y_pred, *, threshold=0.5, spacing=None, missed=None)
 
     Returns:
         DataFrame of n rows with the columns `hd95`, `asd` (pixels) and, with `spacing`,
-        `hd95_mm`, `asd_mm`.
-
-    Raises:
-        ValueError: as `confusion_counts()`.
+        `hd95_mm`, `asd_mm`. A ValueError as by `confusion_counts()`.
 
     Reference:
         Maier-Hein et al. (2024), Nature Methods 21:195-212, doi:10.1038/s41592-023-02151-z.
@@ -60,7 +57,7 @@ def boundary_scores(y_true, y_pred, *, threshold=0.5, spacing=None, missed=None)
 
 
 def prepared_spacing(cases, *, size, pixels=1024):
-    """Millimetres from one pixel of the prepared masks to the next, NaN where unknown.
+    """Millimetres from one pixel of the prepared masks to the next, `(n,)`, NaN where unknown.
 
     `PixelSpacing` in the SIIM-ACR headers (0.14 to 0.19 mm) is that of the detector, yet the
     files were reduced to 1024 pixels: taken literally, a chest would be 142 to 199 mm wide. Only
@@ -68,12 +65,9 @@ def prepared_spacing(cases, *, size, pixels=1024):
     `pixels` for the true spacing.
 
     Args:
-        cases: case table; `pixel_spacing` (mm) exists where the data came as DICOM.
+        cases: case table of n rows; `pixel_spacing` (mm) exists where the data came as DICOM.
         size: height and width of the prepared masks in pixels.
         pixels: width of the image that the spacing belongs to, a number or one per case.
-
-    Returns:
-        `(n,)` float64.
     """
     spacing = cases.get("pixel_spacing", pd.Series(np.nan, index=cases.index))
     return np.asarray(spacing, dtype=np.float64) * np.asarray(pixels) / size

@@ -38,17 +38,12 @@ def segment_studies(out, rows, run):
     Not one object per study: its X-rays share no frame of reference, and without one highdicom
     takes a single frame. Equal masks get the same object in every call.
 
-    Args:
-        out: folder of `predict_files()` with the masks.
-        rows: of its `Outcome`; files other than DICOM are skipped.
-        run: name and checksum of the network, see `runs.run_id()`.
+    `out` is the folder of `predict_files()` with the masks, `rows` are those of its `Outcome`,
+    whose files other than DICOM are skipped, and `run` is the `run_id()` of the network.
 
     Returns:
         `(paths, failed)`: `<out>/segmentations/<output>.dcm`, and the rows of X-rays for which
-        none could be made, with the reason as their error.
-
-    Raises:
-        ValueError: without highdicom.
+        none could be made, with the reason as their error. A ValueError without highdicom.
     """
     if find_spec("highdicom") is None:
         raise ValueError(
@@ -64,9 +59,9 @@ def segment_studies(out, rows, run):
                 continue
             try:
                 header = _header(path)
-                study = str(header.StudyInstanceUID)
-                numbers[study] += 1
-                paths.append(_write(out, header, row, run, number=numbers[study]))
+                numbers[header.StudyInstanceUID] += 1
+                number = numbers[header.StudyInstanceUID]
+                paths.append(_write(out, header, row, run, number=number))
             except Exception as error:  # a header that lacks what a reference needs
                 reason = f"no DICOM SEG could be made: {type(error).__name__}"
                 failed.append(row | {"error": reason})

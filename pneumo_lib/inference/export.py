@@ -36,13 +36,11 @@ def export_network(run, to, *, format="onnx"):
         to: path; the format's suffix is added where it is missing. Must not exist.
         format: "onnx" (needs the extra "export"), "savedmodel" (a folder) or "litert".
 
-    Returns:
-        `(path, difference)`: the largest difference of a probability from that of Keras.
+    Returns `(path, difference)`, the largest difference of a probability from that of Keras.
 
     Raises:
-        FileNotFoundError: if there is no finished run.
         ValueError: if `format` is unknown or its packages are missing, `to` exists, or the
-            probabilities differ by more than 1e-4.
+            probabilities differ by more than 1e-4; FileNotFoundError as by `load_run()`.
     """
     run = load_run(run)
     to = _check(Path(to).expanduser(), format)

@@ -45,11 +45,12 @@ class Prediction(NamedTuple):
 def predict(
     files, run, *, operating_point=None, shape=None, keep=False, batch_size=32, workers=None
 ):
-    """Probability and mask of each X-ray, from a finished run.
+    """Iterator of a `Prediction` of each X-ray file, in their order (sorted in a folder).
 
     Files are decoded in parallel, ahead of the network, as by `prepare()`, except that a frame of
     one grey level around the X-ray is cut off first and gets probability 0. Memory does not grow
-    with the number of files.
+    with the number of files. A file that cannot be read is logged and has an `error`; the others
+    go on.
 
     Args:
         files: path or list of paths: PNG, JPEG, DICOM, see `images.read_image()`; folders are
@@ -62,10 +63,6 @@ def predict(
         keep: whether results hold the image of the X-ray, at its full size.
         batch_size: images per step of the network, at most, see `batch_in_memory()`.
         workers: decoding threads; `None` is one per processor, at most 16.
-
-    Returns:
-        Iterator of `Prediction`, one per file, in the order of the files (sorted in a folder).
-        A file that cannot be read is logged and has an `error`; the others go on.
 
     Raises:
         FileNotFoundError: if there is no file, or no finished run.
@@ -80,14 +77,11 @@ def predict(
 
 
 def find_images(files):
-    """Paths of X-ray files: those given, and those below the folders given.
+    """List of `Path`s of X-ray files: those given, and, sorted, those below the folders given.
 
     Args:
         files: path or list of paths. In a folder, files with one of `SUFFIXES` count, and DICOM
             files by their content; hidden ones do not. Links are followed, see `find_files()`.
-
-    Returns:
-        List of `Path`, sorted within each folder.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -111,12 +105,9 @@ def load_scored(run, *, batch_size, xla):
     head, or `image_level_score()` where it has none.
 
     Args:
-        run: `Run`.
+        run: `Run`. A ValueError as by `load_network()`.
         batch_size: images per step of the network, at most.
         xla: whether to compile the head, which halves its time; the backbone would only lose.
-
-    Raises:
-        ValueError: as `load_network()`.
     """
     network, config, head = load_network(run), run.config, load_image_head(run)
     if xla:
@@ -184,12 +175,8 @@ def predictions(paths, read, network, point, batch_size, workers, *, shape=None)
 def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):
     """`(Prediction, image)`: without results yet, and the network's input or `None` on error.
 
-    Args:
-        path: of the file, as `load` takes it.
-        size: height and width of the network's images.
-        exact: whether to decode at full size what could be decoded faster at a reduced one.
-        keep: as for `predict()`.
-        load: function from the path to the bytes of the file.
+    `load` returns the bytes of `path`, `size` is that of the network's images. An `exact` reading
+    decodes at full size what could be decoded faster at a reduced one; `keep` as for `predict()`.
     """
     file = Prediction(path)
     try:

@@ -60,8 +60,7 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
         `Outcome`. In the folder: `predictions.csv`, `README.txt` and the folders of `KINDS`.
 
     Raises:
-        FileNotFoundError: if there is no file, or no finished run.
-        ValueError: if `out` holds something else.
+        FileNotFoundError, ValueError: as `predict()`; or if `out` holds something else.
     """
     run = load_run(run)
     point = load_operating_point(run) if operating_point is None else operating_point
@@ -131,14 +130,13 @@ def _write_all(predictions, total, out, settings):
     with (
         ThreadPoolExecutor(2) as threads,
         (out / "predictions.csv").open("a", newline="", encoding="utf-8") as file,
-        tqdm(total=total, desc="predicting", unit="file") as bar,
     ):
         write = partial(_write_pictures, out=out, settings=settings)
-        for row in ahead(threads, write, predictions, count=4):
+        written = ahead(threads, write, predictions, count=4)
+        for row in tqdm(written, "predicting", total, unit="file"):
             rows[row["file"]] = row
             csv.writer(file).writerow(_cells(row))
             file.flush()
-            bar.update()
     return rows
 
 
@@ -160,9 +158,8 @@ def _write_pictures(prediction, *, out, settings):
 def _output_name(row, path):
     """File name without suffix: unique per path and content, the same in the next call."""
     digest = hashlib.sha256(f"{row['file']}\0{row['sha256']}".encode()).hexdigest()[:8]
-    stem = re.sub(
-        r"^\W|[^A-Za-z0-9._-]", "_", image_id(path.name)
-    )  # no formula, option or hidden file
+    # no formula, option or hidden file
+    stem = re.sub(r"^\W|[^A-Za-z0-9._-]", "_", image_id(path.name))
     return f"{stem[:100]}-{digest}"
 
 

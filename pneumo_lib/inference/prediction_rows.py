@@ -39,11 +39,9 @@ ARCHIVE_COLUMNS = {name: arrow for name, arrow, _ in _COLUMNS if name != "output
 
 
 def describe(prediction, settings):
-    """Row of one prediction: dict of numbers and text by column, `None` where empty.
+    """Row of a `predict.Prediction`: dict of numbers and text by column, `None` where empty.
 
-    Args:
-        prediction: `predict.Prediction`.
-        settings: dict with `run`, see `run_id()`, and `operating_point`, its numbers.
+    `settings` are those of the call: `run`, see `run_id()`, and `operating_point`, its numbers.
     """
     row = dict.fromkeys(name for name, *_ in _COLUMNS) | {"run": settings["run"], "note": NOTE}
     row |= {"file": text_of(prediction.path), "sha256": prediction.sha256}
@@ -67,9 +65,7 @@ def describe(prediction, settings):
 def side_of(mask, patients_left):
     """Side of the patient that a mask is on: "left", "right", "both", "unknown" or "" without.
 
-    Args:
-        mask: `(height, width)` of 0 and 1.
-        patients_left: edge of the image, or another value of `XRay.patients_left`.
+    `mask` is `(height, width)` of 0 and 1, `patients_left` that of `XRay`.
     """
     if not mask.any():
         return ""

@@ -20,14 +20,10 @@ _PIXELS_HALF = 1e-3  # features in bfloat16 differ by a percent, in float16 by a
 def scores_at_operating_point(run):
     """Counts of every case at the run's own operating point, like the rows of its scores.
 
-    Args:
-        run: `Run`, or what `load_run()` takes.
+    `run` is a `Run`, or what `load_run()` takes; errors as for `open_run()`.
 
     Returns:
         DataFrame with the columns `image_id`, `split`, `has_pneumothorax`, `tp`, `fp`, `fn`, `tn`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `runs.open_run()`.
     """
     opened = open_run(run)
     point = load_operating_point(opened.run)
@@ -53,19 +49,14 @@ class Verification(NamedTuple):
 
 
 def verify_run(run, *, data=None):
-    """Compares the last scores of a run with those of its saved network on its prepared data.
+    """`Verification` of the last scores of a run by its saved network on its prepared data.
+
+    It matches if no more pixels crossed one half than rounding explains: 1 in 100,000, or 1 in
+    1,000 for features in half precision.
 
     Args:
         run: `Run`, or what `load_run()` takes.
-        data: `Prepared`; `None` opens the folder named in the run.
-
-    Returns:
-        `Verification`. It matches if no more pixels crossed one half than rounding explains:
-        1 in 100,000, or 1 in 1,000 for features in half precision.
-
-    Raises:
-        FileNotFoundError: if there is no finished run, or its data are not prepared here.
-        ValueError: if the data are not those that the run was scored on.
+        data: as for `load_run_data()`, with the same errors.
     """
     run = load_run(run)
     data = load_run_data(run, data=data)

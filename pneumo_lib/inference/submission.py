@@ -29,8 +29,7 @@ def write_submission(images, run, to, *, part="test", rows="image", operating_po
         to: the CSV file.
         part: official part of a data set: "test", "train" or "all". A folder without tables has
             no parts and is predicted whole.
-        rows: "image": one row per image; "region": one row per connected region, as the
-            competition asked for. The score is the same.
+        rows: as for `encode_mask()`; the competition asked for regions. The score is the same.
         operating_point: `OperatingPoint`; `None` is the run's own.
 
     Returns:
@@ -69,11 +68,9 @@ def write_submission(images, run, to, *, part="test", rows="image", operating_po
 
 
 def encode_mask(mask, *, rows="image"):
-    """List of run-length texts of a mask, `["-1"]` if it is empty.
+    """List of run-length texts of a mask, `(height, width)` uint8; `["-1"]` if it is empty.
 
-    Args:
-        mask: `(height, width)` uint8 of 0 and 1.
-        rows: "image": one text; "region": one per region of pixels that touch, at corners too.
+    `rows` is "image", one text, or "region", one per region of pixels that touch, at corners too.
     """
     if rows == "image" or not mask.any():
         return [rle_encode(mask)]
@@ -86,7 +83,7 @@ def _image_ids(images, part):
     files = find_files(images) if images.is_dir() else [images]
     found = _listed_images(images, files, part)
     if found is None:
-        found = {path: image_id(path.name) for path in find_xrays(images, files, tables=True)}
+        found = {path: image_id(path.name) for path in find_xrays(images, files)}
     if not found:
         raise FileNotFoundError(f"The data set must have images of the part {part!r}: {images}")
     names = list(found.values())
@@ -113,7 +110,7 @@ def _listed_images(images, files, part):
     known = cases["official_part"]
     if part == "test" and samples and not (known == "test").any():
         listed = set(map(image_id, read_table(samples[0], ["ImageId"])["ImageId"]))
-        named = {path: image_id(path.name) for path in find_xrays(images, files, tables=True)}
+        named = {path: image_id(path.name) for path in find_xrays(images, files)}
         return {path: name for path, name in named.items() if name in listed}
     if part != "all" and known.notna().any():
         cases = cases[known == part]

@@ -46,6 +46,17 @@ def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=N
     return stream.getvalue()
 
 
+def with_syntax(data, name):
+    """The file with another transfer syntax in its file meta; `None` for none."""
+    end = 144 + int.from_bytes(data[140:144], "little")
+    start = data.index(b"\x02\x00\x10\x00UI")
+    length = int.from_bytes(data[start + 6 : start + 8], "little")
+    text = (name or "").encode() + b"\0" * (len(name or "") % 2)
+    element = data[start : start + 6] + len(text).to_bytes(2, "little") + text if name else b""
+    meta = data[144:start] + element + data[start + 8 + length : end]
+    return data[:140] + len(meta).to_bytes(4, "little") + meta + data[end:]
+
+
 def lookup_table(entries, bits, *, first=0, packed=True, order="<", count=None):
     """A sequence with one table of `count` entries; those of 8 bits are `packed`, two in a word."""
     item = Dataset()

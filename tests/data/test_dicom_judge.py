@@ -74,40 +74,37 @@ CURVE = np.rint(4095 * np.linspace(0, 1, 4096) ** 2).astype(int).tolist()
 FLIPPED = {"PhotometricInterpretation": "MONOCHROME1"}
 FIRST, TABLE = ("--use-window", "1"), ("--use-voi-lut", "1")
 MODALITY = {"ModalityLUTSequence": lookup_table(CURVE, 12)}
+SIGNED = {"WindowCenter": -40, "WindowWidth": 900}
+
+
+def ramp(fields, options=FIRST):
+    return RAMP, 12, fields, options
+
+
+def table(entries, bits=12, **options):
+    return {"VOILUTSequence": lookup_table(entries, bits, **options)}
 
 
 GENERATED = {
-    "window": (RAMP, 12, WINDOW, FIRST),
-    "window, MONOCHROME1": (RAMP, 12, WINDOW | FLIPPED, FIRST),
-    "window of width 1": (RAMP, 12, {"WindowCenter": 2000, "WindowWidth": 1}, FIRST),
-    "window around 0": (RAMP, 12, {"WindowCenter": 0, "WindowWidth": 512}, FIRST),
-    "narrow window": (RAMP, 12, {"WindowCenter": 300, "WindowWidth": 20}, FIRST),
-    "first of two windows": (
-        *(RAMP, 12, {"WindowCenter": [2000, 50], "WindowWidth": [3000, 10]}, FIRST),
+    "window": ramp(WINDOW),
+    "window, MONOCHROME1": ramp(WINDOW | FLIPPED),
+    "window of width 1": ramp({"WindowCenter": 2000, "WindowWidth": 1}),
+    "window around 0": ramp({"WindowCenter": 0, "WindowWidth": 512}),
+    "narrow window": ramp({"WindowCenter": 300, "WindowWidth": 20}),
+    "first of two windows": ramp({"WindowCenter": [2000, 50], "WindowWidth": [3000, 10]}),
+    "second of two windows, the first empty": ramp(
+        {"WindowCenter": ["", 2000], "WindowWidth": ["", 3000]}, ("--set-window", "2000", "3000")
     ),
-    "second of two windows, the first empty": (
-        *(RAMP, 12, {"WindowCenter": ["", 2000], "WindowWidth": ["", 3000]}),
-        ("--set-window", "2000", "3000"),
+    "sigmoid": ramp(WINDOW | {"VOILUTFunction": "SIGMOID"}),
+    "negative slope": ramp(WINDOW | {"RescaleSlope": -1, "RescaleIntercept": 4095}),
+    "slope below 1": ramp(
+        {"RescaleSlope": 0.25, "RescaleIntercept": -1000}
+        | {"WindowCenter": -500, "WindowWidth": 900}
     ),
-    "sigmoid": (RAMP, 12, WINDOW | {"VOILUTFunction": "SIGMOID"}, FIRST),
-    "negative slope": (RAMP, 12, WINDOW | {"RescaleSlope": -1, "RescaleIntercept": 4095}, FIRST),
-    "slope below 1": (
-        *(
-            RAMP,
-            12,
-            {"RescaleSlope": 0.25, "RescaleIntercept": -1000}
-            | {"WindowCenter": -500, "WindowWidth": 900},
-            FIRST,
-        ),
-    ),
-    "identity shape": (RAMP, 12, WINDOW | {"PresentationLUTShape": "IDENTITY"}, FIRST),
-    "inverse shape": (RAMP, 12, WINDOW | {"PresentationLUTShape": "INVERSE"}, FIRST),
-    "inverse shape, MONOCHROME1": (
-        *(RAMP, 12, WINDOW | FLIPPED | {"PresentationLUTShape": "INVERSE"}, FIRST),
-    ),
-    "identity shape, MONOCHROME1": (
-        *(RAMP, 12, WINDOW | FLIPPED | {"PresentationLUTShape": "IDENTITY"}, FIRST),
-    ),
+    "identity shape": ramp(WINDOW | {"PresentationLUTShape": "IDENTITY"}),
+    "inverse shape": ramp(WINDOW | {"PresentationLUTShape": "INVERSE"}),
+    "inverse shape, MONOCHROME1": ramp(WINDOW | FLIPPED | {"PresentationLUTShape": "INVERSE"}),
+    "identity shape, MONOCHROME1": ramp(WINDOW | FLIPPED | {"PresentationLUTShape": "IDENTITY"}),
     "8 bits": (BYTES, 8, {}, ()),
     "8 bits, MONOCHROME1": (BYTES, 8, FLIPPED, ()),
     "8 bits, negative slope": (BYTES, 8, {"RescaleSlope": -1, "RescaleIntercept": 255}, ()),
@@ -115,55 +112,21 @@ GENERATED = {
     "8 signed bits": (BYTES.view(np.int8), 8, {}, ()),
     "8 of 16 bits": (BYTES.astype(np.uint16), 8, {}, ()),
     "high bits": (RAMP << 4, 12, WINDOW | {"HighBit": 15}, FIRST),
-    "signed": (
-        (RAMP.astype(np.int16) - 2000),
-        16,
-        {"WindowCenter": -40, "WindowWidth": 900},
-        FIRST,
+    "signed": (RAMP.astype(np.int16) - 2000, 16, SIGNED, FIRST),
+    "12 signed bits": ((RAMP + 2048) % 4096, 12, SIGNED | {"PixelRepresentation": 1}, FIRST),
+    "VOI LUT": ramp(table(CURVE), TABLE),
+    "VOI LUT, MONOCHROME1": ramp(table(CURVE) | FLIPPED, TABLE),
+    "VOI LUT of half the values": ramp(table(CURVE[::2], first=1000), TABLE),
+    "VOI LUT of 16 bits": ramp(table([16 * v for v in CURVE], 16), TABLE),
+    "VOI LUT of 8 bits, packed": ramp(table([v // 16 for v in CURVE], 8), TABLE),
+    "VOI LUT of 8 bits in words": ramp(table([v // 16 for v in CURVE], 8, packed=False), TABLE),
+    "VOI LUT that falls": ramp(table(CURVE[::-1]), TABLE),
+    "VOI LUT after a rescale below 0": ramp(
+        {"RescaleSlope": 1, "RescaleIntercept": -2000} | table(CURVE, first=-2000), TABLE
     ),
-    "12 signed bits": (
-        *((RAMP + 2048) % 4096, 12),
-        {"PixelRepresentation": 1, "WindowCenter": -40, "WindowWidth": 900},
-        FIRST,
-    ),
-    "VOI LUT": (RAMP, 12, {"VOILUTSequence": lookup_table(CURVE, 12)}, TABLE),
-    "VOI LUT, MONOCHROME1": (
-        RAMP,
-        12,
-        {"VOILUTSequence": lookup_table(CURVE, 12)} | FLIPPED,
-        TABLE,
-    ),
-    "VOI LUT of half the values": (
-        *(RAMP, 12, {"VOILUTSequence": lookup_table(CURVE[::2], 12, first=1000)}, TABLE),
-    ),
-    "VOI LUT of 16 bits": (
-        *(RAMP, 12, {"VOILUTSequence": lookup_table([16 * v for v in CURVE], 16)}, TABLE),
-    ),
-    "VOI LUT of 8 bits, packed": (
-        *(RAMP, 12, {"VOILUTSequence": lookup_table([v // 16 for v in CURVE], 8)}, TABLE),
-    ),
-    "VOI LUT of 8 bits in words": (
-        RAMP,
-        12,
-        {"VOILUTSequence": lookup_table([v // 16 for v in CURVE], 8, packed=False)},
-        TABLE,
-    ),
-    "VOI LUT that falls": (RAMP, 12, {"VOILUTSequence": lookup_table(CURVE[::-1], 12)}, TABLE),
-    "VOI LUT after a rescale below 0": (
-        RAMP,
-        12,
-        {"RescaleSlope": 1, "RescaleIntercept": -2000}
-        | {"VOILUTSequence": lookup_table(CURVE, 12, first=-2000)},
-        TABLE,
-    ),
-    "VOI LUT narrower than declared": (
-        *(RAMP, 12, {"VOILUTSequence": lookup_table(CURVE, 16)}),
-        (*TABLE, "--ignore-vlut-depth"),
-    ),
-    "Modality LUT of 12 bits and window": (RAMP, 12, WINDOW | MODALITY, FIRST),
-    "Modality LUT and VOI LUT": (
-        *(RAMP, 12, {"VOILUTSequence": lookup_table(CURVE[::-1], 12)} | MODALITY, TABLE),
-    ),
+    "VOI LUT narrower than declared": ramp(table(CURVE, 16), (*TABLE, "--ignore-vlut-depth")),
+    "Modality LUT of 12 bits and window": ramp(WINDOW | MODALITY),
+    "Modality LUT and VOI LUT": ramp(table(CURVE[::-1]) | MODALITY, TABLE),
 }
 
 
@@ -206,7 +169,7 @@ DIFFERENT = {
         (BYTES % 64) / 63,
     ),
     "PS3.3 C.11.2.1.1: no third value of a descriptor says that the brightest entry is black": (
-        *(RAMP, 12, {"VOILUTSequence": lookup_table(CURVE, 16)}),
+        *(RAMP, 12, table(CURVE, 16)),
         np.array(CURVE)[RAMP] / 4095,
     ),
 }

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import dicom_bytes
+from dicom_files import dicom_bytes, with_syntax
 from pydicom import DataElement, uid
 from pydicom.encaps import encapsulate
 
@@ -28,17 +28,6 @@ COLOUR = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpreta
 def without_meta(data):
     """A file as older programs wrote it: the data set alone."""
     return data[144 + int.from_bytes(data[140:144], "little") :]
-
-
-def with_syntax(data, name):
-    """The file with another transfer syntax in its file meta; `None` for none."""
-    end = 144 + int.from_bytes(data[140:144], "little")
-    start = data.index(b"\x02\x00\x10\x00UI")
-    length = int.from_bytes(data[start + 6 : start + 8], "little")
-    text = (name or "").encode() + b"\0" * (len(name or "") % 2)
-    element = data[start : start + 6] + len(text).to_bytes(2, "little") + text if name else b""
-    meta = data[144:start] + element + data[start + 8 + length : end]
-    return data[:140] + len(meta).to_bytes(4, "little") + meta + data[end:]
 
 
 # -- parts that are missing
@@ -150,27 +139,6 @@ def test_compression_that_is_not_read_is_named_and_not_called_damaged(syntax, re
     with pytest.raises(ValueError, match=f"its compression is not read: {reason}") as caught:
         decode_dicom(data)
     assert "damaged" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("codec", "syntax"),
-    [
-        ("htj2k", uid.HTJ2KLossless),
-        ("htj2k", uid.HTJ2KLosslessRPCL),
-        ("jpegxl", "1.2.840.10008.1.2.4.110"),
-        ("jpegxl", "1.2.840.10008.1.2.4.112"),
-    ],
-)
-@pytest.mark.parametrize("pixels", [GREY, RAMP], ids=["8 bits", "12 bits"])
-def test_htj2k_and_jpeg_xl_lose_nothing(codec, syntax, pixels):
-    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
-    options = {"lossless": True} if codec == "jpegxl" else {}
-    frame = getattr(imagecodecs, f"{codec}_encode")(pixels, **options)
-    fields = WINDOW if pixels is RAMP else {}
-    data = with_syntax(dicom_bytes(pixels, uid.JPEG2000, frame=frame, **fields), syntax)
-    np.testing.assert_array_equal(
-        decode_dicom(data).image, decode_dicom(dicom_bytes(pixels, **fields)).image
-    )
 
 
 # -- grey stored as colour

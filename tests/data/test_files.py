@@ -1,5 +1,7 @@
 """Files below folders: links are followed once, and what is left out is told in one line."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from dicom_files import dicom_bytes
@@ -55,7 +57,7 @@ def test_link_to_nothing_and_folder_that_cannot_be_listed_are_counted(disk, capl
     scandir = files.os.scandir
 
     def refuse(place):  # as the file system does, except to root
-        if place.name == "own":
+        if Path(place).name == "own":
             raise PermissionError
         return scandir(place)
 
@@ -79,7 +81,4 @@ def test_xrays_are_known_by_suffix_or_content_and_the_others_counted(tmp_path, c
         (tmp_path / name).write_bytes(content)
     found = find_xrays(tmp_path, find_files(tmp_path))
     assert [path.name for path in found] == ["1.2.3", "b.PNG"]
-    assert "4 files that are no X-rays are left out (1 .csv, 2 .txt, 1 DICOMDIR)" in caplog.text
-    caplog.clear()
-    find_xrays(tmp_path, find_files(tmp_path), tables=True)
     assert "3 files that are no X-rays are left out (2 .txt, 1 DICOMDIR)" in caplog.text

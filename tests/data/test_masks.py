@@ -95,8 +95,7 @@ def test_mask_that_fills_the_image_is_refused_as_file_and_as_run_lengths(tmp_pat
 def test_large_pneumothorax_is_no_inverted_mask():
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 20:] = 1
-    case = {"image_id": "x", "has_pneumothorax": True, "rles": [rle_encode(mask)]}
-    np.testing.assert_array_equal(read_mask(case, (64, 64)), mask)
+    np.testing.assert_array_equal(mask_of((64, 64), rle_encode(mask)), mask)
 
 
 def test_empty_and_full_masks_of_one_value_are_as_they_are():
@@ -107,6 +106,11 @@ def test_empty_and_full_masks_of_one_value_are_as_they_are():
 # -- run lengths of 1,024 pixels on smaller images
 
 
+def mask_of(shape, *texts, **case):
+    """The mask of a positive case with these run lengths."""
+    return read_mask({"image_id": "x", "has_pneumothorax": True, "rles": [*texts]} | case, shape)
+
+
 def lesion(side):
     """A pneumothorax at the left edge of an image: the apex of a lung, in every size the same."""
     centre, axes = (side // 8, side // 4), (side // 16, side // 6)
@@ -115,8 +119,7 @@ def lesion(side):
 
 @pytest.mark.parametrize("side", [128, 256, 512])
 def test_run_lengths_of_1024_pixels_are_scaled_to_a_smaller_image(side):
-    case = {"image_id": "x", "has_pneumothorax": True, "rles": [rle_encode(lesion(1024))]}
-    mask = read_mask(case, (side, side))
+    mask = mask_of((side, side), rle_encode(lesion(1024)))
     factor = 1024 // side
     means = lesion(1024).reshape(side, factor, side, factor).mean(axis=(1, 3))
     np.testing.assert_array_equal(mask, means >= 0.5)
@@ -125,23 +128,18 @@ def test_run_lengths_of_1024_pixels_are_scaled_to_a_smaller_image(side):
 def test_small_regions_are_scaled_where_the_table_is_known_to_be_of_1024_pixels():
     small = np.zeros((1024, 1024), np.uint8)
     small[8:16, 8:12] = 1  # four runs, too few to tell
-    case = {"image_id": "x", "has_pneumothorax": True, "rles": [rle_encode(small)]}
-    assert read_mask(case | {"rle_side": 1024}, (256, 256))[2:4, 2].tolist() == [1, 1]
-    assert read_mask(case | {"rle_side": 1024}, (256, 256)).sum() == 2
-    assert read_mask(case | {"rle_side": 1024}, (1024, 1024)).sum() == 32
+    mask = mask_of((256, 256), rle_encode(small), rle_side=1024)
+    assert mask[2:4, 2].tolist() == [1, 1]
+    assert mask.sum() == 2
+    assert mask_of((1024, 1024), rle_encode(small), rle_side=1024).sum() == 32
 
 
-def test_run_lengths_of_other_larger_images_are_refused():
-    case = {"image_id": "x", "has_pneumothorax": True, "rles": [rle_encode(lesion(512))]}
+def test_run_lengths_of_other_images_are_refused():
     with pytest.raises(ValueError, match=r"about 51\d pixels high, for x of 256 x 256"):
-        read_mask(case, (256, 256))
-    np.testing.assert_array_equal(read_mask(case, (512, 512)), lesion(512))
-
-
-def test_run_lengths_of_1024_pixels_do_not_fit_an_image_of_other_proportions():
-    case = {"image_id": "x", "has_pneumothorax": True, "rles": [rle_encode(lesion(1024))]}
+        mask_of((256, 256), rle_encode(lesion(512)))
+    np.testing.assert_array_equal(mask_of((512, 512), rle_encode(lesion(512))), lesion(512))
     with pytest.raises(ValueError, match=r"a mask of 1024 x 1024 pixels, an image of 512 x 300"):
-        read_mask(case, (512, 300))
+        mask_of((512, 300), rle_encode(lesion(1024)))
 
 
 def absolute(mask):
@@ -154,19 +152,12 @@ def absolute(mask):
 
 @pytest.mark.parametrize("side", [64, 1024])
 def test_offsets_that_count_from_the_first_pixel_are_refused(side):
-    case = {"image_id": "x", "has_pneumothorax": True, "rles": [absolute(lesion(side))]}
     with pytest.raises(ValueError, match="offsets from the first pixel for x"):
-        read_mask(case, (side, side))
+        mask_of((side, side), absolute(lesion(side)))
 
 
 def test_run_lengths_of_thin_and_slanted_regions_are_not_taken_for_other_formats():
-    for mask in (
-        np.eye(64),
-        np.tri(64),
-        np.fliplr(np.tri(64)),
-        np.eye(64, k=-20),
-        np.triu(np.ones((64, 64)), 40),
-    ):
-        text = rle_encode(mask)
-        case = {"image_id": "x", "has_pneumothorax": True, "rles": [text]}
-        np.testing.assert_array_equal(read_mask(case, (64, 64)), mask)
+    triangle = np.tri(64)
+    corner = np.triu(np.ones((64, 64)), 40)
+    for mask in (np.eye(64), triangle, np.fliplr(triangle), np.eye(64, k=-20), corner):
+        np.testing.assert_array_equal(mask_of((64, 64), rle_encode(mask)), mask)

@@ -3,7 +3,6 @@ import shutil
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 from dicom_files import dicom_bytes
 
@@ -76,23 +75,17 @@ def test_read_cases_says_what_is_missing_without_any_table(png_release):
         read_cases(png_release)
 
 
-def test_read_cases_refuses_an_image_with_two_rows(png_release):
-    table = pd.read_csv(png_release / "stage_1_train_images.csv")
-    pd.concat([table, table[:1]]).to_csv(png_release / "stage_1_train_images.csv", index=False)
-    with pytest.raises(FileNotFoundError, match=r"1 ImageId in several rows \(train\.0\)"):
-        read_cases(png_release)
-
-
-def test_read_cases_refuses_other_labels_than_0_and_1(png_release):
-    path = png_release / "stage_1_train_images.csv"
-    path.write_text("new_filename,ImageId,has_pneumo\na.png,a,yes\n")
-    with pytest.raises(ValueError, match=r"`has_pneumo` in stage_1_train.* must be 0 or 1.*yes"):
-        read_cases(png_release)
-
-
-def test_read_cases_refuses_other_columns(png_release):
-    (png_release / "stage_1_train_images.csv").write_text("name,label\na.png,1\n")
-    with pytest.raises(ValueError, match=r"stage_1_train_images\.csv must have the columns"):
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("new_filename,ImageId,has_pneumo\na.png,a,1\nb.png,a,1\n", r"1 ImageId in several rows"),
+        ("new_filename,ImageId,has_pneumo\na.png,a,yes\n", r"`has_pneumo` in stage_1_tr.*1.*yes"),
+        ("name,label\na.png,1\n", r"stage_1_train_images\.csv must have the columns"),
+    ],
+)
+def test_read_cases_refuses_rows_labels_and_columns_that_do_not_fit(png_release, table, message):
+    (png_release / "stage_1_train_images.csv").write_text(table)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
         read_cases(png_release)
 
 
@@ -109,12 +102,9 @@ def test_read_cases_knows_no_patients_without_a_table(png_release):
     assert read_cases(png_release)["patient_id"].isna().all()
 
 
-def test_read_cases_refuses_a_folder_that_is_not_there(tmp_path):
+def test_read_cases_refuses_a_folder_of_something_else_and_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="must exist"):
         read_cases(tmp_path / "nowhere")
-
-
-def test_read_cases_refuses_a_folder_of_something_else_with_the_layouts_that_are(tmp_path):
     (tmp_path / "x.png").touch()
     with pytest.raises(FileNotFoundError, match=r"png_images/.*ImageId, EncodedPixels.*masks/x"):
         read_cases(tmp_path)
@@ -189,15 +179,12 @@ def test_read_cases_leaves_out_dicom_files_without_truth_and_says_so(official_re
     assert "1 DICOM files without a row in the run-length table (1.4)" in caplog.text
 
 
-def test_read_cases_refuses_rows_without_a_dicom_file(official_release):
+def test_read_cases_refuses_rows_without_a_dicom_file_and_two_of_one_name(official_release):
     table = official_release / "siim" / "train-rle.csv"
     table.write_text(table.read_text() + "1.9,-1\n")
     write_dicom(official_release / "1.4.dcm")
     with pytest.raises(FileNotFoundError, match=r"1 rows without a DICOM file \(1\.9\); 1 DICOM"):
         read_cases(official_release)
-
-
-def test_read_cases_refuses_two_dicom_files_of_one_name(official_release):
     write_dicom(official_release / "1.1.dcm")
     with pytest.raises(FileNotFoundError, match=r"1 DICOM files of the same name \(1\.1\)"):
         read_cases(official_release)
@@ -311,28 +298,19 @@ def test_read_cases_leaves_out_images_without_a_mask_in_one_line(tmp_path, caplo
     assert len(caplog.messages) == 2
 
 
-def test_read_cases_refuses_masks_without_their_image(tmp_path):
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (["masks/a.png", "masks/b.png"], r"1 masks without an image of their name \(masks/b"),
+        (["masks/a.png", "lung_masks/a.png"], r"1 masks without an image of their name \(lung_"),
+        (["masks/a_0.png", "masks/a_1.png"], r"2 masks without an image of their name \(masks/a"),
+    ],
+    ids=["another image", "of lungs", "one per lesion"],
+)
+def test_read_cases_refuses_masks_without_their_image(tmp_path, masks, message):
     write_pngs(tmp_path, ["images/a.png"])
-    write_pngs(tmp_path, ["masks/a.png", "masks/b.png"], LESION)
-    with pytest.raises(
-        FileNotFoundError, match=r"1 masks without an image of their name \(masks/b"
-    ):
-        read_cases(tmp_path)
-
-
-def test_read_cases_does_not_take_masks_of_lungs_for_those_of_pneumothorax(tmp_path):
-    write_pngs(tmp_path, ["images/a.png"])
-    write_pngs(tmp_path, ["masks/a.png", "lung_masks/a.png"], LESION)
-    with pytest.raises(FileNotFoundError, match=r"1 masks without an image of their name \(lung_"):
-        read_cases(tmp_path)
-
-
-def test_read_cases_refuses_masks_none_of_which_has_an_image(tmp_path):
-    write_pngs(tmp_path, ["images/a.png"])
-    write_pngs(tmp_path, ["masks/a_0.png", "masks/a_1.png"], LESION)  # one file per lesion
-    with pytest.raises(
-        FileNotFoundError, match=r"2 masks without an image of their name \(masks/a"
-    ):
+    write_pngs(tmp_path, masks, LESION)
+    with pytest.raises(FileNotFoundError, match=message):
         read_cases(tmp_path)
 
 
@@ -385,16 +363,15 @@ def test_read_cases_refuses_text_that_is_neither_runs_nor_no_mask(official_relea
 
 
 @pytest.mark.parametrize(
-    "header", ["ImageId,EncodedPixels", "image_id,encoded_pixels", "Image ID, Encoded Pixels"]
+    "table",
+    [
+        "ImageId,EncodedPixels\n1.1, -1\n1.2,0 2\n1.3,3 3\n",
+        "image_id,encoded_pixels\n1.1, -1\n1.2,0 2\n1.3,3 3\n",
+        "Image ID, Encoded Pixels\n1.1, -1\n1.2,0 2\n1.3,3 3\n",
+        ",ImageId,EncodedPixels\n0,1.1,-1\n1,1.2,0 2\n2,1.3,3 3\n",  # pandas' row numbers
+    ],
 )
-def test_read_cases_knows_a_run_length_table_by_its_words(official_release, header):
-    table = f"{header}\n1.1, -1\n1.2,0 2\n1.3,3 3\n"
-    (official_release / "siim" / "train-rle.csv").write_text(table)
-    assert len(read_cases(official_release)) == 3
-
-
-def test_read_cases_reads_a_table_that_pandas_saved_with_row_numbers(official_release):
-    table = ",ImageId,EncodedPixels\n0,1.1,-1\n1,1.2,0 2\n2,1.3,3 3\n"
+def test_read_cases_knows_a_run_length_table_by_its_words(official_release, table):
     (official_release / "siim" / "train-rle.csv").write_text(table)
     assert read_cases(official_release)["rles"].tolist() == [["-1"], ["0 2"], ["3 3"]]
 

@@ -28,7 +28,7 @@ def test_mirrored_maps_have_the_same_statistics_and_channels_stay_apart():
 
 
 def test_packed_features_hold_the_taps_of_the_network():
-    encoder, head = fcn.split_fcn(fcn.build_fcn("vgg16", decoder="skips", size=64, weights=None))
+    encoder, _ = fcn.split_fcn(fcn.build_fcn("vgg16", decoder="skips", size=64, weights=None))
     shapes = fcn.tap_shapes(encoder)
     rng = np.random.default_rng(0)
     taps = [rng.normal(size=(2, *shape)).astype("float32") for shape in shapes]

@@ -123,7 +123,7 @@ def test_folds_choose_the_operating_point_on_what_each_did_not_train_on(folds):
     each = np.mean([fold.probabilities for fold in opened[:2]], axis=0)
     np.testing.assert_allclose(opened[2].probabilities, each, atol=1)
     assert rescore.verify_run(mean).matches
-    with pytest.raises(ValueError, match="hold out every case once.* 1 runs") as error:
+    with pytest.raises(ValueError, match=r"hold out every case once.* 1 runs") as error:
         ensemble._point_of_folds(opened[:1], opened[2].data)
     assert f"{(opened[0].cases['split'] == 'train').sum()} of {len(y_true)}" in str(error.value)
 

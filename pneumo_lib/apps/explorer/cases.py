@@ -21,22 +21,16 @@ _SIDE = 1024  # pixels of the longer side of a picture; larger ones repaint with
 
 
 def order_cases(opened, order, *, split="all", seed=0):
-    """Row numbers of cases, the most instructive first.
+    """Row numbers of the cases of an `OpenRun`, the most instructive first; a list of int.
 
     Args:
-        opened: `OpenRun`.
         order: "best" and "worst": positive cases by Dice, of equal ones the largest lesion first;
             "missed": positive cases without a true positive pixel, the largest first; "false
             positive": healthy cases with predicted pixels, most pixels first; "image-level
-            score": all cases, the highest first; "random"; "by id". Threshold 0.5.
+            score": all cases, the highest first; "random"; "by id". Threshold 0.5. A ValueError
+            refuses others.
         split: "train", "validation", "test" or "all".
         seed: of the random order.
-
-    Returns:
-        List of int; empty if no case meets the condition.
-
-    Raises:
-        ValueError: for an unknown order.
     """
     cases = opened.cases if split == "all" else opened.cases[opened.cases["split"] == split]
     if order in _SORTED:
@@ -55,15 +49,10 @@ def order_cases(opened, order, *, split="all", seed=0):
 
 
 def read_case(opened, row):
-    """Image, mask and probability of one case.
+    """`(image, mask, probability)` of one row of the cases of an `OpenRun`.
 
-    Args:
-        opened: `OpenRun`.
-        row: of `opened.cases`.
-
-    Returns:
-        `(image, mask, probability)`: uint8 at the size of the X-ray file, or as prepared if the
-        file cannot be read; `(size, size)` of 0 and 1; `(size, size)` float32 in [0, 1].
+    Uint8 at the size of the X-ray file, or as prepared if the file cannot be read; `(size, size)`
+    of 0 and 1; `(size, size)` float32 in [0, 1].
     """
     try:
         image = read_image(opened.cases["image_path"][row])
@@ -75,10 +64,8 @@ def read_case(opened, row):
 def case_scores(prediction, score, mask=None):
     """Scores of one prediction as text, by name; "–" where a score is undefined.
 
-    Args:
-        prediction: `(height, width)` of 0 and 1.
-        score: of the whole image, in [0, 1].
-        mask: the same shape, of 0 and 1, or None where the truth is unknown.
+    `prediction` and `mask` are `(height, width)` of 0 and 1, `score` is that of the whole image, in
+    [0, 1]. Without the truth, `mask` is None.
     """
     scores = {}
     if mask is not None:
@@ -96,9 +83,7 @@ def case_scores(prediction, score, mask=None):
 def canvas(image, *, smooth=True):
     """A grey image, uint8, resized to 1024 pixels on its longer side.
 
-    Args:
-        image: `(height, width)` uint8.
-        smooth: False keeps the pixels of a small image visible.
+    Without `smooth` the pixels of a small image stay visible.
     """
     scale = _SIDE / max(image.shape)
     shape = tuple(max(1, round(side * scale)) for side in image.shape)
@@ -106,7 +91,7 @@ def canvas(image, *, smooth=True):
 
 
 def paint(background, layers, *, probability, prediction, mask=None, opacity=0.5):
-    """Picture of the background under the chosen layers.
+    """Picture of the background under the chosen layers, `(height, width, 3)` uint8, RGB.
 
     Args:
         background: `(height, width)` uint8, see `canvas()`.
@@ -116,9 +101,6 @@ def paint(background, layers, *, probability, prediction, mask=None, opacity=0.5
         prediction: `(size, size)` uint8 of 0 and 1.
         mask: the same, or None: then neither truth nor errors are drawn.
         opacity: of the coloured areas, in [0, 1].
-
-    Returns:
-        `(height, width, 3)` uint8, RGB.
     """
     shape = background.shape
     picture = cv2.cvtColor(background, cv2.COLOR_GRAY2RGB)

@@ -40,12 +40,7 @@ class Viewer(anywidget.AnyWidget):
 
 
 class Panel:
-    """The explorer as `widget`, with its state: open runs, list of cases, current case.
-
-    Args:
-        opened: `OpenRun`.
-        beside: another `OpenRun`, or None.
-    """
+    """The explorer of one `OpenRun` or two as `widget`, with its state."""
 
     def __init__(self, opened, beside=None):
         self.open = {one.run.folder: one for one in (opened, beside) if one}
@@ -230,10 +225,11 @@ class Panel:
             self._show_status(_TOO_LARGE)
 
     def _press(self, key):
-        if key in ("ArrowLeft", "ArrowRight") and self.image_id is None:
+        step = {"ArrowLeft": -1, "ArrowRight": 1}.get(key)
+        if step and self.image_id is None:
             self._load()  # back from an uploaded file
-        elif key in ("ArrowLeft", "ArrowRight"):
-            self.position.value += -1 if key == "ArrowLeft" else 1  # the slider keeps its range
+        elif step:
+            self.position.value += step  # the slider keeps its range
         elif key in ("ArrowUp", "ArrowDown"):
             self.threshold.value += 0.05 if key == "ArrowUp" else -0.05
         elif key == "5":
@@ -285,7 +281,7 @@ class Panel:
 
 
 def explore(run, beside=None):
-    """Widget to look at the cases of a finished run, for JupyterLab and for a Voila page.
+    """Widget to look at the cases of a finished run, the last line of a cell or a Voila page.
 
     Choose a split, an order of the cases or an id; move threshold and opacity; switch layers;
     zoom; step with the keyboard; compare with another run; drop in an X-ray of your own. Colours
@@ -296,11 +292,7 @@ def explore(run, beside=None):
         run: `Run`, or what `load_run()` takes. The panel offers all runs of its folder.
         beside: another run on the same data to compare with, or None.
 
-    Returns:
-        A widget, to be the last line of a cell.
-
     Raises:
-        FileNotFoundError: if there is no finished run, or its prepared data are gone.
-        ValueError: if the prepared data changed after the training.
+        FileNotFoundError, ValueError: as `open_run()`.
     """
     return Panel(open_run(run), None if beside is None else open_run(beside)).widget

@@ -233,10 +233,9 @@ def spine(view, patient):
     for k, y in enumerate(np.arange(-19, 22, 2.3)):
         centre = np.array([patient["bow"] * np.sin(y / 6), y])
         bone = smooth(body, closed=True, rounds=1) * (0.82 + 0.02 * k) + centre
-        fill(view, [bone * patient["size"]], z=4.0, value=85, onto=layer)
-        stroke(
-            view, [bone * patient["size"]], z=4.0, width=0.12, value=115, closed=True, onto=layer
-        )
+        bone *= patient["size"]
+        fill(view, [bone], z=4.0, value=85, onto=layer)
+        stroke(view, [bone], z=4.0, width=0.12, value=115, closed=True, onto=layer)
         rings = [ellipse(0.35, 0.45, centre=np.add(centre, [x, -0.2])) for x in (-1.15, 1.15)]
         rings = [ring * patient["size"] for ring in rings]
         stroke(view, rings, z=6.0, width=0.12, value=135, closed=True, onto=layer)

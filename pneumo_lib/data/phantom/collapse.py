@@ -43,12 +43,11 @@ def collapse(outline, area, *, site, rng):
 
 
 def air_rim(view, whole, shrunk):
-    """Changes along each ray where a lung shrinks from outline `whole` to `shrunk`.
+    """Changes along each ray where a lung shrinks from outline `whole` to `shrunk`, both float32.
 
-    Returns:
-        filled: float32 factor on the depth of lung tissue: 0 in the rim, and in the lung above 1
-            (the same tissue in less room) except where it rounds off towards its new edge.
-        pleura: float32, cm of visceral pleura, which the rays graze along the new edge.
+    First a factor on the depth of lung tissue: 0 in the rim, and in the lung above 1 (the same
+    tissue in less room) except where it rounds off towards its new edge. Then the cm of visceral
+    pleura, which the rays graze along the new edge.
     """
     lost = 1 - cv2.contourArea(np.float32(shrunk)) / cv2.contourArea(np.float32(whole))
     rim = fill(view, [whole])

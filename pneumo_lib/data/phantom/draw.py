@@ -38,9 +38,8 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
     and a logarithmic display curve. The image depends on `seed` and `index` only.
 
     Args:
-        index: 0 or more. Indices 2k and 2k + 1 may show the same patient.
+        index, seed: 0 or more. Indices 2k and 2k + 1 may show the same patient.
         size: height and width in pixels, 64 or more.
-        seed: whole number, 0 or more.
         prevalence: share of images with a pneumothorax, in [0, 1].
 
     Returns:
@@ -49,8 +48,7 @@ def draw_phantom(index, *, size=256, seed=0, prevalence=0.22):
         info: dict with image_id, patient_id, official_part, has_pneumothorax, side ("left" or
             "right" of the patient, "" if healthy), site, area (mask pixels), sex, mimics.
 
-    Raises:
-        ValueError: if an argument is out of range.
+    A ValueError refuses an argument that is out of range.
     """
     _check(index=index, size=size, seed=seed, prevalence=prevalence)
     info = describe(index, seed=seed, prevalence=prevalence)
@@ -146,19 +144,16 @@ def make_phantoms(folder, *, count, size=256, prevalence=0.22, seed=0, workers=N
     """Write `count` phantoms as PNG files and tables laid out like the Kaggle PNG release.
 
     `png_images/` and `png_masks/` (0 and 255) with names such as `2_train_1_.png` (number within
-    the part, official part, label), `stage_1_train_images.csv`, `stage_1_test_images.csv`,
-    `phantoms.json` with the settings, written first, and `patients.csv`, written last. A
-    finished folder returns at once; after an interruption only what is missing is drawn. One pair
-    of images in nine is the official test part; unlike in SIIM-ACR no patient is in both parts.
+    the part, official part, label), the tables of the release, `phantoms.json` with the settings,
+    written first, and `patients.csv`, written last. A finished folder returns at once; after an
+    interruption only what is missing is drawn. One pair of images in nine is the official test
+    part; unlike in SIIM-ACR no patient is in both parts.
 
     Args:
-        folder: where to write; made when absent.
+        folder: where to write, returned as `Path`; made when absent.
         count: number of images, 1 or more. A larger count gives the same first images.
         size, prevalence, seed: as for `draw_phantom()`.
         workers: processes; None means one per CPU, 1 draws in this process.
-
-    Returns:
-        `Path` of the folder.
 
     Raises:
         ValueError: if a setting is out of range, or the folder was made with other settings or
@@ -206,14 +201,12 @@ def _draw_all(draw, missing, *, workers):
     workers = min(workers or os.cpu_count() or 1, len(missing) // 25)  # starting one takes a second
     bar = partial(tqdm, total=len(missing), desc="phantoms", unit="image")
     if workers < 2:
-        for _ in bar(map(draw, missing)):
-            pass
+        list(bar(map(draw, missing)))
         return
     context = multiprocessing.get_context("spawn")  # forking a process with TensorFlow may hang
     try:
         with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
-            for _ in bar(pool.map(draw, missing, chunksize=8)):
-                pass
+            list(bar(pool.map(draw, missing, chunksize=8)))
     except BrokenProcessPool:
         raise RuntimeError(
             "The processes that draw must live until all is drawn. Call again, with workers=1 if "

@@ -23,10 +23,8 @@ def transmission(thickness):
     """Share of the primary X-rays that pass: `exp(-sum of attenuation x thickness)`.
 
     `thickness` maps materials (the keys of `ATTENUATION`) to arrays of one shape, cm along each
-    ray; the result has that shape.
-
-    Reference:
-        Beer-Lambert law; Hubbell and Seltzer, NIST, doi:10.18434/T4D01F.
+    ray; the result has that shape. Beer-Lambert law; Hubbell and Seltzer, NIST,
+    doi:10.18434/T4D01F.
     """
     return np.exp(-sum(ATTENUATION[material] * depth for material, depth in thickness.items()))
 
@@ -71,10 +69,8 @@ def mimics(view, *, rng):
     """Objects and skin folds that draw bright or dark lines without being disease.
 
     They are as frequent in healthy as in diseased chests, so that none gives the answer away.
-
-    Returns:
-        Thickness in cm along each ray to add as soft tissue (`(pixels, pixels)` float32, or 0),
-        the thickness of metal, and the names of what was drawn.
+    Returns the thickness in cm along each ray to add as soft tissue (`(pixels, pixels)` float32,
+    or 0), the thickness of metal, and the names of what was drawn.
     """
     metal = np.zeros((view.pixels, view.pixels), np.uint8)
     kinds = {"skin fold": (0.25, _skin_fold), "tube": (0.25, _tube), "leads": (0.25, _leads)}
