@@ -2,14 +2,18 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
-NEUTRAL := tests/models/test_forward.py $(patsubst %,tests/training/test_%.py,losses metrics augmentation) # on JAX too
+# Where TensorFlow and JAX compute most differently: `make test` runs them on both.
+NEUTRAL := $(patsubst %,tests/models/test_%.py,forward conv_transpose) \
+  $(patsubst %,tests/training/test_%.py,losses metrics augmentation optimizers)
+# These choose their backends themselves.
+OF_BOTH := $(patsubst %,--ignore=tests/training/test_%.py,backends distribution gpu_training)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help env report better test check lab explore bench lint notebooks figures slides site lock clean torture audit lowest
+.PHONY: help env report better test test-jax check lab explore bench lint notebooks figures slides site lock clean torture audit lowest
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
 
 # -- environment -------------------------------------------------------------------------------
 
@@ -62,6 +66,9 @@ check: lint ## style, import rule and the tests that train nothing, in a minute
 test: env ## all tests; nbval runs every notebook at its embedded defaults
 	@KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(NEUTRAL)
 	@$(BIN)/python -m pytest -n 2 --nbval-lax --nbval-current-env tests notebooks
+
+test-jax: env ## the tests of networks, training, prediction and scores on Keras' JAX backend
+	@KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(OF_BOTH) $(addprefix tests/,models training inference evaluation)
 
 # atheris has wheels for Linux and Python 3.11 to 3.13; without it the fuzzing alone fails.
 torture: env ## kills, interrupts, fuzzing, mutants, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]
