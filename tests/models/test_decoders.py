@@ -40,6 +40,7 @@ def backbones_built_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcn, "build_backbone", built)
         yield
+    built.cache_clear()
 
 
 @cache
