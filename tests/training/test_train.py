@@ -34,17 +34,6 @@ SETTINGS = {"backbone": "vgg16", "weights": None, "epochs": 3, "milestones": [2]
 ONCE = SETTINGS | {"epochs": 1, "milestones": None}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_retracing():
-    """The runs of this file are no retracing to TensorFlow, which from the sixth on might warn."""
-    warnings, handler = [], logging.Handler()
-    handler.emit = warnings.append
-    logging.getLogger("tensorflow").addHandler(handler)
-    yield
-    logging.getLogger("tensorflow").removeHandler(handler)
-    assert not [w.getMessage() for w in warnings if "retracing" in w.getMessage()]
-
-
 @pytest.fixture(scope="module")
 def finished(data):
     """An undisturbed run, which several tests look at."""
@@ -395,6 +384,17 @@ def test_a_training_that_diverged_says_so(finished, data, caplog):
 def test_an_unknown_setting_is_refused(data):
     with pytest.raises(ValueError, match=r"no setting of that name\. Received: epoch"):
         train(data, epoch=1)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="judges TensorFlow's warning of retracing"
+)
+def test_runs_that_follow_each_other_are_no_retracing_to_tensorflow(data, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    config = TrainingConfig(backbone="small", epochs=1, batch_size=10)
+    for seed in range(6):
+        train(data, config, run=f"traced-{seed}", seed=seed)
+    assert "retracing" not in caplog.text
 
 
 def test_a_file_means_the_same_training_in_the_notebook_and_in_this_process(tmp_path):
