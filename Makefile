@@ -2,14 +2,18 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
-NEUTRAL := tests/models/test_forward.py $(patsubst %,tests/training/test_%.py,losses metrics augmentation) # on JAX too
+# Where TensorFlow and JAX compute most differently: `make test` runs them on both.
+NEUTRAL := $(patsubst %,tests/models/test_%.py,forward conv_transpose) \
+  $(patsubst %,tests/training/test_%.py,losses metrics augmentation optimizers)
+# These choose their backends themselves.
+OF_BOTH := $(patsubst %,--ignore=tests/training/test_%.py,backends distribution gpu_training)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help env report real better test check lab explore bench lint notebooks figures slides site lock clean torture audit lowest
+.PHONY: help env report real recipe better test test-jax check lab explore bench lint notebooks figures slides site lock clean torture audit lowest
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk '{ printf "  make %-10s", $$1; $$1 = ""; print }'
 
 # -- environment -------------------------------------------------------------------------------
 
@@ -48,6 +52,12 @@ report: env ## the whole study; real data: DATA=folder PARAMS=params/siim.yaml [
 real: env ## the report's table on real X-rays, an hour on two CPU cores: DATA=folder WEIGHTS=folder
 	@$(BIN)/pneumo report --params params/real.yaml --data "$(DATA)" --weights "$(WEIGHTS)"
 
+recipe: env ## the best network of few real cases, hours on two CPU cores: DATA=folder WEIGHTS=folder
+	@$(BIN)/python -c 'import sys, pneumo_lib as pl; values = dict(zip(("data", "weights"), sys.argv[1:])); \
+	  runs = pl.study.run_experiments("params/recipe.yaml", overrides={k: v for k, v in values.items() if v}); \
+	  pl.average_runs(runs, run="recipe")' \
+	  "$(if $(DATA),$(abspath $(DATA)))" "$(if $(WEIGHTS),$(abspath $(WEIGHTS)))"
+
 better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=params/better.yaml] [DATA=folder] [WEIGHTS=file]
 	@$(BIN)/python -c 'import sys, pneumo_lib as pl; names = ("data", "weights"); \
 	  pl.study.run_experiments(sys.argv[1], overrides={k: v for k, v in zip(names, sys.argv[2:]) if v})' \
@@ -65,6 +75,9 @@ check: lint ## style, import rule and the tests that train nothing, in a minute
 test: env ## all tests; nbval runs every notebook at its embedded defaults
 	@KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(NEUTRAL)
 	@$(BIN)/python -m pytest -n 2 --nbval-lax --nbval-current-env tests notebooks
+
+test-jax: env ## the tests of networks, training, prediction and scores on Keras' JAX backend
+	@KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(OF_BOTH) $(addprefix tests/,models training inference evaluation)
 
 # atheris has wheels for Linux and Python 3.11 to 3.13; without it the fuzzing alone fails.
 torture: env ## kills, interrupts, fuzzing, mutants, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]

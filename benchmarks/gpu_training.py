@@ -98,13 +98,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=12_047)
     parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=HEADS)
     parser.add_argument("--tuned-images", type=int, default=800)
     parser.add_argument("--tuned-size", type=int, default=512)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         os.environ["PNEUMO_HOME"] = folder
         data = noise(options.images, 128, training_share=0.64, folder=folder)
-        rows = [measure(f"head of {b}", data, backbone=b, epochs=options.epochs) for b in HEADS]
+        rows = [
+            measure(f"head of {b}", data, backbone=b, epochs=options.epochs) for b in options.heads
+        ]
         size = options.tuned_size
         data = noise(options.tuned_images, size, training_share=0.8, folder=folder)
         tuned = {"backbone": "vgg16", "decoder": "skips", "fine_tune": "whole", "epochs": 3}

@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 LOCK = (ROOT / "requirements.lock").read_text()
 LOCKED_EXTRAS = re.findall(r"--extra (\w+)", MAKEFILE)
-TARGETS = re.findall(r"^(\w+):.*##", MAKEFILE, re.M)
+TARGETS = re.findall(r"^([\w-]+):.*##", MAKEFILE, re.M)
 JUPYTER = "jupyter_client jupyter_core IPython ipykernel ipywidgets nbformat nbconvert papermill"
 
 
@@ -183,7 +183,7 @@ def test_ruff_is_content(command):
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run"])
 def test_every_make_command_that_is_written_down_exists(name):
-    written = set(re.findall(r"(?:^|`|&& )make ([a-z]+)", (ROOT / name).read_text(), re.M))
+    written = set(re.findall(r"(?:^|`|&& )make ([a-z-]+)", (ROOT / name).read_text(), re.M))
     assert written <= set(TARGETS)
 
 
@@ -206,16 +206,30 @@ def test_no_made_or_downloaded_data_are_tracked():
         assert path.suffix not in {".dcm", ".npy", ".npz", ".h5", ".keras", ".csv"}
 
 
-def test_package_outside_of_the_checkout_says_where_notebooks_and_params_are(tmp_path):
-    shutil.copytree(ROOT / "pneumo_lib", tmp_path / "site" / "pneumo_lib")
-    (tmp_path / "work").mkdir()
+def test_a_wheel_is_whole_and_says_outside_of_the_checkout_where_notebooks_and_params_are(tmp_path):
+    pytest.importorskip("pip", reason="environments of uv are without")
+    source, site, work = (tmp_path / name for name in ("source", "site", "work"))
+    work.mkdir()
+    junk = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "pneumo_lib", source / "pneumo_lib", ignore=junk)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    files = {p.relative_to(source) for p in (source / "pneumo_lib").rglob("*") if p.is_file()}
     settings = {k: v for k, v in os.environ.items() if k != "PNEUMO_HOME"}
-    settings |= {"PYTHONPATH": str(tmp_path / "site")}
+    settings |= {"PYTHONPATH": str(site), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+    def run(*command):
+        line = [sys.executable, *map(str, command)]
+        return subprocess.run(line, cwd=work, env=settings, capture_output=True, text=True)
+
+    made = ["--no-deps", "--no-build-isolation", "--no-index", "--no-compile", "--target", site]
+    done = run("-m", "pip", "install", "--quiet", *made, source)
+    assert done.returncode == 0, done.stderr
+    installed = {p.relative_to(site) for p in (site / "pneumo_lib").rglob("*") if p.is_file()}
+    assert installed == files
+    assert run(site / "bin/pneumo", "--version").stdout == f"pneumo {PROJECT['version']}\n"
     for command in (["report"], ["sweep", "params/sweep.yaml"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "pneumo_lib", *command],
-            cwd=tmp_path / "work", env=settings, capture_output=True, text=True,
-        )  # fmt: skip
+        done = run(site / "bin/pneumo", *command)
         assert done.returncode == 1
         assert "come with the checkout of the repository (git clone)" in done.stderr
-    assert not any((tmp_path / "work").iterdir())
+    assert not any(work.iterdir())

@@ -19,9 +19,7 @@ def crossentropy(y_true, y_pred):
     An empty mask contributes like any other. As 99.7 % of all pixels are background, a network
     that predicts nothing already has a small loss.
     """
-    y_pred = ops.cast(y_pred, "float32")
-    per_pixel = ops.sparse_categorical_crossentropy(ops.cast(y_true, "int32"), y_pred)
-    return ops.mean(per_pixel, axis=(1, 2))
+    return ops.mean(_crossentropy_of_pixels(y_true, y_pred), axis=(1, 2))
 
 
 def dice(y_true, y_pred, *, smooth=0.01):
@@ -53,10 +51,17 @@ def weighted_crossentropy(y_true, y_pred, *, weight=10.0):
     Reference:
         Ronneberger, Fischer, Brox (2015), U-Net, equation 1, arXiv:1505.04597.
     """
-    y_pred = ops.cast(y_pred, "float32")
-    per_pixel = ops.sparse_categorical_crossentropy(ops.cast(y_true, "int32"), y_pred)
     weights = 1 + (weight - 1) * ops.cast(y_true, "float32")
-    return ops.mean(weights * per_pixel, axis=(1, 2))
+    return ops.mean(weights * _crossentropy_of_pixels(y_true, y_pred), axis=(1, 2))
+
+
+def _crossentropy_of_pixels(y_true, y_pred):
+    """`-log p(true class)`, `(batch, height, width)`."""
+    truth, softmax = ops.cast(y_true, "int32"), ops.cast(y_pred, "float32")
+    if keras.backend.backend() == "torch":  # whose `nll_loss` has no gradient by channels last
+        truth, softmax = ops.reshape(truth, (-1,)), ops.reshape(softmax, (-1, 2))
+    # With TensorFlow, Keras finds the logits behind a softmax, but not behind one reshaped.
+    return ops.reshape(ops.sparse_categorical_crossentropy(truth, softmax), ops.shape(y_true))
 
 
 def focal(y_true, y_pred, *, gamma=2.0):
@@ -133,16 +138,10 @@ def dice_of_positives(y_true, y_pred):
     return positive * dice(y_true, y_pred, smooth=6e-5)
 
 
-_LOSSES = (
-    crossentropy,
-    weighted_crossentropy,
-    focal,
-    dice,
-    dice_of_positives,
-    tversky,
-    lovasz,
-    crossentropy_dice,
-)  # their names, in this order, are config.LOSSES
+_LOSSES = (  # their names, in this order, are config.LOSSES
+    *(crossentropy, weighted_crossentropy, focal, dice, dice_of_positives),
+    *(tversky, lovasz, crossentropy_dice),
+)
 
 
 def get_loss(name):

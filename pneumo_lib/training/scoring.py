@@ -155,7 +155,7 @@ def _has_diverged(history, data, loss):
     last = history.iloc[-1]
     masks = data.masks[np.flatnonzero(data.cases["split"] == "train")[:64]]
     knows_nothing = get_loss(loss)(masks, np.full((*masks.shape, 2), 0.5, "float32"))
-    return bool(last.get("val_loss", last["loss"]) > 2 * np.mean(knows_nothing))
+    return bool(last.get("val_loss", last["loss"]) > 2 * float(keras.ops.mean(knows_nothing)))
 
 
 def _predictions(part, test_time_flip):

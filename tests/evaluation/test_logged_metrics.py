@@ -5,6 +5,10 @@ import pytest
 
 from pneumo_lib.evaluation import logged_metrics, metrics
 
+pytestmark = pytest.mark.filterwarnings(  # Keras' own metric, on JAX
+    "ignore:Explicitly requested dtype int64:UserWarning"
+)
+
 
 def softmax_of(foreground):
     foreground = np.asarray(foreground, dtype=np.float32)

@@ -9,6 +9,10 @@ from pneumo_lib.inference.export import export_network
 from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.models.layers.conv_transpose import FourierConv2DTranspose
 
+pytestmark = pytest.mark.skipif(
+    pl.keras.backend.backend() != "tensorflow", reason="networks are exported by TensorFlow"
+)
+
 
 @pytest.mark.parametrize("format", ["onnx", "savedmodel", "litert"])
 def test_written_network_finds_what_is_bright(bright, tmp_path, format):

@@ -13,6 +13,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def test_the_gpu_benchmark_measures_each_training(tmp_path):
     script = shutil.copytree(BENCHMARKS, tmp_path / "benchmarks") / "gpu_training.py"
     few = ["--images", "6", "--epochs", "2", "--tuned-images", "5", "--tuned-size", "64"]
+    few += ["--heads", "vgg19"]
     done = subprocess.run(
         [sys.executable, script, *few],
         env=os.environ | {"KERAS_BACKEND": "jax"},
@@ -21,8 +22,7 @@ def test_the_gpu_benchmark_measures_each_training(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((script.parent / "results" / "gpu_training.json").read_text())
-    heads = [f"head of {backbone}" for backbone in ("vgg19", "resnet50", "inceptionv3")]
-    assert [row["training"] for row in found["rows"]] == [*heads, "fine-tuning at 64"]
+    assert [row["training"] for row in found["rows"]] == ["head of vgg19", "fine-tuning at 64"]
     for row in found["rows"]:
         assert 0 < row["first epoch, s"] < row["all epochs, s"]
         assert row["steps/s with validation"] > 0

@@ -5,6 +5,8 @@ import pytest
 
 from pneumo_lib.training.loader import CaseBatches, epoch_order, share_at
 
+POSITIVE = np.arange(100) < 20  # case i has a pneumothorax
+
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_epoch_order_holds_every_row_once(flips):
@@ -21,9 +23,11 @@ def test_epoch_order_mirrors_half_of_the_cases_and_changes_no_order():
     assert 430 < (order < 0).sum() < 570
 
 
-def test_epoch_order_depends_on_seed_and_epoch_alone():
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_epoch_order_depends_on_seed_and_epoch_alone(share):
     def order(seed, epoch):
-        return epoch_order(np.arange(100), seed=seed, epoch=epoch, flips=True).tolist()
+        options = {"flips": True, "positive": POSITIVE, "share": share}
+        return epoch_order(np.arange(100), seed=seed, epoch=epoch, **options).tolist()
 
     assert order(0, 1) == order(0, 1)
     assert order(0, 2) != order(0, 1)
@@ -71,9 +75,6 @@ def test_augmentation_depends_on_seed_epoch_and_batch_alone(data):
         assert np.abs(other - first(0, 2)).max() > 10
 
 
-POSITIVE = np.arange(100) < 20  # case i has a pneumothorax
-
-
 def test_positives_make_up_the_share_that_was_asked_for():
     rows = np.arange(10, 100)  # 10 positives, 80 healthy
     for share in (0.0, 0.4, 0.8, 1.0):
@@ -94,14 +95,6 @@ def test_no_share_takes_the_cases_as_they_come():
     plain = epoch_order(np.arange(100), seed=0, epoch=1)
     given = epoch_order(np.arange(100), seed=0, epoch=1, positive=POSITIVE, share=None)
     np.testing.assert_array_equal(plain, given)
-
-
-def test_order_with_a_share_depends_on_seed_and_epoch_alone():
-    def order(epoch):
-        rows = np.arange(100)
-        return epoch_order(rows, seed=0, epoch=epoch, positive=POSITIVE, share=0.5).tolist()
-
-    assert order(1) == order(1) != order(2)
 
 
 @pytest.mark.parametrize("kind", [True, False])

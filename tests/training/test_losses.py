@@ -45,13 +45,6 @@ def test_dice_equals_the_value_counted_by_hand():
     np.testing.assert_allclose(loss, [1 - (2 * 1 + 1) / (4 + 2 + 1)], rtol=1e-6)
 
 
-def test_the_sum_is_the_sum_of_both():
-    truth, probability = random_case()
-    softmax = softmax_of(probability)
-    both = losses.crossentropy(truth, softmax) + losses.dice(truth, softmax)
-    np.testing.assert_allclose(losses.crossentropy_dice(truth, softmax), both, rtol=1e-6)
-
-
 @pytest.mark.parametrize("loss", ALL)
 def test_a_perfect_prediction_costs_nothing(loss):
     truth, _ = random_case()
@@ -202,12 +195,13 @@ def test_get_loss_finds_each_loss_by_name():
     assert tuple(loss.__name__ for loss in ALL) == LOSSES
 
 
-def test_get_loss_adds_weighted_losses():
+def test_losses_are_added_and_weighted():
     truth, probability = random_case()
     softmax = softmax_of(probability)
     terms = losses.crossentropy(truth, softmax), losses.dice(truth, softmax)
     total = losses.get_loss("0.5 * crossentropy + 1e1*dice")(truth, softmax)
     np.testing.assert_allclose(total, 0.5 * terms[0] + 10 * terms[1], rtol=1e-6)
+    np.testing.assert_allclose(losses.crossentropy_dice(truth, softmax), sum(terms), rtol=1e-6)
     assert losses.get_loss("1*dice") is losses.dice
 
 

@@ -18,7 +18,15 @@ def two_variables(value=1.0):
 
 def one_step(optimizer, variables, gradient=1.0):
     gradients = [keras.ops.full((1, 3), gradient) for _ in variables]
-    optimizer.apply(gradients, variables)
+    if keras.backend.backend() == "jax":  # as `fit()` does there: `apply()` scales no loss
+        optimizer.build(variables)
+        both = [*variables, *optimizer.variables]
+        state = [variable.value for variable in both]
+        learnt, own = optimizer.stateless_apply(state[2:], gradients, state[:2])
+        for variable, value in zip(both, [*learnt, *own], strict=True):
+            variable.assign(value)
+    else:
+        optimizer.apply(gradients, variables)
     return [float(variable.numpy()[0, 0]) for variable in variables]
 
 

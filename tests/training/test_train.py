@@ -3,10 +3,10 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,13 +24,13 @@ from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.inference import predict
 from pneumo_lib.models import backbones, fcn, forward
 from pneumo_lib.runs import load_operating_point
-from pneumo_lib.study.experiments import run_experiments
+from pneumo_lib.study.experiments import read_experiments
 from pneumo_lib.training import train as training
 from pneumo_lib.training.config import TrainingConfig
 from pneumo_lib.training.train import train
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"backbone": "vgg19", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
+SETTINGS = {"backbone": "vgg16", "weights": None, "epochs": 3, "milestones": [2], "batch_size": 4}
 ONCE = SETTINGS | {"epochs": 1, "milestones": None}
 
 
@@ -70,7 +70,7 @@ def test_run_folder_holds_everything_a_results_notebook_needs(finished, data):
 def test_saved_network_gives_the_saved_probabilities_and_scores(finished, data):
     network = keras.models.load_model(finished.folder / "model.keras")
     softmax = np.concatenate(
-        [batch for _, batch in forward.predict_batches(network, data.images, "vgg19")]
+        [batch for _, batch in forward.predict_batches(network, data.images, "vgg16")]
     )
     kept = np.load(finished.folder / "probabilities.npy")
     np.testing.assert_allclose(kept / 255, softmax[..., 1], atol=0.5 / 255 + 1e-4)
@@ -88,10 +88,11 @@ def test_history_of_validation_agrees_with_the_scores_of_the_same_epoch(finished
         assert row[f"val_{name}"] == pytest.approx(value, nan_ok=True, abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")  # Keras' own
 def test_history_logs_what_keras_mean_iou_reads_from_a_softmax(finished, data):
     network = keras.models.load_model(finished.folder / "model.keras")
     rows = np.flatnonzero(data.cases["split"] == "validation")
-    softmax = network(backbones.preprocess(data.images[rows], "vgg19"), training=False)
+    softmax = network(backbones.preprocess(data.images[rows], "vgg16"), training=False)
     judge = keras.metrics.MeanIoU(num_classes=2)
     judge.update_state(np.eye(2, dtype="uint8")[data.masks[rows]], softmax)
     logged = finished.history["val_logged_mean_iou"].iloc[-1]
@@ -113,7 +114,7 @@ sys.path.insert(0, sys.argv[1])
 from conftest import make_data
 from pneumo_lib.training.train import train  # which sets less up than pl.train
 data = make_data(Path("data/squares"), size=128)
-for name in "abc":
+for name in "ab":
     run = train(data, run=name, backbone="small", epochs=12, batch_size=14)
     print(run.history["loss"].tolist())
 """
@@ -126,12 +127,11 @@ def test_runs_of_one_seed_are_equal_at_a_size_that_keeps_all_cores_busy(tmp_path
     command = [sys.executable, "-c", TWICE, str(Path(__file__).parents[1])]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(lines := done.stdout.splitlines()) == 3
+    assert len(lines := done.stdout.splitlines()) == 2
     assert len(set(lines)) == 1
 
 
 FINE_TUNED = SETTINGS | {
-    "backbone": "vgg16",
     "fine_tune": "last",
     "optimizer": "sgd",
     "learning_rate": 0.01,
@@ -185,16 +185,10 @@ def weights_of(run):
     return {variable.path: variable.numpy() for variable in network.weights}
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
-def test_fine_tuning_moves_the_last_block_slowly_and_nothing_before_it(precision, data):
-    settings = SETTINGS | {
-        "backbone": "vgg16",
-        "epochs": 1,
-        "milestones": None,
-        "fine_tune": "last",
-    }
-    settings |= {"precision": precision, "schedule": "constant", "learning_rate": 1e-2}
-    tuned = weights_of(train(data, run=f"tuned-{precision}", **settings))
+def test_fine_tuning_moves_the_last_block_slowly_and_nothing_before_it(data):
+    settings = ONCE | {"fine_tune": "last", "precision": "mixed_float16"}
+    settings |= {"schedule": "constant", "learning_rate": 1e-2}
+    tuned = weights_of(train(data, run="tuned", **settings))
     start = fcn.build_fcn("vgg16", size=SIZE, weights=None, seed=0)
     moved = {v.path: np.abs(tuned[v.path] - v.numpy()).max() for v in start.weights}
     steps_taken = 4  # of Adam, none longer than about the learning rate
@@ -210,18 +204,13 @@ def test_fine_tuning_moves_the_last_block_slowly_and_nothing_before_it(precision
 def test_full_augmentation_of_a_frozen_backbone_trains_the_head_alone(data):
     run = train(data, run="frozen", **ONCE | {"augmentation": "full"})
     learnt = weights_of(run)
-    start = fcn.build_fcn("vgg19", size=SIZE, weights=None, seed=0)
+    start = fcn.build_fcn("vgg16", size=SIZE, weights=None, seed=0)
     changed = {v.path for v in start.weights if (learnt[v.path] != v.numpy()).any()}
     assert changed == {v.path for v in start.trainable_weights}
 
 
 def test_a_run_starts_from_the_weights_of_its_initial_run_at_any_size(finished, data, home):
-    still = SETTINGS | {
-        "initial": "finished",
-        "learning_rate": 1e-12,
-        "epochs": 1,
-        "milestones": None,
-    }
+    still = ONCE | {"initial": "finished", "learning_rate": 1e-12}
     run = train(make_data(home, size=2 * SIZE), run="started", **still)
     for path, weight in weights_of(finished).items():
         np.testing.assert_allclose(weights_of(run)[path], weight, atol=1e-9)
@@ -230,7 +219,7 @@ def test_a_run_starts_from_the_weights_of_its_initial_run_at_any_size(finished, 
 
 
 def test_an_initial_run_must_be_of_the_same_network(finished, data):
-    settings = SETTINGS | {"backbone": "vgg16", "initial": "finished"}
+    settings = SETTINGS | {"backbone": "vgg19", "initial": "finished"}
     with pytest.raises(ValueError, match="`initial` must be a run of the same network"):
         train(data, run="misfit", **settings)
 
@@ -249,12 +238,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(data):
 
 @pytest.mark.parametrize("backbone", ["vgg16", "small"])
 def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, data, tmp_path):
-    settings = SETTINGS | {
-        "backbone": backbone,
-        "epochs": 1,
-        "milestones": None,
-        "test_time_flip": True,
-    }
+    settings = ONCE | {"backbone": backbone, "test_time_flip": True}
     run = train(data, run=f"test-time-flip-{backbone}", **settings)
     network = keras.models.load_model(run.folder / "model.keras")
     plain, mirrored = (
@@ -270,9 +254,8 @@ def test_test_time_flip_is_the_mean_of_the_image_and_of_its_mirror(backbone, dat
     np.testing.assert_allclose(prediction.probability, expected[0], atol=1e-4)
 
 
-def test_the_operating_point_is_chosen_on_validation_cases_alone(data):
-    settings = ONCE
-    point = load_operating_point(train(data, run="chosen", **settings))
+def test_the_operating_point_is_chosen_on_validation_cases_alone(finished, data):
+    point = load_operating_point(finished)
     rng = np.random.default_rng(1)
     images, masks = data.images.copy(), data.masks.copy()
     of_test = np.flatnonzero(data.cases["split"] == "test")
@@ -280,7 +263,7 @@ def test_the_operating_point_is_chosen_on_validation_cases_alone(data):
     masks[of_test] = rng.integers(0, 2, masks[of_test].shape)
     meta = data.meta | {"checksum": "garbled"}
     garbled = SimpleNamespace(**vars(data) | {"images": images, "masks": masks, "meta": meta})
-    run = train(garbled, run="chosen-among-garbled", **settings)
+    run = train(garbled, run="chosen-among-garbled", **SETTINGS)
     assert load_operating_point(run) == point
     rows = np.flatnonzero(data.cases["split"] == "validation")
     kept = np.load(run.folder / "probabilities.npy")
@@ -294,14 +277,11 @@ def test_without_validation_cases_there_is_no_operating_point(data):
     assert not (run.folder / "operating_point.json").exists()
 
 
-@pytest.mark.parametrize("augmentation", ["none", "flip"])
-def test_training_on_cached_features_equals_training_through_the_frozen_backbone(
-    augmentation, data, monkeypatch
-):
-    settings = SETTINGS | {"augmentation": augmentation, "dropout": 0.0}
-    cached = train(data, run=f"cached-{augmentation}", **settings)
+def test_training_on_cached_features_equals_training_through_the_frozen_backbone(data, monkeypatch):
+    settings = SETTINGS | {"augmentation": "flip", "dropout": 0.0}  # half of the images as they are
+    cached = train(data, run="cached", **settings)
     monkeypatch.setattr(TrainingConfig, "trains_on_images", lambda self: True)
-    through = train(data, run=f"through-{augmentation}", **settings)
+    through = train(data, run="through", **settings)
     histories = [without_time(run.history) for run in (cached, through)]
     pd.testing.assert_frame_equal(*histories, rtol=1e-3, atol=1e-4)
     assert cached.history["loss"].iloc[2] < cached.history["loss"].iloc[0]
@@ -310,42 +290,29 @@ def test_training_on_cached_features_equals_training_through_the_frozen_backbone
         np.testing.assert_allclose(weights[1][path], weight, atol=1e-4)
 
 
-def test_finished_run_is_returned_without_building_a_network(finished, data, monkeypatch, tmp_path):
+def test_finished_run_is_returned_without_building_a_network(finished, data, monkeypatch):
     monkeypatch.setattr(training, "_build", None)
     again = train(data, run="finished", **SETTINGS)
     pd.testing.assert_frame_equal(again.history, finished.history)
-    cv2.imwrite(str(tmp_path / "a.png"), data.images[0])
-    (prediction,) = predict.predict(tmp_path / "a.png", "finished")
-    assert prediction.mask.shape == (SIZE, SIZE)
 
 
-def test_run_with_other_settings_is_moved_aside_not_overwritten(data, home, caplog):
+def test_run_with_other_settings_is_moved_aside_not_overwritten(finished, data, caplog):
+    shutil.copytree(finished.folder, finished.folder.with_name("changed"))
     train(data, run="changed", **ONCE)
-    train(data, run="changed", **SETTINGS | {"epochs": 2})
-    assert len(runs.load_run("changed").history) == 2
-    assert len(runs.load_run("changed.old-1").history) == 1
+    assert len(runs.load_run("changed").history) == 1
+    assert len(runs.load_run("changed.old-1").history) == 3
     assert "trained with other settings (epochs, milestones); kept as changed.old-1" in caplog.text
 
 
 def test_small_fcn_learns_the_square_from_scratch(data):
-    run = train(
-        data,
-        backbone="small",
-        epochs=30,
-        batch_size=4,
-        learning_rate=3e-3,
-    )
+    run = train(data, backbone="small", epochs=30, batch_size=4, learning_rate=3e-3)
     assert run.folder.name == "squares-small-32"
     assert run.config["weights"] == "from scratch"
     assert run.history["dice"].iloc[-1] > 0.9
 
 
 def test_mixed_precision_trains_and_still_outputs_float32(data):
-    run = train(
-        data,
-        run="mixed",
-        **ONCE | {"precision": "mixed_float16"},
-    )
+    run = train(data, run="mixed", **ONCE | {"precision": "mixed_bfloat16"})
     assert np.isfinite(run.history["loss"]).all()
     network = keras.models.load_model(run.folder / "model.keras")
     assert network.output.dtype == "float32"
@@ -398,7 +365,7 @@ def test_bfloat16_features_train_to_nearly_the_same_scores(finished, data):
 
 
 def test_weights_that_are_no_numbers_end_a_training_and_leave_what_was_finished(data, home):
-    settings = SETTINGS | {"backbone": "vgg16", "learning_rate": 1e9}
+    settings = SETTINGS | {"learning_rate": 1e9}
     with pytest.raises(ValueError, match=r"loss .* must stay finite. Received: .*'too-fast'. Take"):
         train(data, run="too-fast", **settings)
     assert (home / "runs" / "too-fast" / "settings.json").exists()
@@ -419,6 +386,9 @@ def test_an_unknown_setting_is_refused(data):
         train(data, epoch=1)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="judges TensorFlow's warning of retracing"
+)
 def test_runs_that_follow_each_other_are_no_retracing_to_tensorflow(data, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
     config = TrainingConfig(backbone="small", epochs=1, batch_size=10)
@@ -427,21 +397,19 @@ def test_runs_that_follow_each_other_are_no_retracing_to_tensorflow(data, caplog
     assert "retracing" not in caplog.text
 
 
-def test_a_file_gives_the_same_training_in_the_notebook_and_in_this_process(home):
+def test_a_file_means_the_same_training_in_the_notebook_and_in_this_process(tmp_path):
     """The notebook's own cells are run here: parameters, papermill's after them, settings."""
-    path, base = home / "same.yaml", {"backbone": "small", "phantom_count": 40, "size": 32}
+    path, base = tmp_path / "same.yaml", {"backbone": "small", "phantom_count": 40, "size": 32}
     path.write_text(json.dumps({"base": base, "experiments": {}}))
-    [run] = run_experiments(path)
-    settings = json.loads((run.folder / "settings.json").read_text())
+    [planned] = read_experiments(path)
     cells = json.loads((ROOT / "notebooks/05_train_fcn.ipynb").read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     names = {"pl": pl}
     exec(sources[0], names)
     names |= base
     exec(next(s for s in sources if "TrainingConfig(" in s).partition("\nrun = ")[0], names)
-    expected = json.loads(json.dumps(asdict(names["config"].resolved())))
-    assert {name: settings[name] for name in expected} == expected
-    assert settings["epochs"] == 20
+    assert planned.config.resolved() == names["config"].resolved()
+    assert planned.config.backbone == "small"
 
 
 def test_training_needs_training_cases(data):
@@ -454,7 +422,7 @@ def test_caveats_name_what_limits_the_numbers(finished):
     other = finished.config | {"synthetic": False, "weights": "imagenet", "leaked_patients": 2}
     other = finished._replace(config=other)
     assert runs.caveats([finished]) == (
-        "synthetic radiographs · random features: vgg19 · split: random"
+        "synthetic radiographs · random features: vgg16 · split: random"
     )
     assert runs.caveats([other]) == "split: random · 2 patients in more than one subset"
 
