@@ -23,6 +23,8 @@ _LOOKS = ((BLUE, "o"), (SKY, "s"), (ORANGE, "^"), (GREEN, "D"), (PURPLE, "v"))
 _BY_NAME = zip(names.BACKBONES.items(), _LOOKS, strict=True)
 BACKBONES = {name: (shown, *look) for (name, shown), look in _BY_NAME}  # text, colour, marker
 ERRORS = {"found": SKY, "missed": VERMILION, "false positive": YELLOW}
+GREY = "#B5C0C8"
+CLASSES = {"healthy": GREY, "pneumothorax": ORANGE}
 
 _COLOURED = {
     Text: ["color"],
