@@ -156,7 +156,7 @@ def _chart(kind, rows):
         if len(rows[0]) == 2:
             names = [f"{n}\n{''.join(t[1:])}".strip() for n, t in zip(names, texts, strict=True)]
         numbers = [re.match(r"-?\d+\.?\d*", text[0]) for text in texts]
-        series[heading] = [float(number[0]) if number else None for number in numbers]
+        series[heading] = tuple(float(number[0]) if number else None for number in numbers)
     return {"kind": kind, "categories": names, "series": series}
 
 
