@@ -8,7 +8,7 @@ from lxml import etree
 from pptx import Presentation
 from pptx.chart.data import CategoryChartData
 from pptx.dml.color import RGBColor
-from pptx.enum.chart import XL_CHART_TYPE, XL_TICK_MARK
+from pptx.enum.chart import XL_CHART_TYPE, XL_LEGEND_POSITION, XL_TICK_MARK
 from pptx.opc.constants import RELATIONSHIP_TYPE
 from pptx.oxml import parse_xml
 from pptx.util import Inches, Pt
@@ -86,7 +86,7 @@ def _fit(picture, left, top, width, height):
 def _add_table(page, rows, height, design):
     size, letters = table_points(rows), _column_letters(rows)
     widths = [Inches(min(_BODY / sum(letters), 0.0095 * size) * n) for n in letters]
-    line = Inches(min(0.95, height / len(rows)))
+    line = Inches(min(0.95, (height - 0.3) / len(rows)))
     columns = list(zip(*rows, strict=True))
     numeric = [all(cell[:1] in "+-–[(0123456789" for cell in column[1:]) for column in columns]
     place = Inches(_LEFT), Inches(_TOP)
@@ -109,8 +109,9 @@ def table_points(rows):
 
 def _add_chart(page, chart, place, style):
     """Adds a native chart: numbers at its bars, or an axis from 0 to 1 for lines."""
-    networks = {name: colour for name, colour, _ in style.BACKBONES.values()}
-    colours = style.ERRORS | style.CLASSES | networks | {"all background": style.GREY}
+    networks = {name.partition(" (")[0]: colour for name, colour, _ in style.BACKBONES.values()}
+    colours = style.ERRORS | networks | {"all background": style.GREY}
+    colours |= {"images": style.GREY, "positive": style.CLASSES["pneumothorax"]}
     data = CategoryChartData()
     data.categories = chart["categories"]
     for name, values in chart["series"].items():
@@ -118,6 +119,8 @@ def _add_chart(page, chart, place, style):
     kind = XL_CHART_TYPE[chart["kind"]]
     drawn = page.shapes.add_chart(kind, *map(Inches, place), data).chart
     drawn.font.size, drawn.has_title, drawn.has_legend = Pt(20), False, len(data) > 1
+    if len(data) > 1:
+        drawn.legend.position, drawn.legend.include_in_layout = XL_LEGEND_POSITION.TOP, False
     axis, line = drawn.value_axis, kind == XL_CHART_TYPE.LINE_MARKERS
     axis.has_major_gridlines, axis.visible, axis.minimum_scale = False, line, 0
     drawn.category_axis.reverse_order = not line  # bars would begin at the bottom

@@ -152,10 +152,13 @@ def _chart(kind, rows):
     """Categories and series of a chart from rows of text; "0.7 [0.5, 0.8]" is 0.7 and its name."""
     names, series = [str(row[0]) for row in rows[1:]], {}
     for heading, *cells in zip(*(row[1:] for row in rows), strict=True):
-        texts = [str(cell).replace(",", "").partition(" [") for cell in cells]
+        texts = [str(cell).partition(" [") for cell in cells]
         if len(rows[0]) == 2:
-            names = [f"{n}\n{''.join(t[1:])}".strip() for n, t in zip(names, texts, strict=True)]
-        numbers = [re.match(r"-?\d+\.?\d*", text[0]) for text in texts]
+            names = [
+                f"{n.partition(' (')[0]}\n{''.join(t[1:])}".replace("\n ", "\n").strip()
+                for n, t in zip(names, texts, strict=True)
+            ]
+        numbers = [re.match(r"-?\d+\.?\d*", text[0].replace(",", "")) for text in texts]
         series[heading] = tuple(float(number[0]) if number else None for number in numbers)
     return {"kind": kind, "categories": names, "series": series}
 
