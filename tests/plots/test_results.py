@@ -161,7 +161,7 @@ def test_class_balance_counts_the_images_of_each_split():
 def test_mask_areas_leaves_empty_masks_out():
     ax = data.mask_areas(MASKS)
     assert sum(bar.get_height() for bar in ax.patches) == 2
-    assert legend_names(ax) == ["median 6.2 %"]
+    assert labels(ax.texts) == ["median 6.2 %"]
 
 
 def test_mask_heatmap_is_the_share_of_positive_images():
