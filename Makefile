@@ -128,6 +128,7 @@ notebooks: report ## run the notebooks in place, to refresh the outputs that are
 figures: env ## export all figures of all notebooks, on white and on black (hundreds of MB)
 	@rm -rf runs/report figures/dark figures/*.png figures/*.svg figures/*.pdf
 	@PNEUMO_FIGURES=1 $(BIN)/pneumo report --all
+	@$(BIN)/python figures/thumbnails.py
 
 slides: report ## the talk: runs/report/slides.pptx and slides.html
 	@$(BIN)/pneumo slides $(if $(DATA),--data "$(DATA)")

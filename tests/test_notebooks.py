@@ -21,7 +21,7 @@ EXPERIMENTS = ("better", "siim_better", "trial", "sweep", "folds")
 PARAMS = sorted(p for p in (ROOT / "params").glob("*.yaml") if p.stem not in EXPERIMENTS)
 LONGEST_CELL = 25
 SET_BY_THE_REPORT = {"backbone", "run_names", "export"}
-OF_ONE_RUN = {"run_name", "fold", "experiments", "train_here"}  # not of a whole report
+OF_ONE_RUN = {"run_name", "fold", "experiments", "train_here", "compare"}  # not of a whole report
 # A path from the root of a file system; `a/tmp`, `https://tmp/` and `</tmp/` are none.
 ABSOLUTE = re.compile(r"(?<![\w.~:/<>)])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|content)/\S*")
 

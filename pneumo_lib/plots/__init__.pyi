@@ -32,12 +32,13 @@ from .metrics import saturation_chart as saturation_chart
 from .results import REPORT_MEAN_IOU as REPORT_MEAN_IOU
 from .results import learning_curves as learning_curves
 from .results import milestone_chart as milestone_chart
-from .results import show_table as show_table
 from .style import BACKBONES as BACKBONES
 from .style import BLACK as BLACK
 from .style import BLUE as BLUE
+from .style import CLASSES as CLASSES
 from .style import ERRORS as ERRORS
 from .style import GREEN as GREEN
+from .style import GREY as GREY
 from .style import ORANGE as ORANGE
 from .style import PURPLE as PURPLE
 from .style import SKY as SKY

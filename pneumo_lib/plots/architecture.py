@@ -121,8 +121,8 @@ def windows(image, networks, *, title=None, note=None):
     """
     size = len(image)
     alone = len(networks) == 1
-    height = 8 if alone else 18 / len(networks) + 1.2
-    figure, axes = new_figure(1, len(networks), title=title, note=note, figsize=(16, height))
+    size_of_page = (12.8, 7.2) if alone else (16, 18 / len(networks) + 1.2)
+    figure, axes = new_figure(1, len(networks), title=title, note=note, figsize=size_of_page)
     margin = max(0, *(f.size - size for maps in networks.values() for f in maps.values())) / 2 + 8
     for ax, (heading, maps) in zip(axes[0], networks.items(), strict=True):
         ax.imshow(image, cmap="gray", vmin=0, vmax=255)

@@ -2,11 +2,11 @@
 
 import numpy as np
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from pneumo_lib.plots.style import GREEN, ORANGE, SKY, VERMILION, new_axes, new_figure
+from pneumo_lib.plots.style import BLUE, CLASSES, GREEN, PURPLE, VERMILION, new_axes, new_figure
 
-_SPLITS = {"train": SKY, "validation": GREEN, "test": ORANGE}
+_SPLITS = {"train": BLUE, "validation": GREEN, "test": PURPLE}
 
 
 def class_balance(cases, *, by="split", title=None, note=None):
@@ -20,7 +20,7 @@ def class_balance(cases, *, by="split", title=None, note=None):
     figure, axes = new_figure(1, splits.ngroups, title=title, note=note)
     for ax, (split, positive) in zip(axes[0], splits, strict=True):
         counts = [int((~positive.astype(bool)).sum()), int(positive.sum())]
-        bars = ax.bar(["healthy", "pneumo-\nthorax"], counts, color=[SKY, VERMILION])
+        bars = ax.bar(["healthy", "pneumo-\nthorax"], counts, color=CLASSES.values())
         shares = [f"{count:,}\n{100 * count / len(positive):.0f} %" for count in counts]
         ax.bar_label(bars, shares, padding=4, fontsize="large")
         ax.set(title=str(split).upper(), ylim=(0, 1.2 * max(counts)), yticks=[])
@@ -41,13 +41,17 @@ def mask_areas(masks, *, ax=None, note=None):
 
     ax = new_axes(ax, note)
     areas = [100 * np.mean(masks[i]) for i in _positive(masks)]
-    sns.histplot(areas, bins=20, log_scale=True, color=SKY, ax=ax)
+    sns.histplot(areas, bins=20, log_scale=True, color=CLASSES["pneumothorax"], ax=ax)
     median = float(np.median(areas))
-    ax.axvline(median, color=VERMILION, label=f"median {median:.2g} %")
+    ax.axvline(median, color="black")
+    ax.annotate(
+        f"median {median:.2g} %", (median, 0.97), (8, 0), ax.get_xaxis_transform(), "offset points"
+    )
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:g} %")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="Area of the pneumothorax, share of the image", ylabel="Images")
-    ax.legend()
     return ax
 
 

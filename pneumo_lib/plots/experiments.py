@@ -16,6 +16,7 @@ from pneumo_lib.evaluation.score_table import HEADINGS
 from pneumo_lib.plots.style import (
     BACKBONES,
     BLUE,
+    CLASSES,
     GREEN,
     ORANGE,
     PURPLE,
@@ -92,11 +93,11 @@ def _draw_gate(ax, y_true, y_pred, point):
     lesion = np.any(np.asarray(y_true) != 0, axis=(1, 2))
     one_pixel = 100 / np.prod(np.shape(y_true)[1:])
     for kind, name, colour, marker in (
-        (~lesion, "healthy", BLUE, "o"),
-        (lesion, "pneumothorax", ORANGE, "^"),
+        (~lesion, "healthy", CLASSES["healthy"], "o"),
+        (lesion, "pneumothorax", CLASSES["pneumothorax"], "^"),
     ):
         label = f"{name} ({kind.sum()})"
-        ax.plot(sure[kind], scores[kind], marker, color=colour, alpha=0.4, label=label)
+        ax.plot(sure[kind], scores[kind], marker, color=colour, alpha=0.6, label=label)
     ax.axvline(100 * point.min_area, color="black", linewidth=2)
     ax.axvspan(0, 100 * point.min_area, color="0.93", zorder=0)
     ax.set_xscale("symlog", linthresh=one_pixel)

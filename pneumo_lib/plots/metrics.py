@@ -153,7 +153,8 @@ def outline_figure(images, masks, predictions, *, title=None, note=None):
         images: `(n, height, width)` uint8; up to 3 are large on a slide.
         masks, predictions: same shape, of 0 and 1, each with a foreground pixel.
     """
-    figure, axes = new_figure(1, len(images), title=title, note=note)
+    size = 12.8, min(7.2, 9.6 / len(images) + 2)
+    figure, axes = new_figure(1, len(images), title=title, note=note, figsize=size)
     scores = boundary_scores(masks, predictions)
     for ax, image, *pair, row in zip(
         axes[0], images, masks, predictions, scores.itertuples(), strict=True

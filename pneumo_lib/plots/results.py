@@ -73,29 +73,3 @@ def milestone_chart(table, *, score="mean_iou", report=True, title=None, note=No
     axes[0, 0].set_ylabel(HEADINGS[score])
     legend_below(figure, axes[0, 0])
     return figure
-
-
-def show_table(text, *, title=None, note=None):
-    """`Figure` of a table of strings; intervals go below their scores.
-
-    Args:
-        text: DataFrame such as `format_table(table)`; about 8 rows and 8 columns are readable.
-    """
-    figure, axes = new_figure(1, 1, title=title, note=note)
-    axes[0, 0].set_axis_off()
-    cells = text.astype(object).where(text.notna(), "").astype(str)
-    cells = cells.replace({key: name for key, (name, *_) in BACKBONES.items()})
-    cells = cells.apply(lambda column: column.str.replace(" [", "\n[", regex=False))
-    headings = [str(name).replace("_", " ").replace(" ", "\n", 1) for name in text]
-    columns = zip(headings, *cells.to_numpy(), strict=True)
-    letters = [2 + max(map(len, "\n".join(column).split("\n"))) for column in columns]
-    widths, height = [n / sum(letters) for n in letters], min(1, 0.15 * (len(cells) + 1))
-    place = {"colWidths": widths, "bbox": (0, 1 - height, 1, height)}
-    table = axes[0, 0].table(cells.to_numpy(), colLabels=headings, cellLoc="center", **place)
-    table.auto_set_font_size(False)
-    table.set_fontsize(min(18, 72 * figure.get_figwidth() / (0.54 * sum(letters))))
-    for (row, _), cell in table.get_celld().items():
-        cell.set(edgecolor="lightgray", linewidth=1)
-        cell.visible_edges = "B"
-        cell.set_text_props(weight="bold" if row == 0 else "normal")
-    return figure

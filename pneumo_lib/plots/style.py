@@ -23,6 +23,8 @@ _LOOKS = ((BLUE, "o"), (SKY, "s"), (ORANGE, "^"), (GREEN, "D"), (PURPLE, "v"))
 _BY_NAME = zip(names.BACKBONES.items(), _LOOKS, strict=True)
 BACKBONES = {name: (shown, *look) for (name, shown), look in _BY_NAME}  # text, colour, marker
 ERRORS = {"found": SKY, "missed": VERMILION, "false positive": YELLOW}
+GREY = "#B5C0C8"
+CLASSES = {"healthy": GREY, "pneumothorax": ORANGE}
 
 _COLOURED = {
     Text: ["color"],
@@ -67,7 +69,7 @@ def use_style():
 
 
 def export(figure, name, *, folder):
-    """Write a figure at 16:9 as PNG for a page, 1600 pixels wide; equal figures give equal files.
+    """Write a figure as PNG for a page, 1600 pixels wide; equal figures give equal files.
 
     With the environment variable `PNEUMO_FIGURES` set, as by `make figures`, as PNG (300 dpi), SVG
     and PDF, on white and in the subfolder `dark` on black, which takes ten times as long.
@@ -81,10 +83,7 @@ def export(figure, name, *, folder):
         List of one `Path`, or six.
     """
     figure = figure.figure if isinstance(figure, Axes) else figure
-    folder, size = Path(folder), figure.get_size_inches()
-    width = max(size[0], size[1] * 16 / 9)
-    figure.set_size_inches(width, width * 9 / 16)
-    layout = figure.get_layout_engine()
+    folder, layout = Path(folder), figure.get_layout_engine()
     if layout is not None:
         layout.set(rect=(0.015, 0.02, 0.97, 0.96))  # a margin at the edge of the slide
     if os.environ.get("PNEUMO_FIGURES"):
@@ -92,10 +91,11 @@ def export(figure, name, *, folder):
         with on_black(figure):
             paths += _save(figure, name, folder / "dark")
     else:
-        paths = _save(figure, name, folder, suffixes=("png",), dpi=PAGE_PIXELS / width)
+        paths = _save(
+            figure, name, folder, suffixes=("png",), dpi=PAGE_PIXELS / figure.get_figwidth()
+        )
     if layout is not None:
         layout.set(rect=(0, 0, 1, 1))
-    figure.set_size_inches(size)
     return paths
 
 

@@ -1,4 +1,5 @@
 from . import experiments as experiments
+from . import findings as findings
 from . import html as html
 from . import notebooks as notebooks
 from . import parameters as parameters
@@ -13,7 +14,7 @@ from .experiments import read_two_parts as read_two_parts
 from .experiments import run_experiments as run_experiments
 from .experiments import run_name as run_name
 from .experiments import train_run as train_run
-from .html import conclusion as conclusion
+from .findings import conclusion as conclusion
 from .notebooks import figures_folder as figures_folder
 from .report import BACKBONES as BACKBONES
 from .report import LAST as LAST

@@ -12,14 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import jinja2
-import pandas as pd
 from PIL import Image, ImageChops
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from pneumo_lib._files import source_path
 from pneumo_lib.evaluation.score_table import format_table, score_table
-from pneumo_lib.models.names import BACKBONES
+from pneumo_lib.study.findings import run_scores
 from pneumo_lib.study.notebooks import figures_folder
 
 _INDEX = Path(__file__).with_name("report.md")
@@ -119,38 +118,6 @@ def _results_tables(runs):
         text = re.sub(r" (\[[\d., -]+\])</td>", r"<br><small>\1</small></td>", text)
         found[f"{split}: {images} images, {positives} of them with pneumothorax"] = text
     return found
-
-
-def run_scores(runs):
-    """Scores of all cases at the milestones, with columns `network`, `weights` and `seed`."""
-    names = {"network": "backbone", "weights": "weights", "seed": "seed"}
-    each = [run.scores.assign(**{n: run.config[c] for n, c in names.items()}) for run in runs]
-    return pd.concat(each)
-
-
-def conclusion(runs):
-    """The result of a report in one sentence: what the control and the best frozen backbone reach.
-
-    Args:
-        runs: list of `Run`, one of each backbone and seed.
-    """
-    scores = run_scores(runs)
-    last = scores[scores["epoch"] == scores.groupby("network")["epoch"].transform("max")]
-    table = score_table(last, by=["network"], mean_over="seed")
-    test = table[(table["split"] == "test") & (table["network"] != "all background")]
-    ranked = test.set_index("network")["dice_positive"].sort_values(ascending=False)
-    if "small" not in ranked or len(ranked) < 2:
-        return (
-            f"{BACKBONES[ranked.index[0]]} reaches a Dice of {ranked.iloc[0]:.2f} on the "
-            "positive test cases; the control, or a network to compare it with, is missing."
-        )
-    frozen = ranked.drop("small")
-    difference = round(ranked["small"] - frozen.iloc[0], 2)
-    verdict = "level with" if difference == 0 else "ahead of" if difference > 0 else "behind"
-    return (
-        f"The control is {verdict} {BACKBONES[frozen.index[0]]}, the best frozen backbone: "
-        f"{difference:+.2f} Dice on the positive test cases."
-    )
 
 
 def _figures(stem, settings):

@@ -103,13 +103,12 @@ def _write_pages(folder, records, settings, paths):
     if kept.get("key") == key and (folder / "index.html").is_file():
         return
     from pneumo_lib.study import html  # Sphinx and matplotlib, which an unchanged report needs not
+    from pneumo_lib.study.findings import conclusion
 
     runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
     html.write_report(folder, records, settings, runs=runs, notebooks=paths)
     summary = {"key": key, "figures": str(figures_folder(settings["data"])), "notebooks": records}
-    about = (
-        {"caveats": caveats(runs), "result": html.conclusion(runs)} if runs else {"caveats": None}
-    )
+    about = {"caveats": caveats(runs), "result": conclusion(runs)} if runs else {"caveats": None}
     write_json(folder / _SUMMARY, summary | about)
 
 

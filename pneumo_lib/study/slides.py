@@ -1,12 +1,12 @@
 """Slides about a finished report: a PowerPoint file, and an HTML deck that needs no network.
 
 `slides.yaml` lists the slides. Every figure, table, printed line and speaker note comes from the
-notebooks that the report executed, so that no number is typed in.
+notebooks that the report executed, and every number of a title from its runs: none is typed in.
 """
 
 import base64
-import io
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,22 +15,19 @@ import nbformat
 import yaml
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
-from pptx import Presentation
-from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
-from pptx.util import Inches, Pt
 
 from pneumo_lib._files import project_path
 from pneumo_lib.models.names import BACKBONES
+from pneumo_lib.runs import load_run
+from pneumo_lib.study.findings import findings
 from pneumo_lib.study.html import shrunk_picture
 from pneumo_lib.study.notebooks import report_folder
+from pneumo_lib.study.powerpoint import presentation, table_points
 
 _ORDER = Path(__file__).with_name("slides.yaml")
 _HTML = Path(__file__).with_name("slides.html")
-_WIDTH, _HEIGHT, _MARGIN = 13.333, 7.5, 0.5  # inches
-_BODY = _WIDTH - 2 * _MARGIN
-_TOP, _BOTTOM = 1.25, 6.95  # of what is between title and small print
-_POINTS = 22  # font size, the largest for tables too
 _MARKDOWN = MarkdownIt().enable("table")
+_TITLES = jinja2.Environment(undefined=jinja2.StrictUndefined)
 
 
 class Section(NamedTuple):
@@ -47,8 +44,11 @@ class Slide(NamedTuple):
     title: str
     points: list  # lines of text
     figure: Path | None
-    table: list | None
+    table: list | None  # rows of text, headings first
+    chart: dict | None  # "kind": bar, stacked or line; "categories"; "series", name to numbers
+    source: str
     notes: str
+    dark: bool  # the opening, and the first slide of a part
 
 
 def write_slides(data="phantoms", *, folder=None):
@@ -62,7 +62,7 @@ def write_slides(data="phantoms", *, folder=None):
         The `Path`s of the two files.
 
     Raises:
-        FileNotFoundError: if the report or an exported figure is missing.
+        FileNotFoundError: if the report, a run or an exported figure is missing.
         ValueError: if `slides.yaml` names what a notebook does not show, or the report has no
             caveats.
     """
@@ -70,10 +70,10 @@ def write_slides(data="phantoms", *, folder=None):
     slides, note = plan_slides(folder)
     pictures = {slide.figure: shrunk_picture(slide.figure) for slide in slides if slide.figure}
     powerpoint, page = folder / "slides.pptx", folder / "slides.html"
-    _presentation(slides, pictures, note).save(powerpoint)
+    presentation(slides, pictures, note).save(powerpoint)
     template = jinja2.Environment(autoescape=True).from_string(_HTML.read_text(encoding="utf-8"))
     encoded = {path: base64.b64encode(png).decode() for path, png in pictures.items()}
-    text = template.render(slides=slides, note=note, pictures=encoded, font_size=_font_size)
+    text = template.render(slides=slides, note=note, pictures=encoded, font_size=table_points)
     page.write_text(text, encoding="utf-8")
     return powerpoint, page
 
@@ -88,6 +88,8 @@ def plan_slides(folder):
             "Every slide carries the caveats of the report's training runs. Received: "
             f"{folder / 'report.json'}, which names none. Make the report again: make report"
         )
+    trained = [record for record in report["notebooks"] if record.get("learnt")]
+    found = findings([load_run(record["parameters"]["run_name"]) for record in trained])
     names = [record["name"] for record in report["notebooks"]]
     # of a notebook that was executed several times, the first network
     paths = {name.partition("-")[0]: folder / f"{name}.ipynb" for name in reversed(names)}
@@ -95,16 +97,17 @@ def plan_slides(folder):
     slides = []
     for entry in yaml.safe_load(_ORDER.read_text(encoding="utf-8")):
         if not entry.get("optional") or entry["from"].partition(" / ")[0] in notebooks:
-            slides.append(fill_slide(entry, notebooks, figures=report["figures"]))
+            slides.append(fill_slide(entry, notebooks, found, figures=report["figures"]))
     return slides, report["caveats"]
 
 
-def fill_slide(entry, notebooks, *, figures):
+def fill_slide(entry, notebooks, found, *, figures):
     """`Slide` of an entry of `slides.yaml`.
 
     Args:
         entry: dict.
         notebooks: of each executed notebook by its name, what `read_sections()` returns.
+        found: what `findings()` returns: names in the Jinja templates of title and points.
         figures: folder of the exported figures.
 
     Raises:
@@ -113,10 +116,11 @@ def fill_slide(entry, notebooks, *, figures):
     """
     name, _, heading = entry["from"].partition(" / ")
     sections = notebooks.get(name, {})
-    found = (section for start, section in sections.items() if start.startswith(heading))
-    prose, tables, printed = next(found, Section([], [], []))
+    started = (section for start, section in sections.items() if start.startswith(heading))
+    prose, tables, printed = next(started, Section([], [], []))
     column, lines = entry.get("table"), entry.get("printed", 0)
-    table = next((rows for rows in tables if column in rows[0]), None)
+    tables = [*tables, *found["tables"].values()] if column in found["tables"] else tables
+    table = found["tables"].get(column) or next((t for t in tables if column in t[0]), None)
     if not prose or (column and not table) or lines > len(printed):
         raise ValueError(
             "slides.yaml may ask only for what an executed notebook shows below a heading. "
@@ -126,8 +130,37 @@ def fill_slide(entry, notebooks, *, figures):
     figure = Path(figures, f"{entry['figure']}.png") if "figure" in entry else None
     if figure and not figure.is_file():
         raise FileNotFoundError(f"A slide needs {figure}. Export all figures: make figures")
-    points = entry.get("points", []) + printed[:lines]
-    return Slide(entry["title"], points, figure, table, "\n\n".join(prose))
+    render = [_TITLES.from_string(text) for text in (entry["title"], *entry.get("points", ()))]
+    title, *points = (template.render(found) for template in render)
+    if table:
+        kept = entry.get("columns", range(1, len(table[0])))
+        table = [[row[0], *(row[k] for k in kept)] for row in table[: entry.get("rows", 99) + 1]]
+    chart = _chart(entry["chart"], table) if "chart" in entry else None
+    return Slide(
+        title=title,
+        points=[*filter(None, points), *printed[:lines]],
+        figure=figure,
+        table=None if chart else table,
+        chart=chart,
+        source=f"{name}.ipynb, {heading}",
+        notes="\n\n".join(prose),
+        dark=entry.get("dark", False),
+    )
+
+
+def _chart(kind, rows):
+    """Categories and series of a chart from rows of text; "0.7 [0.5, 0.8]" is 0.7 and its name."""
+    names, series = [str(row[0]) for row in rows[1:]], {}
+    for heading, *cells in zip(*(row[1:] for row in rows), strict=True):
+        texts = [str(cell).partition(" [") for cell in cells]
+        if len(rows[0]) == 2:
+            names = [
+                f"{n.partition(' (')[0]}\n{''.join(t[1:])}".replace("\n ", "\n").strip()
+                for n, t in zip(names, texts, strict=True)
+            ]
+        numbers = [re.match(r"-?\d+\.?\d*", text[0].replace(",", "")) for text in texts]
+        series[heading] = tuple(float(number[0]) if number else None for number in numbers)
+    return {"kind": kind, "categories": names, "series": series}
 
 
 # -- reading an executed notebook --------------------------------------------------------------
@@ -184,75 +217,3 @@ def _rows(table):
     rows = [first, *rows[heads:]]
     numbers = [str(number) for number in range(len(rows) - 1)]  # an index that names nothing
     return [row[not first[0] and [r[0] for r in rows[1:]] == numbers :] for row in rows]
-
-
-# -- PowerPoint --------------------------------------------------------------------------------
-
-
-def _presentation(slides, pictures, note):
-    deck = Presentation()
-    deck.slide_width, deck.slide_height = Inches(_WIDTH), Inches(_HEIGHT)
-    for number, slide in enumerate(slides, start=1):
-        page = deck.slides.add_slide(deck.slide_layouts[5])  # a title and nothing else
-        title_top, size, top = (2.2, 44, 3.4) if number == 1 else (0.3, 30, _TOP)
-        title = _write(page.shapes.title, [slide.title], title_top, 0.9, size=size)
-        title.paragraphs[0].font.bold = True
-        _write(page.shapes.add_textbox(0, 0, 0, 0), [f"{note}   {number}"], 7.0, 0.4, size=12)
-        if slide.figure:
-            picture = page.shapes.add_picture(io.BytesIO(pictures[slide.figure]), 0, Inches(top))
-            ratio = min(Inches(_BOTTOM - top) / picture.height, Inches(_BODY) / picture.width)
-            picture.width, picture.height = int(ratio * picture.width), int(ratio * picture.height)
-            picture.left = (deck.slide_width - picture.width) // 2
-            picture._element.nvPicPr.cNvPr.set("descr", slide.title)
-        if slide.table:
-            top = _add_table(page, slide.table, top) + 0.3
-        if slide.points:
-            box = page.shapes.add_textbox(0, 0, 0, 0)
-            _write(box, slide.points, top, _BOTTOM - top, size=_POINTS)
-        page.notes_slide.notes_text_frame.text = slide.notes
-    return deck
-
-
-def _write(shape, lines, top, height, *, size):
-    """Writes lines into a shape as wide as the slide; returns its text frame."""
-    shape.left, shape.top = Inches(_MARGIN), Inches(top)
-    shape.width, shape.height = Inches(_BODY), Inches(height)
-    frame = shape.text_frame
-    frame.word_wrap, frame.vertical_anchor = True, MSO_ANCHOR.TOP
-    frame.text = "\n".join(lines)
-    for paragraph in frame.paragraphs:
-        paragraph.font.size, paragraph.space_after = Pt(size), Pt(size / 3)
-        paragraph.alignment = PP_ALIGN.LEFT
-    return frame
-
-
-def _add_table(page, rows, top):
-    """Adds a native table; returns where it ends, in inches from the top of the slide."""
-    size, widths = _font_size(rows), _column_letters(rows)
-    height = 1.9 * size / 72
-    place = Inches(_MARGIN), Inches(top), Inches(_BODY), 0
-    table = page.shapes.add_table(len(rows), len(rows[0]), *place).table
-    for column, width in zip(table.columns, widths, strict=True):
-        column.width = int(Inches(_BODY) * width / sum(widths))
-    for cells, texts in zip(table.rows, rows, strict=True):
-        cells.height = Inches(height)
-        for cell, text in zip(cells.cells, texts, strict=True):
-            cell.text, cell.vertical_anchor = text, MSO_ANCHOR.MIDDLE
-            cell.margin_left = cell.margin_right = Inches(0.08)
-            cell.text_frame.paragraphs[0].font.size = Pt(size)
-    return top + height * (len(rows) + 1)  # the headings may take two lines
-
-
-def _column_letters(rows):
-    """How many letters wide each column is; headings may break between words."""
-    columns = [
-        (*column[0].split(), *column[1:], column[0][::2]) for column in zip(*rows, strict=True)
-    ]
-    return [3 + max(map(len, texts)) for texts in columns]
-
-
-def _font_size(rows):
-    """Size in points at which a table fills its slide and no line of it breaks."""
-    width = 72 * _BODY / (0.52 * sum(_column_letters(rows)))
-    height = 72 * (_BOTTOM - _TOP) / (1.9 * (len(rows) + 1))
-    return int(min(_POINTS, width, height))

@@ -32,10 +32,10 @@ def all_formats(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(3.2, 1), (3.2, 1.8), (1.6, 1.8)])
-def test_export_writes_a_png_at_16_to_9_of_a_pages_width_and_leaves_the_figure(tmp_path, size):
+def test_export_writes_a_png_of_a_pages_width_in_the_shape_of_the_figure(tmp_path, size):
     figure = small_figure(size)
     (path,) = style.export(figure, "small", folder=tmp_path)
-    assert plt.imread(path).shape[:2] == (900, 1600)
+    assert plt.imread(path).shape[:2] == (round(1600 * size[1] / size[0]), 1600)
     assert tuple(figure.get_size_inches()) == size
 
 

@@ -22,7 +22,7 @@ from pneumo_lib._files import write_csv, write_json
 from pneumo_lib.data.phantom import draw as phantom
 from pneumo_lib.study import html, report
 from pneumo_lib.study import notebooks as study_notebooks
-from pneumo_lib.study.html import conclusion
+from pneumo_lib.study.findings import conclusion
 from pneumo_lib.study.notebooks import NotebookError, notebook_parameters
 from pneumo_lib.study.report import run_report
 

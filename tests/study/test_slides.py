@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -12,10 +14,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from pptx import Presentation
 
+from pneumo_lib.plots.style import ERRORS
+from pneumo_lib.runs import load_run
 from pneumo_lib.study import slides
-from pneumo_lib.study.slides import fill_slide, plan_slides, read_sections, write_slides
+from pneumo_lib.study.findings import findings
+from pneumo_lib.study.slides import plan_slides, read_sections, write_slides
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "figures/README.md").read_text()
 ORDER = yaml.safe_load((ROOT / "pneumo_lib/study/slides.yaml").read_text())
 CAVEATS = "synthetic · split: official"
 TABLE = """<table><thead>
@@ -40,8 +46,10 @@ on a second line.
 
 
 @pytest.fixture
-def report(tmp_path):
-    """A report of one notebook with a table, a printed line and a figure."""
+def report(tmp_path, monkeypatch):
+    """A report of one notebook with a table, a printed line and a figure, about one run."""
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    write_run(tmp_path / "runs/mine")
     printed = new_output("stream", text="Found: 0.61\nof nothing\n")
     warned = new_output("stream", name="stderr", text="A warning.\n")
     shown = new_output("execute_result", data={"text/html": TABLE})
@@ -59,9 +67,26 @@ def report(tmp_path):
     return tmp_path
 
 
+def write_run(folder, backbone="small", found=(2, 1, 0)):
+    """A run of a train, a validation and 4 test images; of 3 pixels, 2, 1 and 0 found in test."""
+    folder.mkdir(parents=True)
+    (folder / "model.keras").touch()
+    split = ["train", "validation", *["test"] * 4]
+    counts = {"tp": [0, 0, *found, 0], "fp": [0] * 5 + [1], "tn": [7] * 5 + [9]}
+    table = pd.DataFrame({"epoch": 1, "image_id": range(6), "split": split} | counts)
+    table["has_pneumothorax"] = table["image_id"] < 5
+    table["fn"] = 10 - table[["tp", "fp", "tn"]].sum(axis=1)
+    table.to_csv(folder / "scores.csv", index=False)
+    pd.DataFrame({"epoch": [1], "val_iou": [0.25]}).to_csv(folder / "history.csv", index=False)
+    config = {"backbone": backbone, "weights": "from scratch", "leaked_patients": 0}
+    config["parameters"] = {"trainable": 10, "total": 40}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def write_report(folder, **content):
-    names = [{"name": "05_train_fcn-resnet50"}, {"name": "05_train_fcn-small"}]
-    content |= {"figures": str(folder), "notebooks": names}
+    trained = {"learnt": "a checksum", "parameters": {"run_name": "mine"}}
+    names = [{"name": "05_train_fcn-resnet50"} | trained, {"name": "05_train_fcn-small"}]
+    content = {"figures": str(folder), "notebooks": names} | content
     (folder / "report.json").write_text(json.dumps(content))
 
 
@@ -142,32 +167,75 @@ def test_a_report_without_caveats_gets_no_slides(report, caveats):
         plan_slides(report)
 
 
+def test_titles_state_the_numbers_of_the_run(report, monkeypatch):
+    title = "{{ chosen }} misses {{ test[chosen].missed }} of {{ test[chosen].positives }}"
+    use_order(monkeypatch, report, entry(title=title, points=["{{ images }}", "{{ '' }}"]))
+    ((slide,), _) = plan_slides(report)
+    assert slide.title == "small FCN misses 1 of 3"
+    assert slide.points == ["6"]  # an empty point is left out
+
+
+def test_findings_are_what_a_reader_counts(report):
+    write_run(report / "runs/other", "vgg19", found=(3, 3, 3))
+    found = findings([load_run("other"), load_run("mine")])
+    assert (found["images"], found["positives"], found["learnt"]) == (6, 5, 25)
+    assert found["pixels"] == pytest.approx(100 * 15 / 60)  # 5 lesions of 3 pixels in 6 x 10
+    assert found["empty"]["siim_dice"] == 0.25
+    assert found["chosen"] == "VGG19"  # equal on validation: the first
+    assert found["dice"] == [1, 1, 1]
+    assert [found["test"][name]["missed"] for name in ("VGG19", "small FCN")] == [0, 1]
+    assert found["test"]["small FCN"]["alarms"] == 1
+    assert found["tables"]["found"] == [
+        ["", "found", "missed"], ["VGG19", 3, 0], ["small FCN", 2, 1]
+    ]  # fmt: skip
+    assert found["tables"]["curves"] == [["", "VGG19", "small FCN"], [1, 0.25, 0.25]]
+
+
+def test_a_table_becomes_a_chart_that_can_be_edited(report, monkeypatch):
+    rows = [["", "found", "missed"], ["a", "1,204", "–"], ["b", "0.5", "2"]]
+    made = slides.findings
+    monkeypatch.setattr(slides, "findings", lambda runs: made(runs) | {"tables": {"counts": rows}})
+    use_order(monkeypatch, report, entry(table="counts", chart="BAR_STACKED"))
+    deck = Presentation(write_slides(folder=report)[0])
+    (chart,) = (shape.chart for shape in deck.slides[0].shapes if shape.has_chart)
+    assert list(chart.plots[0].categories) == ["a", "b"]
+    assert [list(series.values) for series in chart.plots[0].series] == [[1204, 0.5], [None, 2]]
+    assert [f"#{s.format.fill.fore_color.rgb}" for s in chart.plots[0].series] == [
+        ERRORS["found"], ERRORS["missed"]
+    ]  # fmt: skip
+
+
+def test_an_interval_goes_below_the_name_of_its_bar():
+    rows = [["backbone", "test"], ["small FCN (from scratch)", "0.70 [0.52, 0.84]"]]
+    chart = slides._chart("BAR_CLUSTERED", rows)
+    assert chart["categories"] == ["small FCN\n[0.52, 0.84]"]
+    assert chart["series"] == {"test": (0.7,)}
+
+
 def test_both_decks_show_the_same_natively(report, monkeypatch):
     picture = entry(figure="05_train_fcn_red")
-    use_order(monkeypatch, report, entry(), entry(table="name", printed=2), picture)
+    opening = entry(dark=True, points=["A question?"])
+    use_order(monkeypatch, report, opening, entry(table="name", printed=2), picture)
     powerpoint, page = write_slides(folder=report)
 
     deck = Presentation(powerpoint)
     assert deck.slide_width / deck.slide_height == pytest.approx(16 / 9, rel=1e-3)
     opening, table, figure = deck.slides
-    for number, slide in enumerate(deck.slides, start=1):
-        texts = [shape.text_frame.text for shape in slide.shapes if shape.has_text_frame]
-        assert f"{CAVEATS}   {number}" in texts
+    for slide in deck.slides:
+        assert slide.placeholders[11].text == f"05_train_fcn.ipynb, First  ·  {CAVEATS}"
     assert opening.shapes.title.text == "A title"
     assert opening.notes_slide.notes_text_frame.text.startswith("Read this and that")
     (drawn,) = (shape.table for shape in table.shapes if shape.has_table)
     assert [cell.text for cell in drawn.rows[1].cells] == ["one", "1"]
-    assert "Found: 0.61\nof nothing" in [s.text for s in table.shapes if s.has_text_frame]
+    assert table.placeholders[1].text == "Found: 0.61\nof nothing"
     (picture,) = (shape for shape in figure.shapes if shape.shape_type == 13)
-    assert picture.left > 0
-    assert picture.left + picture.width < deck.slide_width
     assert picture.width / picture.height == pytest.approx(16 / 9, rel=1e-3)
     assert picture._element.nvPicPr.cNvPr.get("descr") == "A title"
 
     html = page.read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|<script[^>]*src""", html)
     sections = BeautifulSoup(html, "html.parser").select("section")
-    assert {tag.footer.span.get_text() for tag in sections} == {CAVEATS}
+    assert all(CAVEATS in tag.footer.span.get_text() for tag in sections)
     assert [tag.get_text() for tag in sections[1].select("td")] == ["one", "1"]
     assert sections[2].img["src"].startswith("data:image/png;base64,")
     assert [tag.aside.get_text() for tag in sections] == [
@@ -178,16 +246,40 @@ def test_both_decks_show_the_same_natively(report, monkeypatch):
 # -- the order in which the report is told
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """Sections of the notebooks as they are in the repository."""
-    return {path.stem: read_sections(path) for path in (ROOT / "notebooks").glob("0*.ipynb")}
+@pytest.fixture
+def talk(report):
+    """The deck of the notebooks in the repository, with grey squares as figures."""
+    names = [path.stem for path in (ROOT / "notebooks").glob("0*.ipynb")]
+    for name in names:
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", report)
+    for figure in (slide["figure"] for slide in ORDER if "figure" in slide):
+        Image.new("RGB", (160, 90), "gray").save(report / f"{figure}.png")
+    trained = {"learnt": "a checksum", "parameters": {"run_name": "mine"}}
+    records = [{"name": name} for name in names] + [{"name": "05_train_fcn"} | trained]
+    write_report(report, caveats=CAVEATS, notebooks=records)
+    return Presentation(write_slides(folder=report)[0])
 
 
-@pytest.mark.parametrize("slide", ORDER, ids=lambda slide: slide["title"])
-def test_a_slide_of_the_talk_finds_what_it_shows_and_has_a_title_of_one_line(slide, stored):
-    listed = (ROOT / "figures/README.md").read_text()
-    assert "figure" not in slide or f"`{slide['figure']}`" in listed
-    found = fill_slide({k: v for k, v in slide.items() if k != "figure"}, stored, figures="")
-    assert found.notes
-    assert len(found.title) <= 45
+def test_the_talk_has_no_letter_below_18_points_but_in_footers_and_nothing_beyond_its_slides(talk):
+    assert len(talk.slides) == len(ORDER)
+    parts = [talk.slide_master, *talk.slide_layouts, *talk.slides]
+    charts = [s.chart for slide in talk.slides for s in slide.shapes if s.has_chart]
+    for element in [shape._element for part in parts for shape in part.shapes]:
+        sizes = [int(size) for size in element.xpath(".//@sz[number() = number()]")]
+        small = element.xpath(".//p:cNvPr/@name")[0].startswith(("Footer", "Number"))
+        assert small or all(size >= 1800 for size in sizes)
+    assert len(charts) == sum("chart" in slide for slide in ORDER)
+    assert all(chart.font.size.pt >= 18 for chart in charts)
+    for slide in talk.slides:
+        assert len(slide.shapes.title.text) <= 100, slide.shapes.title.text  # two lines
+        for shape in slide.shapes:
+            assert shape.left >= 0, shape.name
+            assert shape.left + shape.width <= talk.slide_width, shape.name
+            lowest = slide.placeholders[11].top  # the footer
+            assert shape.top + shape.height <= lowest or shape.name.startswith("Text"), shape.name
+            assert not shape.is_placeholder or shape.text_frame.text, shape.name
+
+
+@pytest.mark.parametrize("slide", ORDER, ids=lambda slide: slide["title"][:40])
+def test_a_figure_of_the_talk_is_listed(slide):
+    assert "figure" not in slide or f"`{slide['figure']}`" in README
