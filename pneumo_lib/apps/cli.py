@@ -307,7 +307,7 @@ def verify(run: shared.OneRun, as_json: shared.Json = False):
             "the scores are NOT those of the saved network: one of the two has changed. Train the "
             f"run again. Largest differences: {', '.join(found.worst)}"
         )
-    typer.echo("The scores are those of the saved network.")
+    return typer.echo("The scores are those of the saved network.")
 
 
 @command("pneumo doctor")

@@ -136,7 +136,7 @@ def test_without_a_command_the_three_that_most_people_want_are_shown_and_can_be_
 
 
 def test_the_exit_codes_stand_in_the_help_and_in_the_documentation(capsys):
-    """That each is what a process ends with is tested where it ends so, in this file or the next."""
+    """What each stands for is tested where a command ends with it."""
     assert main(["--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     page = (ROOT / "docs/command_line.md").read_text()
