@@ -71,6 +71,7 @@ def build(folder, run=None):
             "autodoc_preserve_defaults": True,
             "napoleon_numpy_docstring": False,
             "napoleon_custom_sections": [("Values", "params_style")],
+            "toc_object_entries_show_parents": "hide",
             "myst_heading_anchors": 3,
             "exclude_patterns": ["README.md"],  # pages include sections of it
         }
@@ -167,13 +168,11 @@ def newest_control():
     return max(runs, key=lambda run: (run.folder / "config.json").stat().st_mtime)
 
 
-def fetch_packages(static):
+def fetch_packages(static, kept=ROOT / "runs/npm"):
     """Bytes of the runtime, `(wasm, glue)`; all other files of `PACKAGES` go to `static`."""
-    from pneumo_lib._files import project_path
-
     found = {}
     for name, version, checksum, names in PACKAGES:
-        archive = project_path(f"runs/npm/{name}-{version}.tgz")
+        archive = kept / f"{name}-{version}.tgz"
         if not archive.is_file():
             host = os.environ.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org").rstrip("/")
             with urllib.request.urlopen(f"{host}/{name}/-/{archive.name}", timeout=60) as answer:

@@ -28,12 +28,12 @@ def packages():
 
 
 def declared(package):
-    """Full names, as `pneumo_lib.data.siim.read_cases`, of what the stub of a package declares."""
-    return [
-        f"{package}.{module}.{name}"
-        for module, name in _stub(_path(package, "/__init__.pyi"))
-        if module
-    ]
+    """Full names, as `pneumo_lib.data.siim.read_cases`, of what the stub of a package declares.
+
+    Each where it is defined: a module may lend what it imports.
+    """
+    names = [n for n in _stub(_path(package, "/__init__.pyi")) if n[0] and n[0][0] != "_"]
+    return [_NAMES.get(f"{package}.{module}.{name}") or _NAMES[name] for module, name in names]
 
 
 def _stub(path):
@@ -58,10 +58,14 @@ def definitions(module):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             kind = "class" if isinstance(node, ast.ClassDef) else "function"
             yield from [(node.name, kind, "")] * (node.name[0] != "_")
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name.isupper() and name[0] != "_":
-                yield name, "data", f"{ast.unparse(node.value)}\t{_comment(lines, node)}"
+        elif isinstance(node, ast.Assign):
+            targets, values = node.targets, [node.value]
+            if isinstance(targets[0], ast.Tuple):
+                targets, values = targets[0].elts, getattr(node.value, "elts", targets[0].elts)
+            for target, value in zip(targets, values, strict=True):
+                name = ast.unparse(target)
+                if name.isupper() and name[0] != "_":
+                    yield name, "data", f"{ast.unparse(value)}\t{_comment(lines, node)}"
 
 
 def _comment(lines, node):
@@ -90,7 +94,7 @@ def write_pages(folder):
             _write(folder / f"{sub}.rst", sub, about[sub], modules, declared(package))
     _write(folder / "runs.rst", "runs", about["runs"], ["pneumo_lib.runs"], [])
     pages = "\n   ".join(name.removeprefix("pneumo_lib.") for name in about_order(about, names))
-    top = _table([f"~{name}" for name in declared("pneumo_lib") if "._" not in name])
+    top = _table(declared("pneumo_lib"))
     text = (folder.parent / "reference_index.rst").read_text(encoding="utf-8")
     (folder.parent / "reference_index.rst").unlink()
     (folder / "index.rst").write_text(text.format(top=top, pages=pages), encoding="utf-8")
@@ -106,7 +110,7 @@ def _write(path, name, about, modules, names):
     title = f"pl.{name}"
     text = [title, "=" * len(title), "", f"{_ref(about)[:1].upper()}{_ref(about)[1:]}.", ""]
     if names:
-        text += [_table([f"~{name}" for name in names]), ""]
+        text += [_table(names), ""]
     for module in modules:
         heading = module.removeprefix("pneumo_lib.")
         text += [heading, "-" * len(heading), "", f".. automodule:: {module}", ""]
@@ -125,9 +129,11 @@ def _write(path, name, about, modules, names):
 
 
 def _table(names):
-    return "\n".join(
-        [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names)]
-    )
+    constants = [name for name in names if name.rpartition(".")[2].isupper()]
+    rows = [f"   ~{name}" for name in names if name not in constants]
+    links = ", ".join(f":py:data:`~{name}`" for name in constants)
+    text = [".. autosummary::", "   :nosignatures:", "", *rows, ""]
+    return "\n".join([*text, f"Constants: {links}"] if constants else text)
 
 
 # -- docstrings

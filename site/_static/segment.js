@@ -5,7 +5,7 @@
   const LONGEST = 1024; // pixels of the picture's longer side
   const TOP_SHARE = 0.001; // as evaluation/image_level.py
   const COLOUR = [230, 159, 0]; // orange of Okabe and Ito, as the overlays of `pneumo predict`
-  const element = (name) => document.getElementById(`pneumo-${name}`);
+  const element = (name) => document.getElementById(`segment-${name}`);
   const { network } = window.pneumo;
   const state = { shown: null, threshold: null }; // null: the run's own operating point
 
