@@ -85,8 +85,9 @@ torture: env ## kills, interrupts, fuzzing, mutants, the same report twice: hour
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check $$package || true; done
 	@$(BIN)/python -W ignore tests/torture/run.py $(SECTIONS)
 
-lab: env ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(OPTIONS)
+lab: env ## open the notebooks in JupyterLab, at their index
+	@$(BIN)/jupyter lab notebooks --ip=127.0.0.1 \
+	  --LabApp.default_url='/lab/tree/README.md?factory=Markdown%20Preview' $(OPTIONS)
 
 # With a token, as JupyterLab has it by itself: a page starts a kernel and shows X-rays.
 explore: env ## look at the cases of finished runs, as a web page on this machine
@@ -133,11 +134,9 @@ figures: env ## export all figures of all notebooks, on white and on black (hund
 slides: report ## the talk: runs/report/slides.pptx and slides.html
 	@$(BIN)/pneumo slides $(if $(DATA),--data "$(DATA)")
 
-# The stored outputs of the notebooks, without running them; nothing is fetched, -W refuses dead links.
-site: env ## the notebooks as a course: runs/site/index.html
-	@rm -rf runs/site && mkdir -p runs/site/source && cp -r site/* notebooks/*.ipynb runs/site/source
-	@$(BIN)/sphinx-build -q -W runs/site/source runs/site && rm -rf runs/site/source
-	@echo "Site        runs/site/index.html"
+# The stored outputs of the notebooks, without running them; dead links are refused.
+site: env ## course, how-tos, API reference, and a page that segments: runs/site/index.html; [RUN=siim-small-128]
+	@$(BIN)/python site/build.py $(if $(RUN),--run "$(RUN)")
 
 lock: env ## choose exact versions for pyproject.toml again; UPGRADE=--upgrade takes the newest
 	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 $(UPGRADE) \

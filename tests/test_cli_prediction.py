@@ -1,6 +1,7 @@
 """The commands around a trained network: files, output and exit codes."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,47 @@ def test_doctor_prints_what_it_finds_and_what_to_do(monkeypatch, capsys, state, 
         [state, "disk", "1", "GB", "free"],
         ["->", "free", "some"],
     ]
+
+
+def test_json_of_predict_holds_the_rows_with_numbers_in_the_first_call_and_the_next(
+    run, xrays, tmp_path, capsys
+):
+    (xrays / "torn.png").write_bytes(b"text")
+    arguments = ["predict", str(xrays), "--run", run, "--out", str(tmp_path / "out"), "--json"]
+    assert main(arguments) == 1
+    first = json.loads(capsys.readouterr().out)
+    dark, half, _, white = first["files"]
+    assert (dark["area_px"], half["area_px"], half["probability"]) == (0, 30 * 40, 1.0)
+    assert white["area_cm2"] == 50 * 0.5 * 30 * 0.2 / 100
+    assert (dark["side"], half["error"], first["predicted"]) == (None, None, 3)
+    assert list(first["failed"]) == [str(xrays / "torn.png")]
+    assert main(arguments) == 1
+    again = json.loads(capsys.readouterr().out)
+    assert again == first | {"predicted": 0}
+
+
+def test_json_of_an_archive_holds_the_counts(run, xrays, tmp_path, capsys):
+    options = ["--run", run, "--out", str(tmp_path / "out"), "--scheduler", "local", "--json"]
+    assert main(["predict", str(xrays), *options, "--workers", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: found[name] for name in ("listed", "rows", "failed")} == {
+        **{"listed": 3, "rows": 3},
+        "failed": 0,
+    }
+
+
+@pytest.mark.parametrize(("matches", "code"), [(True, 0), (False, 1)])
+def test_json_of_verify_and_doctor_has_the_exit_code_of_the_text(
+    run, monkeypatch, capsys, matches, code
+):
+    found = Verification(matches, 10, 1, 1e-4, (0.5, 0.25), ["case.7"])
+    monkeypatch.setattr("pneumo_lib.inference.rescore.verify_run", lambda run: found)
+    assert main(["verify", run, "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == found._asdict() | {"siim_dice": [0.5, 0.25]}
+    findings = [Finding("ok" if matches else "wrong", "disk", "1 GB free", "free some")]
+    monkeypatch.setattr("pneumo_lib.apps.doctor.examine", lambda: findings)
+    assert main(["doctor", "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == [findings[0]._asdict()]
 
 
 def test_unknown_run_is_one_line_with_the_remedy(xrays, capsys):

@@ -16,13 +16,20 @@ from typer import Argument, Option
 from pneumo_lib.apps import cli_options as shared
 
 _DISCLAIMER = "For research and teaching, not a medical device."
+_START = f"""Pneumothorax on chest X-rays. What most people want:
+
+  pneumo report                                       the whole study on synthetic X-rays
+  pneumo predict FILE_OR_FOLDER --run RUN --out NEW   outline pneumothorax on X-rays of your own
+  pneumo doctor                                       what is installed, trained and missing
+
+All commands: pneumo --help. {_DISCLAIMER}"""
 _COLOURS = {"ok": "green", "missing": "yellow", "wrong": "red"}
 
 app = typer.Typer(
-    help="Chest X-ray pneumothorax segmentation with FCNs.\n\n"
-    "Exit status: 0; 1 if anything failed; 2 for a wrong call; 130 after Ctrl-C.",
-    epilog=f"`pneumo COMMAND --help` lists its options, with an example. {_DISCLAIMER}",
-    no_args_is_help=True,
+    help="Chest X-ray pneumothorax segmentation with FCNs.",
+    epilog=f"`pneumo COMMAND --help` lists its options, with an example. {_DISCLAIMER}\n\n"
+    "Exit codes: 0 all done, 1 anything failed, 2 wrong call, 130 Ctrl-C.",
+    invoke_without_command=True,
     rich_markup_mode="markdown" if sys.stdout.isatty() else None,  # boxes on a terminal only
     pretty_exceptions_enable=False,  # Python's own traceback for --debug
     context_settings={
@@ -56,12 +63,14 @@ def _print_version(wanted: bool):
 
 @app.callback()
 def before_a_command(
+    context: typer.Context,
     version: Annotated[
         bool, Option("--version", callback=_print_version, is_eager=True, help="show the version")
     ] = False,
     debug: Annotated[bool, Option("--debug", help="show the traceback of an error")] = False,
 ):
-    pass  # `shared.Command` reads `debug`
+    if context.invoked_subcommand is None:  # `shared.Command` reads `debug`
+        typer.echo(_START)
 
 
 @command("pneumo report --data data/siim --params params/siim.yaml --backbones vgg16 small")
@@ -172,6 +181,7 @@ def predict(
     dicom_seg: Annotated[bool, Option("--dicom-seg", help="also write DICOM SEG objects")] = False,
     scheduler: shared.Scheduler = None,
     workers: shared.Workers = None,
+    as_json: shared.Json = False,
 ):
     """Outline pneumothorax on new X-rays with a trained network.
 
@@ -191,10 +201,16 @@ def predict(
         )
     point = _operating_point(threshold)
     if scheduler:
-        return _predict_archive(files[0], run, out, point, scheduler, workers)
+        return _predict_archive(files[0], run, out, point, scheduler, workers, as_json)
     from pneumo_lib.inference.predict_files import predict_files
+    from pneumo_lib.inference.prediction_rows import typed
 
     outcome = predict_files(files, run, out, operating_point=point, dicom_seg=dicom_seg)
+    if as_json:
+        found = {"files": [typed(row) for row in outcome.rows], "predicted": outcome.predicted}
+        failed = {row["file"]: row["error"] for row in outcome.failed}
+        found |= {"failed": failed, "dicom_seg": outcome.segmentations}
+        return _print_json(found, code=int(bool(failed)))
     there = sum(not row["error"] for row in outcome.rows) - outcome.predicted
     _show("Predicted", f"{outcome.predicted} files" + (f"; {there} were there" if there else ""))
     _show("Table", Path(out).resolve() / "predictions.csv")
@@ -203,12 +219,15 @@ def predict(
     return _list_failures([(row["file"], row["error"]) for row in outcome.failed])
 
 
-def _predict_archive(archive, run, out, point, scheduler, workers):
+def _predict_archive(archive, run, out, point, scheduler, workers, as_json):
     """Predict an archive by Dask and return the exit code: 1 if any file failed."""
     from pneumo_lib.cluster.archive import predict_archive
 
     options = dict(operating_point=point, scheduler=scheduler, workers=workers)
     outcome = predict_archive(archive, run, out, **options)
+    if as_json:
+        failed = outcome.failed or outcome.without_row
+        return _print_json(outcome._asdict(), code=int(bool(failed)))
     without, there = len(outcome.without_row), outcome.rows - outcome.predicted
     _show("Listed", f"{outcome.listed} files")
     _show("Rows", f"{outcome.rows}, one a file; {there} were there, {without} are missing")
@@ -272,11 +291,13 @@ def export(
 
 
 @command("pneumo verify phantoms-small-128")
-def verify(run: shared.OneRun):
+def verify(run: shared.OneRun, as_json: shared.Json = False):
     """Score a trained network again and compare with its scores.csv."""
     from pneumo_lib.inference.rescore import verify_run
 
     found = verify_run(run)
+    if as_json:
+        return _print_json(found._asdict(), code=int(not found.matches))
     recorded, computed = found.siim_dice
     _show("Images", f"{found.images}, {found.images_that_differ} with other pixel counts")
     _show("Pixels", f"{found.pixels_that_differ:.1e} of all have another class")
@@ -286,11 +307,11 @@ def verify(run: shared.OneRun):
             "the scores are NOT those of the saved network: one of the two has changed. Train the "
             f"run again. Largest differences: {', '.join(found.worst)}"
         )
-    typer.echo("The scores are those of the saved network.")
+    return typer.echo("The scores are those of the saved network.")
 
 
 @command("pneumo doctor")
-def doctor():
+def doctor(as_json: shared.Json = False):
     """Check packages, devices, weights, data, runs and disk.
 
     Names a remedy for what is missing. Downloads nothing.
@@ -298,12 +319,15 @@ def doctor():
     from pneumo_lib.apps.doctor import examine
 
     findings = examine()
+    failed = int(any(finding.state == "wrong" for finding in findings))
+    if as_json:
+        return _print_json([finding._asdict() for finding in findings], code=failed)
     for finding in findings:
         state = typer.style(f"{finding.state:9}", fg=_COLOURS[finding.state])
         typer.echo(f"{state}{finding.what:22}{finding.value}")
         if finding.remedy:
             typer.echo(f"{'':31}-> {finding.remedy}")
-    return int(any(finding.state == "wrong" for finding in findings))
+    return failed
 
 
 def _operating_point(threshold):
@@ -315,6 +339,12 @@ def _operating_point(threshold):
 
 def _show(label, *facts):
     typer.echo(typer.style(f"{label:12}", bold=True) + ", ".join(str(_short(f)) for f in facts))
+
+
+def _print_json(value, *, code):
+    """Print what a command found, and return its exit code."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+    return code
 
 
 def _short(fact):

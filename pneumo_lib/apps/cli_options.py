@@ -90,4 +90,5 @@ Threshold = Annotated[float, Option(metavar="P", min=1e-6, max=1, help=_P)]
 Scheduler = Annotated[
     str, Option(metavar="ADDRESS", help="local, or tcp://HOST:PORT of a running Dask scheduler")
 ]
+Json = Annotated[bool, Option("--json", help="print one JSON value, for other programs")]
 Workers = Annotated[int, Option(metavar="N", help=_WORKERS)]

@@ -28,6 +28,7 @@ from .prediction_rows import describe as describe
 from .prediction_rows import readme as readme
 from .prediction_rows import side_of as side_of
 from .prediction_rows import text_of as text_of
+from .prediction_rows import typed as typed
 from .rescore import Verification as Verification
 from .rescore import scores_at_operating_point as scores_at_operating_point
 from .rescore import verify_run as verify_run

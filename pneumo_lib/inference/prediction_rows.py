@@ -62,6 +62,13 @@ def describe(prediction, settings):
     }
 
 
+def typed(row):
+    """Row of a table of single files with numbers as numbers, and `None` where a cell is empty."""
+    kinds = {"int64": int, "double": float, "string": str}
+    named = [(name, kinds[kind]) for name, kind, _ in _COLUMNS if name in FILE_COLUMNS]
+    return {name: None if row[name] in ("", None) else kind(row[name]) for name, kind in named}
+
+
 def side_of(mask, patients_left):
     """Side of the patient that a mask is on: "left", "right", "both", "unknown" or "" without.
 

@@ -46,7 +46,7 @@ def plan_run(name, settings):
 
 
 def read_two_parts(params, second):
-    """`(stem of the file, its part "base", its part `second`)` of a YAML file of many runs."""
+    """Stem of the file, its part "base" and its part `second`, of a YAML file of many runs."""
     path = source_path(params)
     content = read_params(path)
     if set(content) != {"base", second}:

@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from typer.main import get_command
 
 import pneumo_lib as pl
-from pneumo_lib.apps.cli import main
+from pneumo_lib.apps.cli import app, main
 from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.study import report
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -120,11 +124,30 @@ def test_an_unknown_command_is_refused_with_exit_code_2_and_the_nearest(capsys):
     assert "No such command 'deport'. Did you mean 'report'" in capsys.readouterr().err
 
 
-def test_without_a_command_the_help_is_shown_with_the_disclaimer_of_all_predictions(capsys):
-    assert main([]) == 2
-    shown = capsys.readouterr().err
-    assert "Run all notebooks and write" in shown
-    assert f"For {NOTE}." in " ".join(shown.split())
+def test_without_a_command_the_three_that_most_people_want_are_shown_and_can_be_called(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    lines = [line.strip().split("  ")[0] for line in shown.splitlines() if line[:2] == "  "]
+    assert [line.split()[1] for line in lines] == ["report", "predict", "doctor"]
+    for line in lines:
+        _, name, *words = line.split()
+        assert get_command(app).commands[name].make_context(name, words)
+    assert f"All commands: pneumo --help. For {NOTE}." in shown
+
+
+def test_the_exit_codes_stand_in_the_help_and_in_the_documentation(capsys):
+    """What each stands for is tested where a command ends with it."""
+    assert main(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    page = (ROOT / "docs/command_line.md").read_text()
+    for code, meaning in (
+        (0, "all done"),
+        (1, "anything failed"),
+        (2, "wrong call"),
+        (130, "Ctrl-C"),
+    ):
+        assert f"{code} {meaning}" in shown
+        assert f"| {code} | " in page
 
 
 def test_fetch_names_the_folder_and_the_next_command(capsys, monkeypatch, tmp_path):
