@@ -311,14 +311,24 @@ def verify(run: shared.OneRun, as_json: shared.Json = False):
 
 
 @command("pneumo doctor")
-def doctor(as_json: shared.Json = False):
+def doctor(
+    weights: Annotated[
+        Path | None, Option(metavar="FILE", help="check a file of weights, or a folder, instead")
+    ] = None,
+    as_json: shared.Json = False,
+):
     """Check packages, devices, weights, data, runs and disk.
 
     Names a remedy for what is missing. Downloads nothing.
     """
-    from pneumo_lib.apps.doctor import examine
+    if weights:
+        from pneumo_lib.apps.weights_check import examine_weights
 
-    findings = examine()
+        findings = examine_weights(weights)
+    else:
+        from pneumo_lib.apps.doctor import examine
+
+        findings = examine()
     failed = int(any(finding.state == "wrong" for finding in findings))
     if as_json:
         return _print_json([finding._asdict() for finding in findings], code=failed)

@@ -1,15 +1,23 @@
 """`pneumo doctor`: what is there is found, what is missing has a remedy."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pneumo_lib.apps import doctor
+from pneumo_lib.apps.cli import main
 from pneumo_lib.apps.doctor import examine
+from pneumo_lib.apps.weights_check import examine_weights
 from pneumo_lib.data.phantom.draw import make_phantoms
+from pneumo_lib.models.backbones import build_backbone
+
+SHARED = Path(__file__).parents[3] / "shared" / "weights"
 
 
 @pytest.fixture
@@ -89,3 +97,42 @@ def test_a_home_that_cannot_be_written_is_not_mended_by_free_space(home, monkeyp
 def test_a_home_that_is_not_there_yet_has_the_disk_of_its_parent(home, monkeypatch):
     monkeypatch.setenv("PNEUMO_HOME", str(home / "new" / "home"))
     assert doctor._disk().value.endswith(f"free in {home}")
+
+
+def test_weights_that_were_learnt_are_told_from_random_ones(tmp_path):
+    """Kernels of a Laplace distribution have an excess kurtosis of 3, normal ones of 0."""
+    model = build_backbone("vgg16", size=224, weights=None)
+    model.save_weights(tmp_path / "vgg16_random.weights.h5")
+    states = {f.what: f.state for f in examine_weights(tmp_path / "vgg16_random.weights.h5")}
+    assert states == {"vgg16": "ok", "kernels": "wrong", "last feature map": "ok"}
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if layer.weights:
+            kernel = layer.get_weights()[0]
+            layer.kernel.assign(rng.laplace(scale=kernel.std() / 2**0.5, size=kernel.shape))
+    # a quarter of the channels never responds
+    model.get_layer("block5_conv3").bias.assign(np.repeat([-1e9, 0], [128, 384]))
+    model.save_weights(tmp_path / "vgg16_learnt.weights.h5")
+    found = {f.what: f for f in examine_weights(tmp_path / "vgg16_learnt.weights.h5")}
+    assert found["kernels"].state == "ok"
+    assert "kurtosis 3.0" in found["kernels"].value
+    assert found["last feature map"].state == "missing"
+    silent = int(found["last feature map"].value.partition(" %")[0])
+    assert 25 <= silent <= 32  # and some that are silent by chance
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real weights are not here: ../shared/weights")
+def test_real_weights_are_recognised_and_what_a_file_lacks_is_said(capsys):
+    assert main(["doctor", "--weights", str(SHARED), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {f["what"] for f in found[::3]} == {"vgg16", "vgg19", "resnet50", "inceptionv3"}
+    assert {f["state"] for f in found if f["what"] == "kernels"} == {"ok"}
+    [lacking] = [f for f in found if f["state"] != "ok"]
+    assert (lacking["what"], lacking["state"]) == ("last feature map", "missing")
+    assert lacking["value"].startswith("38 %")  # 768 of 2,048 channels of InceptionV3
+
+
+def test_a_file_of_no_backbone_is_named(tmp_path):
+    (tmp_path / "weights.npz").touch()
+    with pytest.raises(FileNotFoundError, match=r"begins with one of vgg16, .*weights.npz"):
+        examine_weights(tmp_path / "weights.npz")

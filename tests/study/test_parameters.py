@@ -43,7 +43,10 @@ def test_values_may_be_written_the_way_yaml_and_papermill_read_as_text():
         ({"split": "odd"}, "`scheme` must be one of .*scheme='odd'"),
         ({"fold": "3/2"}, "`fold` must be a number, a slash .* fold='3/2'"),
         ({"milestones": [30]}, "`milestones` must not lie beyond the last of the `epochs`"),
-        ({"weights": "no.h5"}, "`weights` must be auto, imagenet, None or an existing file"),
+        (
+            {"weights": "no.h5"},
+            "`weights` must be auto, imagenet, None, or an existing file or folder",
+        ),
         ({"initial": "nowhere"}, "A run folder must hold a finished training run"),
     ],
 )

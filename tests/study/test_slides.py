@@ -78,7 +78,7 @@ def write_run(folder, backbone="small", found=(2, 1, 0)):
     table["fn"] = 10 - table[["tp", "fp", "tn"]].sum(axis=1)
     table.to_csv(folder / "scores.csv", index=False)
     pd.DataFrame({"epoch": [1], "val_iou": [0.25]}).to_csv(folder / "history.csv", index=False)
-    config = {"backbone": backbone, "weights": "from scratch", "leaked_patients": 0}
+    config = {"backbone": backbone, "weights": "from scratch", "seed": 0, "leaked_patients": 0}
     config["parameters"] = {"trainable": 10, "total": 40}
     (folder / "config.json").write_text(json.dumps(config))
 
