@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
 def write_run(folder, data, **settings):
     """A finished run on `data`, as far as finding it needs."""
     config = {"name": folder.name, "data_name": "squares", "size": SIZE, "backbone": "vgg19"}
-    config |= {"decoder": "deconvolution", "data_checksum": runs.data_checksum(data)}
+    config |= {"decoder": "deconvolution", "data_checksum": runs.data_checksum(data), "seed": 0}
     folder.mkdir(parents=True)
     _files.write_json(folder / "config.json", config | settings)
     for table in ("history.csv", "scores.csv"):
@@ -107,6 +107,9 @@ def test_named_runs_are_compared_in_the_order_of_their_backbones(folder, data):
     write_run(folder / "mine", data, backbone="small")
     write_run(folder / "skips", data, decoder="skips")
     assert names(runs.runs_to_compare(data, ["mine", "skips"])) == ["skips", "mine"]
+    write_run(folder / "again", data, seed=1)  # another training of the first
+    compared = names(runs.runs_to_compare(data, ["mine", "skips", "again"]))
+    assert compared == ["skips", "again", "mine"]
 
 
 def test_only_runs_with_names_of_their_own_have_to_be_named(folder, data):

@@ -44,7 +44,7 @@ def gallery(images, masks, labels, *, title=None, note=None):
         masks: `(n, height, width)` of 0 and 1.
         labels: n of them, True where there is a pneumothorax.
     """
-    size = 12.8, 25.6 / len(images) + 1.2  # no wider than its panels are high
+    size = 12.8, min(7.2, 25.6 / len(images) + 1.2)  # no wider than its panels are high
     figure, axes = new_figure(2, len(images), title=title, note=note, figsize=size)
     for column, image, mask, label in zip(axes.T, images, masks, labels, strict=True):
         column[0].imshow(image, cmap="gray", vmin=0, vmax=255)
