@@ -17,10 +17,10 @@ from pneumo_lib.training.config import TrainingConfig, describe
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # tested with experiments.py and sweep.py, which read them
-EXPERIMENTS = ("better", "siim_better", "trial", "sweep", "folds")
+EXPERIMENTS = ("better", "siim_better", "recipe", "trial", "sweep", "folds")
 PARAMS = sorted(p for p in (ROOT / "params").glob("*.yaml") if p.stem not in EXPERIMENTS)
 LONGEST_CELL = 25
-SET_BY_THE_REPORT = {"backbone", "run_names", "export"}
+SET_BY_THE_REPORT = {"backbone", "run_names", "training_seed", "export"}
 OF_ONE_RUN = {"run_name", "fold", "experiments", "train_here", "compare"}  # not of a whole report
 # A path from the root of a file system; `a/tmp`, `https://tmp/` and `</tmp/` are none.
 ABSOLUTE = re.compile(r"(?<![\w.~:/<>)])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|content)/\S*")
@@ -137,7 +137,11 @@ def test_the_training_notebook_has_every_setting_with_its_default_and_help():
     path = ROOT / "notebooks/05_train_fcn.ipynb"
     of_data = {"data", "phantom_count", "size", "split", "fold"}
     settings = notebooks.notebook_parameters(path)
-    settings = {n: v for n, v in settings.items() if n not in of_data | {"run_name", "export"}}
+    settings = {
+        n: v
+        for n, v in settings.items()
+        if n not in of_data | {"training_seed", "run_name", "export"}
+    }
     assert settings == asdict(TrainingConfig())
     [cell] = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
     lines = cell.source.splitlines()
@@ -153,6 +157,7 @@ def test_the_demo_file_lists_every_default_of_a_report_with_its_help():
     for path in NOTEBOOKS:
         embedded |= notebooks.notebook_parameters(path)
     assert tuple(listed.pop("backbones")) == report.BACKBONES
+    assert listed.pop("seeds") is None
     assert {k: v for k, v in embedded.items() if k not in SET_BY_THE_REPORT | OF_ONE_RUN} == listed
     assert all(f"# {help}\n" in text for name, help in describe().items() if name in listed)
 
@@ -161,7 +166,7 @@ def test_the_demo_file_lists_every_default_of_a_report_with_its_help():
 def test_a_parameter_file_holds_only_what_notebooks_declare(path):
     settings = read_params(path)
     steps = report.plan(NOTEBOOKS, settings)  # refuses unknown names and other types
-    assert {"backbones"} | {n for s in steps for n in s.parameters} >= settings.keys()
+    assert {"backbones", "seeds"} | {n for s in steps for n in s.parameters} >= settings.keys()
 
 
 # -- stored outputs: nbval passes a notebook that has none

@@ -117,7 +117,7 @@ def plan(notebooks, settings):
     declared = {path: notebook_parameters(path) for path in notebooks}
     settings = {"export": True} | settings
     backbones = settings.pop("backbones", list(BACKBONES))
-    seeds = settings.pop("seeds", [None])
+    seeds = settings.pop("seeds", None) or [None]
     for name, given, example in [
         ("backbones", backbones, "names, such as [vgg16, small]"),
         ("seeds", seeds, "whole numbers, such as [0, 1, 2]"),

@@ -210,7 +210,7 @@ class TrainingConfig:
     feature_precision: str = _setting(
         "float32",
         _one_of(*FEATURE_PRECISIONS),
-        "of a frozen backbone: float32, float16 (kept so), bfloat16 (computed so)",
+        "of a frozen backbone: float32, float16, bfloat16",
     )
     seed: int = _setting(
         0,

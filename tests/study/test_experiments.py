@@ -89,13 +89,23 @@ def test_a_file_without_the_two_parts_is_refused(project):
         read_experiments("flat.yaml")
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("better", 15), ("siim_better", 4), ("trial", 3)])
+@pytest.mark.parametrize(
+    ("name", "at_least"), [("better", 15), ("siim_better", 4), ("recipe", 4), ("trial", 3)]
+)
 def test_the_experiments_of_the_project_can_be_read(name, at_least):
-    overrides = {"data": "phantoms"} if name == "siim_better" else None  # its data is not here
+    overrides = (
+        {"data": "phantoms"} if name in ("siim_better", "recipe") else None
+    )  # its data is not here
     names = [run.name for run in read_experiments(f"params/{name}.yaml", overrides=overrides)]
     assert names[0] == f"{name}-base"
     assert len(set(names)) == len(names) > at_least
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
+
+
+def test_the_recipe_holds_out_each_of_five_folds_once():
+    planned = read_experiments("params/recipe.yaml", overrides={"data": "phantoms"})
+    assert [run.source["fold"] for run in planned] == [f"{n}/5" for n in range(1, 6)]
+    assert len({run.config for run in planned}) == 1  # nothing else differs
 
 
 def test_experiments_are_trained_as_train_does_it_and_only_once(project):

@@ -1,6 +1,7 @@
 """The mean of several networks, as a run of its own."""
 
 import json
+from dataclasses import fields
 from types import SimpleNamespace
 
 import cv2
@@ -14,6 +15,7 @@ from pneumo_lib.apps.cli import main
 from pneumo_lib.evaluation import metrics
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.inference import rescore
+from pneumo_lib.study.experiments import read_experiments
 from pneumo_lib.training import ensemble, features
 from pneumo_lib.training.ensemble import average_runs
 from pneumo_lib.training.train import train
@@ -96,13 +98,15 @@ def test_equal_backbones_are_run_once_and_others_each(data, folder):
 
 @pytest.fixture(scope="module")
 def folds(home):
-    """Two folds of a cross-validation with image-level heads, and what they were trained on."""
+    """The recipe of few cases, in two folds of small phantoms, and what they were trained on."""
     made = pl.make_phantoms(home.folder / "folds", count=24, size=64, seed=0)
     source = {"data": str(made), "size": 32, "split": "patient"}
     prepared = [pl.prepare_data(**source, fold=f"{n}/2") for n in (1, 2)]
-    settings = SETTINGS | {"decoder": "skips", "image_head": True, "epochs": 1, "milestones": []}
+    small = {"data": "phantoms", "size": 32, "weights": None, "epochs": 1, "milestones": [1]}
+    recipe = read_experiments("params/recipe.yaml", overrides=small)[0].config
+    assert (recipe.decoder, recipe.image_head) == ("skips", True)
     for number, data in enumerate(prepared, start=1):
-        train(data, run=f"fold-{number}", backbone="vgg16", **settings)
+        train(data, recipe, run=f"fold-{number}")
     return prepared
 
 
@@ -144,8 +148,9 @@ def test_predictions_have_the_scores_of_the_image_level_head(folds, name):
 
 def test_members_of_other_splits_that_are_no_folds_are_refused(folds, home):
     other = pl.prepare_data(str(home.folder / "folds"), size=32, split="patient", seed=3)
-    settings = SETTINGS | {"decoder": "skips", "image_head": True, "epochs": 1, "milestones": []}
-    train(other, run="other-split", backbone="vgg16", **settings)
+    config = pl.load_run("fold-1").config
+    recipe = {field.name: config[field.name] for field in fields(pl.TrainingConfig)}
+    train(other, pl.TrainingConfig(**recipe | {"weights": None}), run="other-split")
     with pytest.raises(ValueError, match="the same split, or be the folds of a cross-validation"):
         average_runs(["other-split", "fold-1"], run="mixed")
 
