@@ -222,6 +222,11 @@ def open_run(run):
     run = load_run(run)
     data = load_run_data(run)
     scores = run.scores[run.scores["epoch"] == run.scores["epoch"].max()].set_index("image_id")
+    if "image_score" not in scores:
+        raise ValueError(
+            f"A run must have an image-level score of each case. Received: {run.folder}, from an "
+            "earlier version: train it again"
+        )
     columns = scores[[*metrics.COUNTS, "image_score"]]
     cases = data.cases.join(columns, on="image_id").reset_index(drop=True)
     # A lesion that vanished at this size counts as missed, as in the tables.

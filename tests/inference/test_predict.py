@@ -67,12 +67,13 @@ def test_large_images_go_through_the_network_a_few_at_a_time(run, data, monkeypa
         return lambda images: (lengths.append(len(images)), compiled(images))[1]
 
     run = run._replace(config=run.config | {"test_time_flip": flip})
-    whole = inference.load_foreground(run, batch_size=8, xla=xla)(data.images[:8])
+    whole = inference.load_scored(run, batch_size=8, xla=xla)(data.images[:8])
     monkeypatch.setattr(inference, "compiled", recording)
     monkeypatch.setattr(inference, "batch_in_memory", lambda size, most: 3)
-    few = inference.load_foreground(run, batch_size=8, xla=xla)(data.images[:8])
+    few = inference.load_scored(run, batch_size=8, xla=xla)(data.images[:8])
     assert max(lengths) == 3
-    np.testing.assert_allclose(few, whole, atol=1e-5)
+    for one, other in zip(few, whole, strict=True):  # probabilities, and scores of images
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_small_fcn_has_no_head_to_compile_and_predicts_all_the_same(bright, xrays, monkeypatch):
@@ -124,7 +125,7 @@ def mask_of(probability, shape, point):
     def read(path):
         return Prediction(path, xray=XRay(None, shape)), probability
 
-    [prediction] = inference.predictions(["x"], read, lambda images: images, point, 1, 1)
+    [prediction] = inference.predictions(["x"], read, lambda x: (x, [0.5]), point, 1, 1)
     assert prediction.mask.dtype == np.uint8
     return prediction.mask
 
@@ -219,7 +220,7 @@ def test_results_keep_the_order_of_the_files_however_long_each_takes(monkeypatch
         return Prediction(path, xray=XRay(None, (2, 2))), np.full((2, 2), path, np.uint8)
 
     def foreground(images):
-        return images.astype("float32") / 64
+        return images.astype("float32") / 64, images[:, 0, 0] / 255
 
     point = OperatingPoint(0.5, 0.0, 0.5)
     predictions = list(inference.predictions(range(50), slow, foreground, point, 8, 4))

@@ -21,6 +21,7 @@ def run(bright, data):
     last = data.cases.assign(epoch=2, **{k: v.sum(axis=(1, 2)) for k, v in counts.items()})
     scores = pd.concat([last.assign(epoch=1, tp=0), last], ignore_index=True)
     config = {"data_checksum": data_checksum(data), "data_name": "squares", "size": 32}
+    config |= {"split_scheme": "random", "data": "data/squares"}
     return bright._replace(config=bright.config | config, scores=scores)
 
 
