@@ -20,6 +20,7 @@ from pneumo_lib.apps.explorer.panel import Panel
 from pneumo_lib.data.prepare import prepare
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.evaluation import metrics
+from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import OperatingPoint
 from pneumo_lib.inference.prediction_rows import NOTE
 from pneumo_lib.plots.style import ORANGE, SKY, VERMILION, YELLOW
@@ -77,7 +78,8 @@ def make_run(home, name="phantoms-small", *, size=32):
     y_pred = np.stack([rectangle(place, value, size) for place, value in found])
     np.save(folder / "probabilities.npy", np.rint(255 * y_pred).astype(np.uint8))
     cases = data.cases[["image_id", "split", "has_pneumothorax"]]
-    last = cases.assign(**metrics.confusion_counts(data.masks, y_pred), epoch=2)
+    counts = metrics.confusion_counts(data.masks, y_pred) | {"epoch": 2}
+    last = cases.assign(**counts, image_score=image_level_score(y_pred))
     first = last.assign(tp=0, fp=0, epoch=1)  # of the first milestone, which must not count
     pd.concat([first, last]).to_csv(folder / "scores.csv", index=False)
     history = pd.DataFrame({"epoch": [1, 2], "val_iou": [0.1, 0.2]})
@@ -458,7 +460,7 @@ def test_a_file_uploaded_in_pieces_is_predicted_as_the_run_predicts_it(trained):
     upload(panel, "mine <1>.PNG", path.read_bytes(), piece=20)
     assert panel.title.value == "uploaded file · mine &lt;1&gt;.PNG"
     assert panel.status.value == ""
-    ((_, image, mask, probability),) = panel.contents
+    ((_, image, mask, probability, _),) = panel.contents
     assert image.shape == (64, 64)
     assert mask is None
     np.testing.assert_allclose(probability, trained.probabilities[3] / 255, atol=0.5 / 255 + 1e-4)

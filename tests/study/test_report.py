@@ -91,7 +91,13 @@ def write_run(project, name, *, backbone, learnt=b"weights", synthetic=True, fou
     write_csv(folder / "scores.csv", pd.DataFrame(table))
     write_csv(folder / "history.csv", pd.DataFrame({"epoch": [1, 2], "val_dice": [0, found / 2]}))
     config = {"backbone": backbone, "weights": "random <features>", "split_scheme": "patient"}
-    config |= {"leaked_patients": 3, "device": "CPU", "data_name": "phantoms", "size": 64}
+    config |= {
+        "leaked_patients": 3,
+        "device": "CPU",
+        "data_name": "phantoms",
+        "size": 64,
+        "seed": 0,
+    }
     config["synthetic"] = synthetic
     write_json(folder / "config.json", config)
 
