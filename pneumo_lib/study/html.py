@@ -105,7 +105,7 @@ def _results_tables(runs):
     if not runs:
         return {}
     table = score_table(run_scores(runs), by=["network", "weights", "epoch"], mean_over="seed")
-    table = format_table(table).fillna("–")
+    table = format_table(table).astype(object).fillna("–")
     found = {}
     for split in ("test", "validation", "train"):  # the split to read comes first
         rows = table[table["split"] == split]

@@ -44,6 +44,7 @@ from pneumo_lib.study.notebooks import (
     report_folder,
 )
 from pneumo_lib.study.parameters import DATA, absolute_paths, check_parameters, read_params
+from pneumo_lib.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def plan(notebooks, settings):
         )
     known = {"backbone": None} | {k: v for d in declared.values() for k, v in d.items()}
     for seed in seeds:
-        check_parameters(settings if seed is None else settings | {"seed": seed}, known)
+        TrainingConfig(seed=seed or 0)  # checks it
     for backbone in backbones:
         checked = check_parameters(settings | {"backbone": backbone}, known)
     steps, run_names = [], []

@@ -384,6 +384,29 @@ def test_one_run_name_for_several_networks_is_refused(project):
     assert len(report.plan(notebooks, {"backbones": ["small"], "run_name": "mine"})) == 1
 
 
+def test_each_network_is_trained_with_each_seed_on_one_split(project):
+    write_notebook(project, "05_train_fcn", TRAINING)
+    notebooks = list((project / "notebooks").glob("05_*.ipynb"))
+    steps = report.plan(notebooks, {"backbones": ["vgg16", "small"], "seeds": [0, 2]})
+    names = ["phantoms-vgg16-64", "phantoms-vgg16-64-seed2"]
+    names += ["phantoms-small-64", "phantoms-small-64-seed2"]
+    assert [step.parameters["run_name"] for step in steps] == names
+    assert [step.parameters["training_seed"] for step in steps] == [0, 2, 0, 2]
+    assert all("seed" not in step.parameters for step in steps)  # of the split
+    for wrong, message in ((3, "`seeds` must be a list of whole"), ([-1], "`seed` must be a whole")):
+        with pytest.raises(ValueError, match=message):
+            report.plan(notebooks, {"seeds": wrong})
+
+
+def test_the_page_shows_means_over_the_seeds_of_a_network(project):
+    for name, found in (("a", 2), ("b", 0)):
+        write_run(project, name, backbone="vgg19", found=found)
+    config = project / "runs/b/config.json"
+    config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
+    tables = html._results_tables([runs.load_run(name) for name in "ab"])
+    assert all("<td>0.50<br>" in table for table in tables.values())  # of a Dice of 1 and of 0
+
+
 def test_notebook_parameters_reads_literals_on_several_lines_and_with_annotations(project):
     write_notebook(project, "01_first", "a = [\n  1,\n  2,\n]  # list\nb: int | None = None")
     assert notebook_parameters(project / "notebooks/01_first.ipynb") == {"a": [1, 2], "b": None}
@@ -541,9 +564,10 @@ def test_the_results_of_each_split_start_with_the_all_background_row(project, ex
     for split in splits:
         (section,) = page.select(f"section#{split}-1-images-1-of-them-with-pneumothorax")
         rows = [[td.get_text() for td in row.select("td")] for row in section.select("tr")[1:]]
-        names = [["all background", "–"], ["vgg19", "random <features>"]]
-        assert [row[:2] for row in rows] == names
-        assert "1.00[1.00, 1.00]" in rows[1]  # of the last epoch: the first found nothing
+        names = [["all background", "–", "–"]]
+        names += [["vgg19", "random <features>", epoch] for epoch in "12"]
+        assert [row[:3] for row in rows] == names
+        assert "1.00[1.00, 1.00]" in rows[2]  # of the last epoch: the first found nothing
     notes = [note.strong.get_text() for note in page.select(".admonition")]
     assert notes == ["Synthetic data.", "Patients leak."]
 
@@ -569,7 +593,8 @@ def test_results_and_first_page_are_about_the_runs_that_this_report_trained(
     index = run_report(overrides=overrides)
     assert records(index)[-1]["parameters"] == {"run_names": names}
     results = re.findall(r"<td>(vgg16|resnet50|small)</td>\s*<td>random", index.read_text())
-    assert results == 3 * overrides["backbones"]  # on test, validation and train
+    each_milestone = [name for name in overrides["backbones"] for _ in range(2)]
+    assert results == 3 * each_milestone  # on test, validation and train
 
 
 def test_notebook_06_shows_the_runs_of_another_decoder(tmp_path, monkeypatch, caplog):
