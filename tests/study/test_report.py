@@ -393,7 +393,7 @@ def test_each_network_is_trained_with_each_seed_on_one_split(project):
     assert [step.parameters["run_name"] for step in steps] == names
     assert [step.parameters["training_seed"] for step in steps] == [0, 2, 0, 2]
     assert all("seed" not in step.parameters for step in steps)  # of the split
-    for wrong, message in ((3, "`seeds` must be a list of whole"), ([-1], "`seed` must be a whole")):
+    for wrong, message in ((3, "`seeds` must be a list"), ([-1], "`seed` must be a whole")):
         with pytest.raises(ValueError, match=message):
             report.plan(notebooks, {"seeds": wrong})
 
