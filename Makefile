@@ -3,8 +3,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 # Where TensorFlow and JAX compute most differently: `make test` runs them on both.
-NEUTRAL := $(patsubst %,tests/models/test_%.py,forward conv_transpose) \
-  $(patsubst %,tests/training/test_%.py,losses metrics augmentation optimizers)
+NEUTRAL := tests/models/test_forward.py $(patsubst %,tests/training/test_%.py,losses metrics augmentation optimizers)
 # These choose their backends themselves.
 OF_BOTH := $(patsubst %,--ignore=tests/training/test_%.py,backends distribution gpu_training)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
