@@ -55,7 +55,7 @@ recipe: env ## the best network of few real cases, hours on two CPU cores: DATA=
 	@$(BIN)/python -c 'import sys, pneumo_lib as pl; values = dict(zip(("data", "weights"), sys.argv[1:])); \
 	  runs = pl.study.run_experiments("params/recipe.yaml", overrides={k: v for k, v in values.items() if v}); \
 	  pl.average_runs(runs, run="recipe")' \
-	  "$(if $(DATA),$(abspath $(DATA)))" "$(if $(WEIGHTS),$(abspath $(WEIGHTS)))"
+	  "$(DATA)" "$(WEIGHTS)"
 
 better: env ## the experiments of notebook 08, hours on two CPU cores; [PARAMS=params/better.yaml] [DATA=folder] [WEIGHTS=file]
 	@$(BIN)/python -c 'import sys, pneumo_lib as pl; names = ("data", "weights"); \
