@@ -19,9 +19,8 @@ _SILENT = 0.2  # share of channels
 def examine_weights(path):
     """List of `Finding`s on a file of weights, or on each file of a folder of them.
 
-    A file must load. Then its kernels must have heavy tails, which training gives them and random
-    numbers have not, and most channels of the last map must respond to a photograph: two come
-    with scikit-learn.
+    Its kernels must have heavy tails, which training gives them and random numbers have not, and
+    most channels of the last map must respond to photographs, which come with scikit-learn.
 
     Args:
         path: `Path`; the name of a file begins with that of its backbone.

@@ -36,9 +36,8 @@ class ImageHead(NamedTuple):
 def pool_taps(taps):
     """Statistics of each channel of feature maps: input of the image-level head.
 
-    Mean, standard deviation, mean of the hundredth of the cells with the highest values, and the
-    absolute differences between left and right in the mean, the mean of the upper half of the
-    image, and the mean of the highest values.
+    Mean, deviation, mean of the highest hundredth of the cells, and the absolute differences
+    between left and right in the mean, that of the upper half, and the mean of the highest.
 
     Args:
         taps: list of `(n, height, width, channels)` arrays, see `fcn.tap_shapes()`.
