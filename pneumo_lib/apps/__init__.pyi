@@ -3,6 +3,7 @@ from . import cli_options as cli_options
 from . import doctor as doctor
 from . import explorer as explorer
 from . import interrupts as interrupts
+from . import weights_check as weights_check
 from .doctor import Finding as Finding
 from .doctor import examine as examine
 from .explorer.cases import LAYERS as LAYERS

@@ -3,16 +3,17 @@ from . import decoders as decoders
 from . import fcn as fcn
 from . import folding as folding
 from . import forward as forward
+from . import image_head as image_head
 from . import layers as layers
 from . import names as names
 from . import receptive_field as receptive_field
 from . import related_work as related_work
 from . import skips as skips
+from . import weights as weights
 from .backbones import SKIP_TAPS as SKIP_TAPS
 from .backbones import TAPS as TAPS
 from .backbones import build_backbone as build_backbone
 from .backbones import preprocess as preprocess
-from .backbones import published_weights as published_weights
 from .decoders import CLASSES as CLASSES
 from .decoders import DECONVOLUTIONS as DECONVOLUTIONS
 from .decoders import FCN_LEVELS as FCN_LEVELS
@@ -53,3 +54,4 @@ from .skips import align as align
 from .skips import half_view as half_view
 from .skips import project as project
 from .skips import skip_decoder as skip_decoder
+from .weights import published_weights as published_weights
