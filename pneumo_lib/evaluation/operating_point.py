@@ -124,7 +124,7 @@ def _choose_by_score(y_true, y_pred, scores):
     gain[tied] = -np.inf
     gain = np.concatenate([np.zeros((1, gain.shape[1])), gain])
     count, bottom = np.unravel_index(gain.argmax(), gain.shape)
-    ends = [1.0, *scores[order], 0.0]  # a cut lies midway between two images
+    ends = [2.0, *scores[order], 0.0]  # a cut lies midway between two images, or above all
     threshold = THRESHOLDS[bottom]
     return OperatingPoint(*map(float, (threshold, 0, threshold, np.mean(ends[count : count + 2]))))
 

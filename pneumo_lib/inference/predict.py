@@ -124,19 +124,16 @@ def load_scored(run, *, batch_size, xla):
         parts = [part for part in network.layers if part.name.startswith("member_")] or [network]
         members = [compiled(part, backbone, batch_size=batch_size) for part in parts]
 
-    def foreground(images):
-        features = encode(images) if encode else images
-        softmax = np.mean([member(features) for member in members], axis=0)
-        return softmax[..., 1], features
+    def foreground(features):
+        return np.mean([member(features)[..., 1] for member in members], axis=0)
 
     def step(images):
-        probability, features = foreground(images)
-        views = [features]
-        if head or config.get("test_time_flip"):
-            mirrored, features = foreground(images[:, :, ::-1])
-            views.append(features)
-        if config.get("test_time_flip"):  # as the run was scored
-            probability = (probability + mirrored[:, :, ::-1]) / 2
+        flip = config.get("test_time_flip")  # as the run was scored
+        views = [images, images[:, :, ::-1]] if head or flip else [images]
+        views = [encode(view) for view in views] if encode else views
+        probability = foreground(views[0])
+        if flip:
+            probability = (probability + foreground(views[1])[:, :, ::-1]) / 2
         if head:
             return probability, head(image_statistics(shapes, *views))
         return probability, image_level_score(probability)

@@ -101,7 +101,7 @@ def split_chart(splits, *, title=None, note=None):
         splits: dict from a heading to a case table with `patient_id` and `split`.
     """
     most = max(cases["patient_id"].nunique() for cases in splits.values())
-    size = 12.8, min(7.2, 2 + 0.5 * most)
+    size = 12.8, min(7.2, 1.7 + 0.35 * most)
     figure, axes = new_figure(1, len(splits), title=title, note=note, figsize=size)
     for ax, (heading, cases) in zip(axes[0], splits.items(), strict=True):
         patients = list(dict.fromkeys(cases["patient_id"]))

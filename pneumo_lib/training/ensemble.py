@@ -56,9 +56,7 @@ def average_runs(members, *, run, data=None):
     first, *others = (member.config for member in members)
     folds = any(config["data_checksum"] != first["data_checksum"] for config in others)
     if folds:
-        opened = [runs.open_run(member) for member in members]
-        data = data or _without_folds(opened[0].data)
-        point = _point_of_folds(opened, data)
+        data = data or _without_folds(runs.load_run_data(members[0]))
     else:
         data = runs.load_run_data(members[0], data=data)
     settings = {
@@ -76,6 +74,7 @@ def average_runs(members, *, run, data=None):
         state.create_run_folder(run, settings)
         if not runs.is_finished(folder):
             if folds:  # first, as the run is finished with what follows
+                point = _point_of_folds([runs.open_run(member) for member in members], data)
                 write_json(folder / runs.OPERATING_POINT, point._asdict())
             _keep_mean(members, data, folder, settings)
     return runs.load_run(folder)

@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 
 from pneumo_lib import runs
 from pneumo_lib.data import arrays, images
@@ -174,6 +177,47 @@ preparation.prepare(read_cases(sys.argv[1]), sys.argv[2], size=32, workers=2)
 """
 
 
+def kill_midway(release, folder):
+    """Starts a preparation in another process and kills it after the first images are done."""
+    root = Path(preparation.__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_PREPARE, str(release), str(folder)],
+        cwd=root,
+        stderr=subprocess.DEVNULL,
+    )
+    marks = folder.with_name(folder.name + ".partial") / "made_from.npy"
+    while process.poll() is None:
+        # the file has a header of 128 bytes, then one number for each image, 0 while it is not done
+        if marks.is_file() and any(marks.read_bytes()[128:]):
+            break
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the process finished before it was killed"
+    return np.load(marks)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_prepare_killed_midway_ends_as_if_undisturbed(png_release, tmp_path, read):
+    for copy in range(40):
+        for kind in ("png_images", "png_masks"):
+            source = png_release / kind / "1_train_0_.png"
+            (png_release / kind / f"copy{copy}.png").write_bytes(source.read_bytes())
+    table = pd.read_csv(png_release / "stage_1_train_images.csv")
+    copies = [(f"copy{copy}.png", f"copy{copy}", 0) for copy in range(40)]
+    copies = pd.DataFrame(copies, columns=table.columns)
+    pd.concat([table, copies]).to_csv(png_release / "stage_1_train_images.csv", index=False)
+
+    made = kill_midway(png_release, tmp_path / "out")
+    assert 0 < (made > 0).sum() < len(made)
+    assert not (tmp_path / "out").exists()
+
+    cases = read_cases(png_release)
+    prepare(cases, tmp_path / "out", size=32)
+    assert len(read) == (made == 0).sum()
+    prepare(cases, tmp_path / "undisturbed", size=32)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("torn", ["images.npy", "masks.npy", "made_from.npy"])
 def test_prepare_starts_over_from_a_torn_partial_folder(cases, tmp_path, torn):
     expected = contents(prepare(cases, tmp_path / "undisturbed", size=32).folder)
@@ -323,6 +367,20 @@ def test_prepare_refuses_a_disk_that_is_too_small(cases, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
     with pytest.raises(OSError, match=r"0 MB are needed, 0 MB are free.*free some space"):
         prepare(cases, tmp_path / "out", size=32)
+
+
+def test_prepare_keeps_other_processes_out_while_it_works(cases, tmp_path, monkeypatch):
+    quick, refused = images.read_pair, []
+
+    def try_to_enter(case, size):
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / ".out.lock").acquire(blocking=False)
+        refused.append(case["image_id"])
+        return quick(case, size)
+
+    monkeypatch.setattr(arrays, "read_pair", try_to_enter)
+    prepare(cases, tmp_path / "out", size=32)
+    assert len(refused) == 12
 
 
 def test_two_processes_at_once_prepare_the_data_once(png_release, tmp_path):

@@ -1,4 +1,4 @@
-"""Predicted folders: complete, resumable, never mixed up."""
+"""Predicted folders: complete, resumable, never mixed up, without personal data."""
 
 import csv
 import os
@@ -6,6 +6,7 @@ import shutil
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 from conftest import SIZE
 from test_dicom import RAMP, dicom_bytes
@@ -137,6 +138,13 @@ def test_failed_files_are_listed_and_tried_again_and_the_others_go_on(bright, xr
     assert len(read_table(out)) == 5
 
 
+def test_folder_with_something_else_is_refused_untouched(bright, xrays, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"folder of its own.*which holds other files"):
+        predict_files(xrays, bright, tmp_path)
+    assert not (tmp_path / "masks").exists()
+
+
 def test_folder_of_another_operating_point_is_refused(bright, xrays, tmp_path):
     predict_files(xrays, bright, tmp_path / "out")
     with pytest.raises(ValueError, match=r"other settings \(operating_point: .*now \[0\.9"):
@@ -223,6 +231,30 @@ def test_overlay_tints_the_mask_and_leaves_the_rest_grey():
 def test_overlay_has_a_size_to_look_at(shape, drawn):
     picture = draw_overlay(np.zeros(shape, np.uint8), np.ones(shape, np.uint8), [])
     assert picture.shape == (*drawn, 3)
+
+
+# -- privacy
+
+
+def test_names_numbers_and_dates_of_the_patient_are_nowhere_in_the_output(
+    bright, xrays, tmp_path, caplog, capsys
+):
+    planted = {
+        "PatientName": "SECRET^NAME", "PatientID": "SECRETID", "PatientBirthDate": "19991231",
+        "ImageComments": "SECRET comment", "InstitutionName": "SECRET clinic",
+        "AccessionNumber": "SECRETNO", "PatientAddress": "SECRET street",
+    }  # fmt: skip
+    (xrays / "good.dcm").write_bytes(dicom_bytes(np.zeros((40, 40), np.uint8), **planted))
+    (xrays / "bad.dcm").write_bytes(dicom_bytes(RAMP.astype("u2"), NumberOfFrames=3, **planted))
+    out = tmp_path / "out"
+    predict_files(xrays, bright, out)
+    said = "".join(capsys.readouterr()) + caplog.text
+    written = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for secret in ("SECRET", "19991231"):
+        assert secret not in said
+        assert not any(secret.encode() in content for content in written)
+    assert "SECRET" in str(pydicom.dcmread(xrays / "good.dcm"))  # it was there to be found
 
 
 def test_output_of_a_uid_without_suffix_keeps_its_last_number(bright, xrays, tmp_path):
