@@ -44,7 +44,8 @@ def _is_local(store):
 def load(name):
     """The bytes of a file."""
     store, path = locate(name)
-    return store.cat_file(path)
+    # fsspec asks a local file for its end first, which a pipe does not have
+    return Path(path).read_bytes() if _is_local(store) else store.cat_file(path)
 
 
 def save(data, store, path):

@@ -1,4 +1,4 @@
-"""Projections of taps, against scikit-learn's principal components; only training images count."""
+"""Projections of taps, against scikit-learn's principal components; no test image counts."""
 
 import keras
 import numpy as np
@@ -79,9 +79,9 @@ def test_cells_that_never_change_are_projected_on_zeros():
     np.testing.assert_array_equal(project(np.full((5, 4), 3.0), 2), np.zeros((5, 2)))
 
 
-def test_fitted_layers_are_the_principal_components_of_all_training_cells(data):
+def test_fitted_layers_are_the_principal_components_of_all_cells_outside_the_test_part(data):
     model = fitted(data, folder="judged")
-    rows = data.cases["split"] == "train"
+    rows = data.cases["split"] != "test"
     images = preprocess(data.images[rows], "vgg16")
     tap, found = keras.Model(model.input, [model.layers[1].output, model.output])(images)
     cells, found = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (tap, found))
@@ -90,10 +90,10 @@ def test_fitted_layers_are_the_principal_components_of_all_training_cells(data):
     np.testing.assert_allclose(found, expected * signs, atol=0.01)
 
 
-def test_projections_know_the_training_images_and_no_others(data):
+def test_projections_know_no_image_of_the_test_part(data):
     found = projections(fitted(data, folder="honest"))
     garbled = make_data(None)
-    garbled.images[data.cases["split"] != "train"] = 255
+    garbled.images[data.cases["split"] == "test"] = 255
     garbled.meta["checksum"] = "garbled"
     assert_same(projections(fitted(garbled, folder="honest")), found)
     garbled.images[0] = 255
@@ -102,7 +102,7 @@ def test_projections_know_the_training_images_and_no_others(data):
     assert (other["project_3"][0] != found["project_3"][0]).any()
 
 
-def test_projections_are_found_once_and_anew_for_another_training_part(data, home, monkeypatch):
+def test_projections_are_found_once_and_anew_for_another_test_part(data, home, monkeypatch):
     found = projections(fitted(data, folder="kept"))
     with monkeypatch.context() as patch:
         patch.setattr(training_projections, "_moments", None)
