@@ -4,6 +4,7 @@ import errno
 import glob
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import uuid
@@ -89,6 +90,11 @@ def _acquire(lock, path):
         with suppress(Timeout):
             lock.acquire(blocking=False)
         if not lock.is_locked:
+            if getattr(multiprocessing.current_process(), "_inheriting", False):
+                raise RuntimeError(
+                    "A script must begin its work below `if __name__ == '__main__':`, because the "
+                    f"processes that help it read the script too. Received: none, making {path}"
+                )
             logger.info("Another process is making %s; waiting for it to end.", path)
             lock.acquire()
     except OSError as error:

@@ -4,10 +4,11 @@ Modules import it from here, `from pneumo_lib._startup import keras`, before any
 or TensorFlow. Importing the package alone sets nothing.
 """
 
+import ctypes
 import os
 import sys
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 # One TensorFlow operation at a time, on all cores, unless the user chose otherwise: with several,
 # two trainings from one seed differ in the seventh digit of the loss after some steps and in the
@@ -16,6 +17,16 @@ from contextlib import contextmanager, nullcontext
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX: memory as it is needed
+
+
+# mallopt(3) of the GNU C library. By default the large tensors of a training step go back to the
+# system, which clears the next one's pages: 140,000 page faults and 0.8 s a step of a small U-Net
+# on two cores; 1,000 and 0.45 s when the process keeps what was freed, in one arena.
+_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1
+if not any(name.startswith("MALLOC_") for name in os.environ):
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        for name, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**30)):
+            ctypes.CDLL(None).mallopt(name, value)
 
 
 @contextmanager

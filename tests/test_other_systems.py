@@ -45,3 +45,13 @@ def test_spawned_processes_no_fcntl_and_blanks_and_umlauts_in_every_path(tmp_pat
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
         *("data", "runs", "zwei Bilder")
     ]
+
+
+def test_a_script_without_the_usual_last_block_ends_with_the_reason(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import pneumo_lib as pl\npl.make_phantoms('drawn', count=60, workers=2)\n")
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "A script must begin its work below `if __name__ == '__main__':`" in done.stderr

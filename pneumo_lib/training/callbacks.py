@@ -77,11 +77,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """One step of a `tqdm` bar for each epoch, with the loss and the Dice of the foreground.
-
-    Args:
-        bar: `tqdm`.
-    """
+    """One step of a `tqdm` bar for each epoch, with the loss and the Dice of the foreground."""
 
     def __init__(self, bar):
         super().__init__()

@@ -37,13 +37,7 @@ class TrainedPart(NamedTuple):
 
 
 def score_cases(part, data, *, test_time_flip):
-    """Counts of every case, the rows of scores.csv.
-
-    Args:
-        part: `TrainedPart`.
-        data: `Prepared`.
-        test_time_flip: whether predictions are means over an image and its mirror image.
-    """
+    """Counts of every case, the rows of scores.csv, of an image or of it and its mirror image."""
     return count_cases(data, _predictions(part, test_time_flip), count=_counts)
 
 
@@ -53,16 +47,8 @@ def keep_results(
     """Keep network, scores, probabilities, operating point and, last, `config.json`.
 
     The operating point is chosen on the validation cases alone; without any there is none.
-
-    Args:
-        model: `keras.Model`, images to softmax.
-        part: `TrainedPart` of it.
-        data: `Prepared`.
-        settings: dict for `config.json`, with `test_time_flip`.
-        folder: the run folder, with `history.csv`.
-        scores: dict from milestone to the table of its scores, see `score_cases()`.
-        distribution: what the training ran on, as given to `train()`.
-        image_head: `ImageHead`; None: it is fitted where the settings ask for one.
+    `scores` is a dict from milestone to the table of `score_cases()`, `distribution` as given to
+    `train()`; without an `image_head` one is fitted where the settings ask for it.
     """
     history = read_csv(folder / "history.csv")
     with atomic_write(folder / "model.keras") as aside:

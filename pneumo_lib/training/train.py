@@ -172,9 +172,10 @@ def _fit(network, part, data, config, folder, callbacks):
     history, scores = state.load_state(folder, variables)
     averaged = keras.callbacks.SwapEMAWeights() if config.ema else None
     score = partial(score_cases, part, data, test_time_flip=config.test_time_flip)
-    if keras.backend.backend() != "tensorflow":
-        # Else fit() builds on a first batch that is then missing from the threads that read ahead.
-        network.test_on_batch(*train[0])
+    x, y, weights = train[0]
+    # Else fit() builds them on a first batch that is then missing from the threads that read ahead.
+    network.compute_loss(x, y, softmax := network(x), weights)
+    network.compute_metrics(x, y, softmax, weights)
     bar = {"total": config.epochs, "initial": len(history), "desc": config.backbone}
     with tqdm(**bar, unit="epoch") as bar:
         network.fit(
