@@ -53,3 +53,24 @@ def test_output_before_a_failure_is_shown(tmp_path):
     done = run("from pneumo_lib._startup import keras", PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
     assert "no such library" in done.stderr
     assert "cannot load" in done.stderr
+
+
+FAULTS = """
+from pneumo_lib._startup import keras
+import resource
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for turn in range(3):
+    before = faults()
+    freed_at_once = len(b"x" * 40_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the GNU C library is asked to keep memory")
+def test_freed_memory_is_kept_unless_the_user_chose_otherwise():
+    pages = 40_000_000 // 4096
+    assert int(run(FAULTS).stdout) < pages / 10
+    assert int(run(FAULTS, MALLOC_ARENA_MAX="2").stdout) > pages / 2
