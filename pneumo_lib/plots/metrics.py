@@ -140,8 +140,8 @@ def paired_chart(first, second, *, names, ax=None, title=None, note=None):
     ax = new_axes(ax, note)
     ax.plot([0, 1], [0, 1], **_DIAGONAL)
     ax.scatter(first, second, s=90, color=BLUE, alpha=0.6, clip_on=False)
-    ax.text(0.04, 0.96, f"{names[1]} is better", va="top", color="dimgray")
-    ax.text(0.96, 0.04, f"{names[0]} is better", ha="right", color="dimgray")
+    ax.text(1.04, 0.75, f"above the line:\n{names[1]} is better", color="dimgray")
+    ax.text(1.04, 0.25, f"below the line:\n{names[0]} is better", va="top", color="dimgray")
     ax.set(xlabel=names[0], ylabel=names[1], title=title, **_UNIT_SQUARE)
     return ax
 
