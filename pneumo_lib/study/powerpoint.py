@@ -141,3 +141,5 @@ def _add_chart(page, chart, place, style):
         series.format.fill.solid()  # of the legend
         series.format.fill.fore_color.rgb = RGBColor.from_string(colour[1:])
         drawn.plots[0].gap_width, drawn.plots[0].has_data_labels = 45, True
+        if kind == XL_CHART_TYPE.BAR_STACKED:  # a part of nothing needs no number
+            drawn.plots[0].data_labels.number_format = "0;;"

@@ -45,7 +45,7 @@ class Slide(NamedTuple):
     points: list  # lines of text
     figure: Path | None
     table: list | None  # rows of text, headings first
-    chart: dict | None  # "kind": bar, stacked or line; "categories"; "series", name to numbers
+    chart: dict | None  # "kind" of PowerPoint; "categories"; "series", name to numbers
     source: str
     notes: str
     dark: bool  # the opening, and the first slide of a part

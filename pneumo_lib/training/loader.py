@@ -31,9 +31,8 @@ class CaseBatches(keras.utils.PyDataset):
 
     def __init__(self, inputs, masks, order, batch_size, *, mirrored=None, augmentation_seed=None):
         batch_bytes = batch_size * (inputs.nbytes // len(inputs) + masks.nbytes // len(masks))
-        # Two threads also with TensorFlow, which reads one worker's batches through a tf.data
-        # pipeline: to delete its iterator takes (2.21) until the next 10 ms * 2**n of its age,
-        # after an epoch of 5 s another 5 s.
+        # Also with TensorFlow (2.21): the pipeline through which it reads the batches of one worker
+        # ends only at the next 10 ms * 2**n of its age, up to another epoch later.
         super().__init__(workers=2, max_queue_size=min(8, 1 + _READ_AHEAD // batch_bytes))
         self.inputs, self.masks, self.mirrored = inputs, masks, mirrored
         self.order, self.batch_size = order, batch_size
