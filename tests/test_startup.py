@@ -72,6 +72,6 @@ print(faults() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the GNU C library is asked to keep memory")
 def test_freed_memory_is_kept_unless_the_user_chose_otherwise():
-    pages = 40_000_000 // 4096
-    assert int(run(FAULTS).stdout) < pages / 10
-    assert int(run(FAULTS, MALLOC_ARENA_MAX="2").stdout) > pages / 2
+    kept = int(run(FAULTS).stdout)
+    assert kept < 40_000_000 / 4096 / 10
+    assert int(run(FAULTS, MALLOC_ARENA_MAX="2").stdout) > 10 + 2 * kept  # also with huge pages
