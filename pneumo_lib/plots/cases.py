@@ -65,9 +65,8 @@ def prediction_grid(images, masks, predictions, *, names, title=None, note=None)
         predictions: `(n, height, width)` of 0 and 1.
         names: n labels of the rows, such as "test\\nDice 0.61".
     """
-    height = min(7.2, 0.8 + 2.4 * len(images))
-    width = min(12.8, 4.4 + 4 * (height - 0.8) / len(images))  # names and legend beside the images
-    figure, axes = new_figure(len(images), 4, title=title, note=note, figsize=(width, height))
+    size = 12.8, min(7.2, 0.8 + 2.4 * len(images))
+    figure, axes = new_figure(len(images), 4, title=title, note=note, figsize=size)
     cases = zip(axes, images, masks, predictions, names, strict=True)
     for row, image, mask, prediction, name in cases:
         row[0].imshow(image, cmap="gray", vmin=0, vmax=255)
