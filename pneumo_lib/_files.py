@@ -93,7 +93,8 @@ def _acquire(lock, path):
             if getattr(multiprocessing.current_process(), "_inheriting", False):
                 raise RuntimeError(
                     "A script must begin its work below `if __name__ == '__main__':`, because the "
-                    f"processes that help it read the script too. Received: none, making {path}"
+                    "processes that help it read the script too. Received: one without, making "
+                    f"{path}"
                 )
             logger.info("Another process is making %s; waiting for it to end.", path)
             lock.acquire()
