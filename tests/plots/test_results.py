@@ -134,6 +134,12 @@ def test_gallery_labels_each_case():
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["Image", "Mask"]
 
 
+def test_prediction_grid_of_four_cases_is_no_taller_than_a_slide():
+    figure = cases.prediction_grid(IMAGES, MASKS, MASKS, names=["a", "b", "c", "d"])
+    width, height = figure.get_size_inches()
+    assert width / height >= 16 / 9 - 1e-6
+
+
 def test_prediction_grid_shows_image_mask_prediction_and_errors():
     axes = EXAMPLES["prediction_grid"]().axes
     assert [ax.get_title() for ax in axes[:4]] == ["Image", "True mask", "Prediction", "Errors"]
