@@ -99,33 +99,27 @@ def claimed_shape(data):
 def _decoded(file, shape, *, at_least=None):
     """Pixels as stored, unsigned; see `_decode_jpeg()` for `at_least`."""
     syntax = file.file_meta.TransferSyntaxUID
-    if syntax == uid.JPEGBaseline8Bit:
-        pixels = _decode_jpeg(_frame(file), shape, at_least)
-    elif codec := CODECS.get(syntax):
-        import imagecodecs  # of the extra "dicom"
-
-        decode, kinds = getattr(imagecodecs, codec), (np.uint8, np.uint16)
-        # with `out`, a codec refuses a frame of another size instead of allocating memory for it
-        kinds = kinds if file.BitsStored <= 8 else kinds[::-1]
-        pixels, other = (np.empty(shape, kind) for kind in kinds)
-        try:
-            decode(_frame(file), out=pixels)
-        except ValueError:  # its frame has bits of its own, of which the header's are stored
-            pixels = other
-            decode(_frame(file), out=pixels)
-    else:
+    if syntax not in CODECS:
         # Unused bits may be the stored ones. Of compressed pixels pydicom suspects, in a warning,
         # that they are not compressed if they are as long as that.
         options = {"correct_unused_bits": False, "validate": syntax != uid.RLELossless}
         pixels, _ = get_decoder(syntax).as_array(file, **options)
         if pixels.shape != shape:
             raise Refused("its pixels do not have the size that its header claims")
-        pixels = pixels.astype(f"u{pixels.itemsize}")
-    return pixels
+        return pixels.astype(f"u{pixels.itemsize}")
+    frame = next(generate_frames(file.PixelData, number_of_frames=1))
+    if syntax == uid.JPEGBaseline8Bit:
+        return _decode_jpeg(frame, shape, at_least)
+    import imagecodecs  # of the extra "dicom"
 
-
-def _frame(file):
-    return next(generate_frames(file.PixelData, number_of_frames=1))
+    decode = getattr(imagecodecs, CODECS[syntax])
+    # with `out`, a codec refuses a frame of another size instead of allocating memory for it
+    bytes_, words = np.empty(shape, np.uint8), np.empty(shape, np.uint16)
+    likely, other = (bytes_, words) if file.BitsStored <= 8 else (words, bytes_)
+    try:
+        return decode(frame, out=likely)
+    except ValueError:  # its frame has bits of its own, of which the header's are stored
+        return decode(frame, out=other)
 
 
 def _decode_jpeg(frame, shape, at_least):
@@ -166,12 +160,9 @@ def _patients_left(file):
     """Edge of the image nearest to the patient's left, and the header field it is from."""
     directions = file.get("PatientOrientation")
     if isinstance(directions, MultiValue) and len(directions) == 2:
-        directions = [str(value)[:1] for value in directions]
-        edges = (("left", "right"), ("top", "bottom"))
-        for direction, (first, last) in zip(directions, edges, strict=True):
-            if direction in ("L", "R"):
-                return (last if direction == "L" else first), "PatientOrientation"
-        return None, "PatientOrientation"
+        of_rows, of_columns = (str(value)[:1] for value in directions)
+        edge = {"L": "right", "R": "left"}.get(of_rows)
+        return edge or {"L": "bottom", "R": "top"}.get(of_columns), "PatientOrientation"
     if text(file, "ViewPosition") in ("LL", "RL", "LATERAL"):
         return None, "ViewPosition"
     side = text(file, "ImageLaterality") or text(file, "Laterality")
