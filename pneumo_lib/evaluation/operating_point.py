@@ -93,17 +93,12 @@ def choose_operating_point(y_true, y_pred, *, scores=None):
 def grid_scores(y_true, y_pred):
     """SIIM-ACR Dice (`metrics.siim_dice`) of every operating point on the search grid.
 
-    All points are scored in one matrix product over histograms of each image.
-
-    Args:
-        y_true, y_pred: as for `choose_operating_point()`.
+    All points are scored in one matrix product over histograms of each image. Arguments and errors
+    are those of `choose_operating_point()`.
 
     Returns:
         `(127, 20, 127)` float64 over `THRESHOLDS` (top), `MIN_AREAS`, `THRESHOLDS` (bottom);
         -inf where the bottom threshold is above the top one.
-
-    Raises:
-        ValueError: as `choose_operating_point()`.
     """
     lesion, predicted, dice = _dice_by_threshold(y_true, y_pred)
     empty_mask = (lesion == 0).astype(float)  # Dice of an image whose mask stays empty

@@ -114,18 +114,19 @@ def load_scored(run, *, batch_size, xla):
         network = fold_normalizations(network)
     backbone = config["backbone"]
     batch_size = batch_in_memory(config["size"], most=batch_size)
+    members = [layer for layer in network.layers if layer.name.startswith("member_")]
     encode, shapes = None, ()
-    if (xla or head) and backbone != "small" and (parts := _encoder_and_decoder(network)):
-        encoder, decoder = parts
+    if (xla or head) and backbone != "small" and not members:
+        encoder, decoder = _encoder_and_decoder(network)
         shapes = fcn.tap_shapes(encoder)
         encode = compiled(encoder, backbone, batch_size=batch_size)
-        members = [compiled(decoder, batch_size=batch_size, xla=xla)]
+        networks = [compiled(decoder, batch_size=batch_size, xla=xla)]
     else:  # of an ensemble one network after the other: each alone fills the memory
-        parts = [part for part in network.layers if part.name.startswith("member_")] or [network]
-        members = [compiled(part, backbone, batch_size=batch_size) for part in parts]
+        whole = members or [network]
+        networks = [compiled(part, backbone, batch_size=batch_size) for part in whole]
 
     def foreground(features):
-        return np.mean([member(features)[..., 1] for member in members], axis=0)
+        return np.mean([part(features)[..., 1] for part in networks], axis=0)
 
     def step(images):
         flip = config.get("test_time_flip")  # as the run was scored
@@ -147,11 +148,9 @@ def load_scored(run, *, batch_size, xla):
 
 
 def _encoder_and_decoder(network):
-    """`(encoder, decoder)` of a network; None for an ensemble of several encoders."""
+    """`(encoder, decoder)` of a network, or of an ensemble behind one encoder."""
     names = [layer.name for layer in network.layers]
-    if any(name.startswith("member_") for name in names):
-        return None
-    if "heads" in names:  # an ensemble behind one encoder
+    if "heads" in names:
         return network.layers[names.index("heads") - 1], network.get_layer("heads")
     return fcn.split_fcn(network)
 

@@ -68,3 +68,17 @@ def lookup_table(entries, bits, *, first=0, packed=True, order="<", count=None):
         words = pairs.view("<u2")
     item.add_new("LUTData", "OW", words.astype(f"{order}u2").tobytes())
     return [item]
+
+
+def table(entries, bits=12, *, name="VOILUTSequence", **options):
+    """Fields of a file with a lookup table."""
+    return {name: lookup_table(entries, bits, **options)}
+
+
+def group(name="SharedFunctionalGroupsSequence", *, macro="FrameVOILUTSequence", **fields):
+    """Fields of a file with a functional group of one macro."""
+    item, inner = Dataset(), Dataset()
+    for field, value in fields.items():
+        setattr(inner, field, value)
+    setattr(item, macro, [inner])
+    return {name: [item]}

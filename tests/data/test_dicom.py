@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import dicom_bytes, with_syntax
+from dicom_files import dicom_bytes, group, with_syntax
 from PIL import Image
 from pydicom import DataElement, uid
-from pydicom.dataset import Dataset
 
 from pneumo_lib.data import dicom_open
 from pneumo_lib.data.dicom import decode_dicom
@@ -245,11 +244,8 @@ def test_spacing_is_in_mm_between_rows_and_columns_and_names_its_fields(fields, 
 
 
 def test_spacing_of_functional_groups_is_read():
-    group, measures = Dataset(), Dataset()
-    measures.PixelSpacing = [0.3, 0.2]
-    group.PixelMeasuresSequence = [measures]
-    data = dicom_bytes(RAMP.astype("u2"), SharedFunctionalGroupsSequence=[group])
-    assert decode_dicom(data).spacing == (0.3, 0.2)
+    fields = group(macro="PixelMeasuresSequence", PixelSpacing=[0.3, 0.2])
+    assert decode_dicom(dicom_bytes(RAMP.astype("u2"), **fields)).spacing == (0.3, 0.2)
 
 
 def test_comma_as_decimal_point_is_read():

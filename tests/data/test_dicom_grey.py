@@ -6,7 +6,7 @@ straight line.
 
 import numpy as np
 import pytest
-from dicom_files import dicom_bytes, lookup_table
+from dicom_files import dicom_bytes, group, lookup_table, table
 from pydicom import DataElement, uid
 from pydicom.dataset import Dataset
 
@@ -27,23 +27,10 @@ def shown(pixels=RAMP, bits=12, **fields):
     return decode_dicom(dicom_bytes(pixels, bits=bits, **fields)).image
 
 
-def group(name="SharedFunctionalGroupsSequence", *, macro="FrameVOILUTSequence", **fields):
-    """Fields of a functional group with one macro."""
-    item, inner = Dataset(), Dataset()
-    for field, value in fields.items():
-        setattr(inner, field, value)
-    setattr(item, macro, [inner])
-    return {name: [item]}
-
-
 RESCALED = {"macro": "PixelValueTransformationSequence"}
 FRAME = "PerFrameFunctionalGroupsSequence"
 EMPTY_TABLE = Dataset()
 EMPTY_TABLE.add_new("LUTDescriptor", "US", [4096, 0, 12])
-
-
-def table(entries, bits, *, name="VOILUTSequence", **options):
-    return {name: lookup_table(entries, bits, **options)}
 
 
 PLAIN = line(RAMP, 0, 4095)
@@ -89,7 +76,7 @@ REPORTS = {
         CURVED,
     ),
     "a table and a window are alternatives": (
-        {"VOILUTSequence": lookup_table(SQUARES, 12), "WindowCenter": 9, "WindowWidth": 9},
+        table(SQUARES) | {"WindowCenter": 9, "WindowWidth": 9},
         CURVED,
     ),
     "pydicom#2317: Modality LUT of 12 bits": (MODALITY | WINDOW, CURVED),
@@ -98,7 +85,7 @@ REPORTS = {
         CURVED,
     ),
     "cornerstoneWADOImageLoader#259: entries of a Modality LUT are unsigned": (
-        {"ModalityLUTSequence": lookup_table([v * 16 for v in SQUARES], 16)}
+        table([v * 16 for v in SQUARES], 16, name="ModalityLUTSequence")
         | {"WindowCenter": 2**15, "WindowWidth": 2**16},
         line(np.array(SQUARES)[RAMP] * 16, 0, 65535),
     ),
@@ -182,7 +169,7 @@ def test_reported_headers_give_the_grey_levels_of_the_standard(report, syntax):
 def test_tables_may_have_more_entries_than_a_signed_number_holds(count, first):
     """pydicom#942: 0 stands for 65,536, and the number of entries has no sign."""
     entries = np.linspace(0, 65535, count).round().astype(int).tolist()
-    fields = {"VOILUTSequence": lookup_table(entries, 16, first=first), "RescaleIntercept": first}
+    fields = table(entries, 16, first=first) | {"RescaleIntercept": first}
     image = shown(16 * RAMP, 16, **fields)
     np.testing.assert_allclose(image, line(16.0 * RAMP, 0, count - 1), atol=0.51)
 
@@ -253,8 +240,8 @@ def test_8_bits_with_a_slope_and_no_window_are_grey_levels():
     [
         {"WindowCenter": 60000, "WindowWidth": 100},  # fo-dicom#752
         {"WindowCenter": -60000, "WindowWidth": 100},
-        {"VOILUTSequence": lookup_table([7] * 4096, 12)},
-        {"VOILUTSequence": lookup_table(SQUARES, 12, first=5000)},
+        table([7] * 4096),
+        table(SQUARES, first=5000),
         {"WindowCenter": 1e-300, "WindowWidth": 1e300, "VOILUTFunction": "SIGMOID"},
     ],
 )

@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pydicom.data
 import pytest
-from dicom_files import dicom_bytes, lookup_table
+from dicom_files import dicom_bytes, group, table
 from pydicom import dcmread, uid
-from pydicom.dataset import Dataset
 
 from pneumo_lib.data.dicom import decode_dicom
 
@@ -73,16 +72,12 @@ WINDOW = {"WindowCenter": 2000.5, "WindowWidth": 3001}
 CURVE = np.rint(4095 * np.linspace(0, 1, 4096) ** 2).astype(int).tolist()
 FLIPPED = {"PhotometricInterpretation": "MONOCHROME1"}
 FIRST, TABLE = ("--use-window", "1"), ("--use-voi-lut", "1")
-MODALITY = {"ModalityLUTSequence": lookup_table(CURVE, 12)}
+MODALITY = table(CURVE, name="ModalityLUTSequence")
 SIGNED = {"WindowCenter": -40, "WindowWidth": 900}
 
 
 def ramp(fields, options=FIRST):
     return RAMP, 12, fields, options
-
-
-def table(entries, bits=12, **options):
-    return {"VOILUTSequence": lookup_table(entries, bits, **options)}
 
 
 GENERATED = {
@@ -143,14 +138,6 @@ def test_generated_files_look_as_the_judge_renders_them(name, syntax, tmp_path):
 # paragraph of the standard asks for
 
 
-def in_all_frames(**fields):
-    group, macro = Dataset(), Dataset()
-    for name, value in fields.items():
-        setattr(macro, name, value)
-    group.FrameVOILUTSequence = [macro]
-    return {"SharedFunctionalGroupsSequence": [group]}
-
-
 DIFFERENT = {
     "PS3.3 C.11.2.1.3.2: DCMTK shows LINEAR_EXACT as LINEAR": (
         *(RAMP % 6, 12, {"WindowCenter": 3, "WindowWidth": 4, "VOILUTFunction": "LINEAR_EXACT"}),
@@ -161,7 +148,7 @@ DIFFERENT = {
         np.where(RAMP <= 900, 0, 1 - np.clip((RAMP - 500.0) / 3000, 0, 1)),
     ),
     "PS3.3 C.7.6.16.2.10: DCMTK reads no window of functional groups": (
-        *(RAMP, 12, in_all_frames(**WINDOW)),
+        *(RAMP, 12, group(**WINDOW)),
         np.clip((RAMP - 500.0) / 3000, 0, 1),
     ),
     "PS3.4 N.2.1: the whole range is the whole brightness, DCMTK shows 63 of 63 as 252": (

@@ -28,6 +28,14 @@ def twins():
     ]
 
 
+def collapsed(side, area, *, site, pixels, patient=0, seed=1):
+    """View, outline of a lung, the function that shrinks it, and the mask of the air rim."""
+    view = geometry.view(pixels)
+    whole = anatomy.lungs(anatomy.draw_patient(np.random.default_rng(patient)))[side]
+    shrink = collapse.collapse(whole, area, site=site, rng=np.random.default_rng(seed))
+    return view, whole, shrink, collapse.rim_mask(view, whole, shrink(whole), size=pixels)
+
+
 def described(count, *, seed=0, prevalence=0.22):
     return pd.DataFrame([describe(i, seed=seed, prevalence=prevalence) for i in range(count)])
 
@@ -84,13 +92,11 @@ def test_a_pneumothorax_is_darker_than_the_lung_that_was_there(twins):
 
 
 def test_vessels_shrink_with_the_lung_and_none_crosses_the_rim_of_air():
-    patient, view = anatomy.draw_patient(np.random.default_rng(0)), geometry.view(384)
+    view, whole, shrink, rim = collapsed("left", 60.0, site="lateral", pixels=384)
+    patient = anatomy.draw_patient(np.random.default_rng(0))
     lung = anatomy.air_space(view, patient, breath=0.0)
-    whole = anatomy.lungs(patient)["left"]
-    shrink = collapse.collapse(whole, 60.0, site="lateral", rng=np.random.default_rng(1))
     left = lung * collapse.air_rim(view, whole, shrink(whole))[0]
-    deep = collapse.rim_mask(view, whole, shrink(whole), size=384) == 1
-    deep[lung < 1] = False
+    deep = (rim == 1) & (lung >= 1)
     before = anatomy.vasculature(view, patient, lung, moved={})
     after = anatomy.vasculature(view, patient, left, moved={"left": shrink})
     assert before[deep].mean() > 0.02
@@ -99,11 +105,8 @@ def test_vessels_shrink_with_the_lung_and_none_crosses_the_rim_of_air():
 
 
 def test_air_rim_holds_no_lung_and_ends_in_a_line_of_pleura():
-    view = geometry.view(384)
-    whole = anatomy.lungs(anatomy.draw_patient(np.random.default_rng(0)))["left"]
-    shrink = collapse.collapse(whole, 60.0, site="apical", rng=np.random.default_rng(1))
+    view, whole, shrink, rim = collapsed("left", 60.0, site="apical", pixels=384)
     filled, pleura = collapse.air_rim(view, whole, shrink(whole))
-    rim = collapse.rim_mask(view, whole, shrink(whole), size=384)
     deep = cv2.erode(rim, np.ones((9, 9), np.uint8)) == 1
     assert filled[deep].max() == 0
     assert pleura[deep].max() == 0
@@ -237,11 +240,7 @@ def test_place_puts_the_patients_left_on_the_right_and_turns_front_against_back(
 @pytest.mark.parametrize("site", ["apical", "lateral", "basal"])
 @pytest.mark.parametrize("area", [2.0, 20.0, 150.0])
 def test_collapse_leaves_a_rim_of_the_wanted_area_inside_the_chest_wall(site, area):
-    patient = anatomy.draw_patient(np.random.default_rng(3))
-    whole = anatomy.lungs(patient)["right"]
-    shrink = collapse.collapse(whole, area, site=site, rng=np.random.default_rng(0))
-    view = geometry.view(800)  # 20 pixels a cm
-    rim = collapse.rim_mask(view, whole, shrink(whole), size=800)
+    view, whole, _, rim = collapsed("right", area, site=site, pixels=800, patient=3, seed=0)
     wanted = min(area, 0.8 * cv2.contourArea(whole.astype(np.float32)))
     assert rim.sum() / 20**2 == pytest.approx(wanted, rel=0.12, abs=0.1)
     assert not rim[geometry.fill(view, [whole]) == 0].any()

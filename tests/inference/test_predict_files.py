@@ -19,6 +19,13 @@ from pneumo_lib.inference.predict_files import KINDS, predict_files, read_table
 from pneumo_lib.inference.prediction_rows import FILE_COLUMNS, NOTE, side_of
 
 
+@pytest.fixture
+def out(bright, xrays, tmp_path):
+    """A folder with the predictions of three X-rays."""
+    predict_files(xrays, bright, tmp_path / "out")
+    return tmp_path / "out"
+
+
 def read(path):
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
@@ -49,9 +56,7 @@ def test_each_file_gets_probabilities_a_mask_an_overlay_and_a_row(bright, xrays,
     assert NOTE in (out / "README.txt").read_text()
 
 
-def test_second_call_predicts_nothing_and_keeps_the_table(bright, xrays, tmp_path):
-    out = tmp_path / "out"
-    predict_files(xrays, bright, out)
+def test_second_call_predicts_nothing_and_keeps_the_table(bright, xrays, out):
     before = {path: path.stat().st_mtime_ns for kind in KINDS for path in (out / kind).iterdir()}
     table = (out / "predictions.csv").read_text()
     assert predict_files(xrays, bright, out).predicted == 0
@@ -59,9 +64,8 @@ def test_second_call_predicts_nothing_and_keeps_the_table(bright, xrays, tmp_pat
     assert (out / "predictions.csv").read_text() == table
 
 
-def test_new_and_changed_files_and_lost_pictures_are_predicted(bright, xrays, tmp_path):
-    out = tmp_path / "out"
-    rows = predict_files(xrays, bright, out).rows
+def test_new_and_changed_files_and_lost_pictures_are_predicted(bright, xrays, out):
+    rows = read_table(out)
     cv2.imwrite(str(xrays / "dark.png"), np.full((40, 60), 255, np.uint8))
     shutil.copy(xrays / "half.png", xrays / "more.png")
     (out / "masks" / f"{rows[2]['output']}.png").unlink()
@@ -69,19 +73,15 @@ def test_new_and_changed_files_and_lost_pictures_are_predicted(bright, xrays, tm
     assert [row["area_px"] for row in read_table(out)] == ["2400", "1200", "1200", "1500"]
 
 
-def test_row_that_a_kill_cut_short_is_predicted_again(bright, xrays, tmp_path):
-    out = tmp_path / "out"
-    predict_files(xrays, bright, out)
+def test_row_that_a_kill_cut_short_is_predicted_again(bright, xrays, out):
     table = out / "predictions.csv"
     table.write_bytes(table.read_bytes()[:-20])
     assert predict_files(xrays, bright, out).predicted == 1
     assert len(read_table(out)) == 3
 
 
-def test_table_of_an_older_release_is_predicted_again(bright, xrays, tmp_path):
+def test_table_of_an_older_release_is_predicted_again(bright, xrays, out):
     """Its X-rays were read by other rules, and its columns were others."""
-    out = tmp_path / "out"
-    predict_files(xrays, bright, out)
     table = out / "predictions.csv"
     table.write_text(table.read_text().replace(",area_source", ",area_note", 1))
     assert predict_files(xrays, bright, out).predicted == 3
@@ -145,10 +145,9 @@ def test_folder_with_something_else_is_refused_untouched(bright, xrays, tmp_path
     assert not (tmp_path / "masks").exists()
 
 
-def test_folder_of_another_operating_point_is_refused(bright, xrays, tmp_path):
-    predict_files(xrays, bright, tmp_path / "out")
+def test_folder_of_another_operating_point_is_refused(bright, xrays, out):
     with pytest.raises(ValueError, match=r"other settings \(operating_point: .*now \[0\.9"):
-        predict_files(xrays, bright, tmp_path / "out", operating_point=OperatingPoint(0.9, 0, 0.9))
+        predict_files(xrays, bright, out, operating_point=OperatingPoint(0.9, 0, 0.9))
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x"])
