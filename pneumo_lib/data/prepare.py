@@ -178,16 +178,13 @@ def load_prepared(folder):
 
 
 def find_cases(data="phantoms", *, phantom_count=800, seed=0):
-    """Case table of `read_cases()` for a data set given by name or folder.
+    """Case table of `read_cases()`, with its errors, for a data set given by name or folder.
 
     Args:
         data: `"phantoms"` for synthetic radiographs in the project's `data/` folder, drawn if
             missing, else a folder: a relative path is looked for in the current folder first,
             then in the project.
-        phantom_count, seed: how many phantoms, and which.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_cases()` and `make_phantoms()`.
+        phantom_count, seed: how many phantoms, and which; errors as for `make_phantoms()`.
     """
     folder = _data_folder(str(data), phantom_count=phantom_count, seed=seed)
     if data == "phantoms":

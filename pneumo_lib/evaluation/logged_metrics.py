@@ -1,7 +1,6 @@
 """Mean IoU and Dice as the report logged them, and why they grow without better masks.
 
-Both are computed on the softmax, not on masks: the logged mean IoU counts values of exactly
-1.0, so it rises as the network becomes saturated. `logged_mean_iou_at()` is that relation.
+Both are computed on the softmax, not on masks, so they rise with the confidence of the network.
 """
 
 import numpy as np

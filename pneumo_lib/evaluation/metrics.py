@@ -96,15 +96,12 @@ def dice_score(y_true, y_pred, *, threshold=0.5, empty_score=1.0):
     """Dice similarity coefficient `2 tp / (2 tp + fp + fn)` of each image.
 
     Args:
-        y_true, y_pred, threshold: as for `confusion_counts()`.
+        y_true, y_pred, threshold: as for `confusion_counts()`, with the same errors.
         empty_score: score of an image whose two masks are both empty: 1.0 (the SIIM-ACR rule)
             or `float("nan")` (leave the image out of `np.nanmean`).
 
     Returns:
         `(n,)` float32, each in [0, 1] or equal to `empty_score`.
-
-    Raises:
-        ValueError: as `confusion_counts()`.
 
     Reference:
         Dice (1945), Ecology 26(3):297-302, doi:10.2307/1932409.

@@ -123,7 +123,7 @@ def _score_row(trainings, *, level, **draws):
     return row
 
 
-def _resampled_scores(images, **draws):
+def _resampled_scores(images, *, n_bootstrap, seed):
     """Dict from each score to its `(1 + n_bootstrap,)` values, over the images, then resamples.
 
     Each score but the AUC is a ratio of sums over images.
@@ -140,7 +140,10 @@ def _resampled_scores(images, **draws):
         if name in images:
             counts |= {name: images[name].fillna(0), f"{name}_known": images[name].notna()}
     per_image = np.column_stack(list(counts.values())).astype(np.float64)
-    times = [np.ones(len(images)), *_resamples(len(images), **draws)]  # each image is drawn
+    # how often each image counts: all of them once, then drawn with replacement
+    n, rng = len(images), np.random.default_rng(seed)
+    draws = (rng.integers(n, size=n) for _ in range(n_bootstrap))
+    times = [np.ones(n), *(np.bincount(drawn, minlength=n) for drawn in draws)]
     sums = np.column_stack([drawn @ per_image for drawn in times])
     scores = _scores_of_sums(dict(zip(counts, sums, strict=True)))
     if "image_score" in images:
@@ -161,12 +164,6 @@ def _scores_of_sums(sums):
         scores["logged_dice"] = logged_metrics.logged_dice(sums)
     distances = [name for name in DISTANCES if name in sums]
     return scores | {name: ratio(sums[name], sums[f"{name}_known"]) for name in distances}
-
-
-def _resamples(n, *, n_bootstrap, seed):
-    """How often each of `n` images is in a resample, drawn with replacement; one at a time."""
-    rng = np.random.default_rng(seed)
-    return (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(n_bootstrap))
 
 
 def _areas(positive, score, times):

@@ -79,12 +79,9 @@ def predict(
 def find_images(files):
     """List of `Path`s of X-ray files: those given, and, sorted, those below the folders given.
 
-    Args:
-        files: path or list of paths. In a folder, files with one of `SUFFIXES` count, and DICOM
-            files by their content; hidden ones do not. Links are followed, see `find_files()`.
-
-    Raises:
-        FileNotFoundError: if there is none.
+    `files` is a path or a list of paths. In a folder, files with one of `SUFFIXES` count, and DICOM
+    files by their content; hidden ones do not. Links are followed, see `find_files()`. A
+    FileNotFoundError if there is no file.
     """
     given = [Path(p) for p in ([files] if isinstance(files, (str, Path)) else files)]
     found = []

@@ -242,7 +242,7 @@ def test_place_puts_the_patients_left_on_the_right_and_turns_front_against_back(
 def test_collapse_leaves_a_rim_of_the_wanted_area_inside_the_chest_wall(site, area):
     view, whole, _, rim = collapsed("right", area, site=site, pixels=800, patient=3, seed=0)
     wanted = min(area, 0.8 * cv2.contourArea(whole.astype(np.float32)))
-    assert rim.sum() / 20**2 == pytest.approx(wanted, rel=0.12, abs=0.1)
+    assert rim.sum() / 20**2 == pytest.approx(wanted, rel=0.12, abs=0.1)  # 20 pixels a cm
     assert not rim[geometry.fill(view, [whole]) == 0].any()
 
 
