@@ -179,10 +179,8 @@ def _train_all(client, planned, folder, *, resources, retries):
 def train_on_worker(planned, *, folder, home, version):
     """Seconds that a `PlannedRun` took in this worker process.
 
-    The client passes the `folder` of the sweep, its `PNEUMO_HOME` and its `RESULTS_VERSION`.
-
-    Raises:
-        RuntimeError: if this worker has other files or another pneumo_lib than the client.
+    The client passes the `folder` of the sweep, its `PNEUMO_HOME` and its `RESULTS_VERSION`. A
+    RuntimeError refuses them if this worker has other files or another pneumo_lib.
     """
     worker, started = get_worker(), time.monotonic()
     if not Path(folder).is_dir() or version != runs.RESULTS_VERSION:

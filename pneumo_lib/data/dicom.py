@@ -44,10 +44,8 @@ def decode_dicom(data, *, at_least=None):
 
     Transfer syntaxes: uncompressed, deflated, RLE, JPEG baseline; with imagecodecs also JPEG
     extended, JPEG lossless, JPEG-LS, JPEG 2000 and its high-throughput kind, JPEG XL. For
-    `at_least` see `images.read_image()`.
-
-    Raises:
-        ValueError: with the reason, if the file holds anything but one grey image.
+    `at_least` see `images.read_image()`. A ValueError gives the reason, if the file holds anything
+    but one grey image.
     """
     try:
         file = open_dicom(data)

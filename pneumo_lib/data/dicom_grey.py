@@ -19,15 +19,10 @@ _ANGIOGRAPHY = (uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImage
 def grey_levels(pixels, header):
     """`(image, notes)`: `(height, width)` uint8, and sentences on fields that were ignored.
 
-    Bone is brighter than air, and padding is black.
-
-    Args:
-        pixels: `(height, width)` uint8 or uint16 as decoded; bits outside of the stored ones may
-            hold anything.
-        header: dataset with `BitsStored` (at most 16) and `PixelRepresentation`.
-
-    Raises:
-        Refused: if values that vary would become one grey level.
+    Bone is brighter than air, and padding is black. `pixels` are `(height, width)` uint8 or uint16
+    as decoded; bits outside of the stored ones may hold anything. `header` is a dataset with
+    `BitsStored` (at most 16) and `PixelRepresentation`. Raises `Refused` if values that vary would
+    become one grey level.
     """
     codes = _codes(pixels, header)
     table, notes = _grey_table(header, _count(codes, header.BitsStored))

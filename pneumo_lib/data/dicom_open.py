@@ -49,10 +49,8 @@ def open_dicom(data):
 
     Preamble, file meta information and transfer syntax may be missing: then the encoding is that of
     the elements, and of the first compressed bytes. Its `file_meta.TransferSyntaxUID` is one that
-    can be read.
-
-    Raises:
-        Refused: if it holds anything but one image of 8 to 16 bits, in grey or in RGB of 8 bits.
+    can be read. Raises `Refused` for anything but one image of 8 to 16 bits, in grey or in RGB of 8
+    bits.
     """
     if data[128:132] != b"DICM":
         data = data if data[:128].strip(b"\0") else data[128:]

@@ -57,11 +57,8 @@ def rle_shape(case, shape):
     """`(height, width)` of the image that the run lengths of a case were drawn on.
 
     That is the case's own image, of `shape`, unless `rle_side` or the runs themselves show that it
-    had SIIM-ACR's 1024 x 1024 pixels.
-
-    Raises:
-        ValueError: if the runs show that it is neither `shape` nor SIIM-ACR's, or that offsets are
-            not relative.
+    had SIIM-ACR's 1024 x 1024 pixels. A ValueError refuses runs that show another size, or offsets
+    that are not relative.
     """
     if any(map(_counts_from_the_first_pixel, case["rles"])):
         raise ValueError(

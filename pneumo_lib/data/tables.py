@@ -18,8 +18,7 @@ _PATIENTS = {"patients.csv": ["ImageId", "patient_id"], "nih_id.csv": ["Kaggle_I
 def read_csv(path):
     """All cells of a table as text without blanks around it, with its header as the first row.
 
-    Raises:
-        ValueError: if it is no text in UTF-8 with commas, or larger than any table of X-rays.
+    A ValueError refuses what is no text in UTF-8 with commas, or larger than any table of X-rays.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:

@@ -1,6 +1,6 @@
 """Mean IoU and Dice as the report logged them, and why they grow without better masks.
 
-Both are computed on the softmax, not on masks, so they rise with the confidence of the network.
+Both are computed on the softmax, so a network that grows more sure of the same masks gains.
 """
 
 import numpy as np

@@ -13,15 +13,11 @@ _LINE = 30  # pixels
 
 
 def draw_overlay(image, mask, caption):
-    """X-ray with the mask tinted and outlined, and lines of text below.
+    """X-ray with the mask tinted and outlined, and lines of text below: `(h, w, 3)` uint8, BGR.
 
-    Args:
-        image: `(height, width)` uint8.
-        mask: `(height, width)` uint8 of 0 and 1.
-        caption: list of ASCII texts, the only letters that OpenCV has.
-
-    Returns:
-        `(height, width, 3)` uint8, BGR; the longer side 512 to 1024 pixels without the caption.
+    `image` and `mask` are `(height, width)` uint8, the mask of 0 and 1, `caption` a list of ASCII
+    texts, the only letters that OpenCV has. The longer side of the picture has 512 to 1024 pixels
+    without the caption.
     """
     longest = max(image.shape)
     scale = min(max(longest, _SIDES[0]), _SIDES[1]) / longest

@@ -4,6 +4,7 @@ from io import BytesIO
 
 import numpy as np
 import pydicom
+import pytest
 from pydicom import DataElement, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -44,6 +45,12 @@ def dicom_bytes(pixels, syntax=uid.ExplicitVRLittleEndian, *, frame=None, bits=N
     stream = BytesIO()
     pydicom.dcmwrite(stream, file, enforce_file_format=True)
     return stream.getvalue()
+
+
+def compressed(codec, pixels, **options):
+    """Pixels as a frame of one of imagecodecs' codecs; without that package the test is skipped."""
+    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
+    return getattr(imagecodecs, f"{codec}_encode")(pixels, **options)
 
 
 def with_syntax(data, name):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import dicom_bytes, group, with_syntax
+from dicom_files import compressed, dicom_bytes, group, with_syntax
 from PIL import Image
 from pydicom import DataElement, uid
 
@@ -72,10 +72,9 @@ def test_rle_pixels_as_long_as_without_compression_are_read():
     ids=lambda value: getattr(value, "keyword", ""),
 )
 def test_lossless_compressions_lose_nothing(syntax, codec, options, bits):
-    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
     pixels = (RAMP << (bits - 9) if bits > 8 else RAMP % 256).astype(f"u{1 if bits == 8 else 2}")
     options = options | ({"bitspersample": bits} if codec in ("jpeg8", "jpeg2k") else {})
-    frame = getattr(imagecodecs, f"{codec}_encode")(pixels, **options)
+    frame = compressed(codec, pixels, **options)
     data = with_syntax(dicom_bytes(pixels, uid.JPEG2000, frame=frame, bits=bits), syntax)
     raw = decode_dicom(dicom_bytes(pixels, bits=bits)).image
     np.testing.assert_array_equal(decode_dicom(data).image, raw)
@@ -93,11 +92,10 @@ def test_lossless_compressions_lose_nothing(syntax, codec, options, bits):
     ids=lambda value: getattr(value, "keyword", ""),
 )
 def test_lossy_compressions_lose_a_few_grey_levels(syntax, codec, bits, options):
-    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
     top = 2**bits - 1
     pixels = (RAMP * (top // RAMP.max())).clip(0, top) if bits > 8 else RAMP // 2
     pixels = pixels.astype(f"u{1 if bits == 8 else 2}")
-    frame = getattr(imagecodecs, f"{codec}_encode")(pixels, **options)
+    frame = compressed(codec, pixels, **options)
     window = {"WindowCenter": 2 ** (bits - 1), "WindowWidth": 2**bits}
     image = decode_dicom(dicom_bytes(pixels, syntax, frame=frame, bits=bits, **window)).image
     np.testing.assert_allclose(image, stretched(pixels, 0, top), atol=3)
@@ -289,9 +287,8 @@ def test_other_objects_are_refused_with_the_reason(fields, reason):
 
 
 def test_frame_of_another_size_than_the_header_claims_is_refused():
-    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
     pixels = RAMP.astype("u1")
-    frame = imagecodecs.jpeg2k_encode(np.zeros((40, 40), np.uint8), level=0)
+    frame = compressed("jpeg2k", np.zeros((40, 40), np.uint8), level=0)
     with pytest.raises(ValueError, match="damaged"):
         decode_dicom(dicom_bytes(pixels, uid.JPEG2000Lossless, frame=frame))
     frame = cv2.imencode(".jpg", np.zeros((40, 40), np.uint8))[1].tobytes()

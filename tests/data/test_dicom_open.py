@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import dicom_bytes, with_syntax
+from dicom_files import compressed, dicom_bytes, with_syntax
 from pydicom import DataElement, uid
 from pydicom.encaps import encapsulate
 
@@ -53,18 +53,16 @@ def test_file_without_preamble_meta_or_syntax_is_read_and_known_as_dicom(syntax,
 @pytest.mark.parametrize("codec", ["jpeg8", "jpegls", "jpeg2k", "jpegxl"])
 @pytest.mark.parametrize("named", [None, uid.ExplicitVRLittleEndian])
 def test_compressed_pixels_are_read_where_the_syntax_is_missing_or_uncompressed(codec, named):
-    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
     options = {"jpeg2k": {"level": 0, "codecformat": "j2k"}, "jpegls": {}}.get(codec, {})
     options |= {"lossless": True} if codec in ("jpeg8", "jpegxl") else {}
-    frame = getattr(imagecodecs, f"{codec}_encode")(GREY, **options)
+    frame = compressed(codec, GREY, **options)
     data = dicom_bytes(GREY, uid.JPEG2000, frame=frame)
     np.testing.assert_array_equal(decode_dicom(with_syntax(data, named)).image, GREY)
 
 
 @pytest.mark.parametrize("named", [uid.JPEGLosslessSV1, uid.JPEGBaseline8Bit, uid.JPEGLSLossless])
 def test_compressed_pixels_of_another_kind_than_named_are_read(named):
-    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
-    frame = imagecodecs.jpeg2k_encode(GREY, level=0, codecformat="j2k")
+    frame = compressed("jpeg2k", GREY, level=0, codecformat="j2k")
     np.testing.assert_array_equal(decode_dicom(dicom_bytes(GREY, named, frame=frame)).image, GREY)
 
 
