@@ -23,14 +23,7 @@ from pneumo_lib import runs
 from pneumo_lib._files import file_lock, project_path, write_csv
 from pneumo_lib.cluster.dask_client import as_finished, connected
 from pneumo_lib.evaluation.score_table import score_table
-from pneumo_lib.study.experiments import (
-    is_finished,
-    plan_run,
-    prepare_each,
-    read_two_parts,
-    run_name,
-    train_run,
-)
+from pneumo_lib.study import experiments
 
 logger = logging.getLogger(__name__)
 STARTED = "pneumo-run-started"  # topic of Dask's events
@@ -63,7 +56,7 @@ def read_sweep(params, *, overrides=None):
             parts, an axis without a list, or two runs of one name.
     """
     overrides = dict(overrides or {})
-    stem, base, grid = read_two_parts(params, "grid")
+    stem, base, grid = experiments.read_two_parts(params, "grid")
     for name in grid.keys() & overrides.keys():
         value = overrides.pop(name)
         grid[name] = value if isinstance(value, list) else [value]
@@ -75,10 +68,10 @@ def read_sweep(params, *, overrides=None):
     planned = []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        run = plan_run("", base | overrides | chosen)
+        run = experiments.plan_run("", base | overrides | chosen)
         checked = {name: run.settings[name] for name in grid}
         words = [chosen[n] if isinstance(v, str) else f"{n}{v}" for n, v in checked.items()]
-        planned.append(run._replace(name=run_name(stem, *words)))
+        planned.append(run._replace(name=experiments.run_name(stem, *words)))
     for name, count in Counter(run.name for run in planned).items():
         if count > 1:
             raise ValueError(
@@ -113,8 +106,8 @@ def run_sweep(params, *, overrides=None, resources=None, retries=1, **cluster):
     folder = project_path("runs") / f"sweep-{Path(params).stem}"
     with file_lock(folder):  # a second call waits for the first, and then finds all done
         folder.mkdir(parents=True, exist_ok=True)
-        prepared = zip(planned, prepare_each(planned), strict=True)
-        unmade = [run for run, data in prepared if not is_finished(run, data)]
+        prepared = zip(planned, experiments.prepare_each(planned), strict=True)
+        unmade = [run for run, data in prepared if not experiments.is_finished(run, data)]
         logger.info("%d runs, %d of them to train", len(planned), len(unmade))
         failed = {}
         if unmade:
@@ -190,7 +183,7 @@ def train_on_worker(planned, *, folder, home, version):
         )
     os.environ["PNEUMO_HOME"] = home
     worker.log_event(STARTED, planned.name)
-    train_run(planned, *prepare_each([planned]))
+    experiments.train_run(planned, *experiments.prepare_each([planned]))
     return time.monotonic() - started
 
 
