@@ -66,21 +66,21 @@ def paired_difference(first, second, *, score="dice_positive", n=9999, seed=0, l
 
 def _aligned(first, second, score):
     """`(images, 2)` scores of the images that have both."""
-    tables = [table.set_index("image_id") for table in (first, second)]
-    images, others = (table.index for table in tables)
-    if not images.is_unique or not images.sort_values().equals(others.sort_values()):
+    first, second = (table.set_index("image_id") for table in (first, second))
+    images = first.index
+    if not images.is_unique or not images.sort_values().equals(second.index.sort_values()):
         raise ValueError(
             "Both tables must hold the same images, each once. Received: "
-            f"{len(images)} and {len(others)} rows with {len(images.intersection(others))} images "
-            "in common. Choose one epoch and one split of each run"
+            f"{len(first)} and {len(second)} rows with {len(images.intersection(second.index))} "
+            "images in common. Choose one epoch and one split of each run"
         )
-    tables[1] = tables[1].loc[images]
-    if differ := (tables[0]["has_pneumothorax"] != tables[1]["has_pneumothorax"]).sum():
+    second = second.loc[images]
+    if differ := (first["has_pneumothorax"] != second["has_pneumothorax"]).sum():
         raise ValueError(
             "Both tables must agree on which images show a pneumothorax. "
             f"Received: {differ} that differ"
         )
-    values = np.column_stack([_score(table, score) for table in tables])
+    values = np.column_stack([_score(first, score), _score(second, score)])
     return values[~np.isnan(values).any(axis=1)]
 
 
