@@ -9,7 +9,7 @@ from pneumo_lib.plots.style import GREEN, ORANGE, PURPLE, SKY, new_figure, witho
 
 FROZEN, TRAINED = SKY, ORANGE
 _GAP = 1.8  # between two boxes: room for the numbers above them
-_LETTERS = 18  # points of those numbers, of 16 inches: 15 points on a slide
+_LETTERS = 22  # points of those numbers, of 16 inches: 15 points on a slide, below its title
 PHASES = (SKY, ORANGE, GREEN, PURPLE)
 
 
@@ -30,17 +30,19 @@ def transposed_convolution(image, kernel, *, stride):
         panels.append((f"{value:g} × kernel", panel))
     output = np.nansum([panel for _, panel in panels[1:]], axis=0)
     panels.append(("output: their sum", output))
-    figure, axes = plt.subplots(1, len(panels), layout="constrained", figsize=(16, 3.2))
-    colours = LinearSegmentedColormap.from_list("numbers", ["white", SKY])
-    colours = colours.with_extremes(bad="whitesmoke")
-    for ax, (title, panel) in zip(axes, panels, strict=True):
+    rows = 2 if len(panels) in (6, 8) else 1  # the letters of a long row would be small
+    columns = len(panels) // rows
+    size = 3.2 * columns, 2.7 * rows
+    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=size)
+    colours = LinearSegmentedColormap.from_list("", ["white", SKY]).with_extremes(bad="whitesmoke")
+    for ax, (title, panel) in zip(axes.flat, panels, strict=True):
         ax.imshow(panel, cmap=colours, vmin=0, vmax=1.4 * output.max())
         for (row, column), value in np.ndenumerate(panel):
             if not np.isnan(value):
-                ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=16)
+                ax.text(column, row, f"{value:g}", ha="center", va="center", fontsize=20)
         _draw_lines(ax, panel.shape)
-        ax.set_title(title, fontsize=17)
-    _draw_signs(axes[1:], ["→", *"+" * (image.size - 1), "="], x=-0.06, fontsize=24)
+        ax.set_title(title)
+    _draw_signs(axes.flat[1:], ["→", *"+" * (image.size - 1), "="], x=-0.06, fontsize=24)
     return figure
 
 
@@ -86,23 +88,23 @@ def architecture(tables, *, title=None):
         tables: dict from a network's name to its `fcn.layer_table()`.
         title: text above the figure.
     """
-    size = 16, 2.87 * len(tables) + 0.4
+    size = 16, 2.45 * len(tables) + 0.4
     figure, axes = plt.subplots(len(tables), figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(title)
     for ax, (name, table) in zip(axes[:, 0], tables.items(), strict=True):
         x = 0.0
         for box in _boxes(table):
             x = _draw_box(ax, x, *box)
-        ax.set_ylim(-8.6, 8.2)
+        ax.set_ylim(-9.8, 9.2)
         ax.set_axis_off()
-        ax.set_title(name, loc="left", fontweight="bold")
+        ax.set_title(name, loc="left", fontsize=_LETTERS, fontweight="bold")
     widest = max(ax.dataLim.x1 for ax in axes[:, 0])
     for ax in axes[:, 0]:
         ax.set_xlim(-0.8, widest + 0.8)
     handles = [
         Patch(color="lightgray", label="image, probability"),
         Patch(color=FROZEN, label="backbone: frozen (widest layer of each level)"),
-        Patch(color=TRAINED, label="deconvolution: trained (its parameters)"),
+        Patch(color=TRAINED, label="deconvolution: trained (its parameters; k: thousand)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
@@ -131,7 +133,7 @@ def windows(image, networks, *, title=None, note=None):
             cell = round((size / 2 - field.centre) / field.stride)
             start = field.start + cell * field.stride - 0.5
             outline = {"facecolor": "none", "edgecolor": colour, "linewidth": 4}
-            label = f"{name}: {field.size}²"
+            label = f"{name}: {field.size}² pixels"
             ax.add_patch(Rectangle((start, start), field.size, field.size, label=label, **outline))
         ax.set(xlim=(-margin, size + margin), ylim=(size + margin, -margin), title=heading)
         place = ("center left", (1.02, 0.5)) if alone else ("upper center", (0.5, -0.01))
@@ -160,7 +162,8 @@ def _boxes(table):
         widest = level["output_shape"].str[-1].idxmax()
         boxes.append((*level.loc[widest, "output_shape"][1:], FROZEN, ""))
     for _, layer in layers[head].iterrows():
-        boxes.append((*layer["output_shape"][1:], TRAINED, f"{layer['parameters']:,}"))
+        text = f"{n:,}" if (n := layer["parameters"]) < 10_000 else f"{n / 1000:,.0f}k"
+        boxes.append((*layer["output_shape"][1:], TRAINED, text))
     boxes.append((*table.iloc[-1]["output_shape"][1:], "lightgray", "softmax"))
     return boxes
 

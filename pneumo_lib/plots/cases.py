@@ -63,9 +63,9 @@ def prediction_grid(images, masks, predictions, *, names, title=None, note=None)
         images: `(n, height, width)` uint8; 2 are large on a slide, 4 still fit.
         masks: `(n, height, width)` of 0 and 1, the truth.
         predictions: `(n, height, width)` of 0 and 1.
-        names: n labels of the rows, such as "test\\nDice 0.61".
+        names: n labels of the rows, such as a split and, on a second line, a Dice.
     """
-    size = 12.8, min(7.2, 0.8 + 2.4 * len(images))
+    size = 12.8, min(7.2, 0.8 + 0.5 * bool(title) + 2.2 * len(images))
     figure, axes = new_figure(len(images), 4, title=title, note=note, figsize=size)
     cases = zip(axes, images, masks, predictions, names, strict=True)
     for row, image, mask, prediction, name in cases:
@@ -78,5 +78,7 @@ def prediction_grid(images, masks, predictions, *, names, title=None, note=None)
         ax.set_title(heading)
     without_ticks(axes[:, :3])
     patches = [Patch(color=colour, label=name) for name, colour in ERRORS.items()]
-    figure.legend(handles=patches, loc="outside right center")
+    # of the panels, not of the figure: beside a margin of its own the layout leaves gaps
+    beside = axes[(len(axes) - 1) // 2, 3]
+    beside.legend(handles=patches, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -92,23 +92,16 @@ def _draw_gate(ax, y_true, y_pred, point):
     scores = dice(confusion_counts(y_true, drawn))
     lesion = np.any(np.asarray(y_true) != 0, axis=(1, 2))
     one_pixel = 100 / np.prod(np.shape(y_true)[1:])
-    for kind, name, colour, marker in (
-        (~lesion, "healthy", CLASSES["healthy"], "o"),
-        (lesion, "pneumothorax", CLASSES["pneumothorax"], "^"),
-    ):
-        label = f"{name} ({kind.sum()})"
-        ax.plot(sure[kind], scores[kind], marker, color=colour, alpha=0.6, label=label)
+    for kind, name, marker in ((~lesion, "healthy", "o"), (lesion, "pneumothorax", "^")):
+        look = {"color": CLASSES[name], "alpha": 0.6, "label": f"{name} ({kind.sum()})"}
+        ax.plot(sure[kind], scores[kind], marker, **look)
     ax.axvline(100 * point.min_area, color="black", linewidth=2)
     ax.axvspan(0, 100 * point.min_area, color="0.93", zorder=0)
     ax.set_xscale("symlog", linthresh=one_pixel)
-    ax.set(
-        xlim=(-0.3 * one_pixel, 100),
-        ylim=(-0.05, 1.05),
-        xlabel=f"% of the pixels at {point.top_threshold:.2f} or above",
-        ylabel="Dice of the mask, if it is drawn",
-        title="The gate",
-    )
-    ax.legend(loc="upper right")
+    ax.set(xlim=(-0.3 * one_pixel, 100), ylim=(-0.05, 1.05), title="The gate")
+    ax.set_xlabel(f"% of the pixels at {point.top_threshold:.2f} or above")
+    ax.set_ylabel("Dice of the mask, if it is drawn")
+    ax.legend(loc="best")
 
 
 def _draw_thresholds(ax, scores, point):
@@ -118,8 +111,7 @@ def _draw_thresholds(ax, scores, point):
     gated = np.where(np.isfinite(gated), gated, np.nan)
     ax.plot(THRESHOLDS, plain, color=_GREY, label="one threshold")
     ax.plot(THRESHOLDS, gated, color=BLUE, label="behind the gate")
-    at_half = np.searchsorted(THRESHOLDS, 0.5)
-    ax.plot(0.5, plain[at_half], "o", color=_GREY)
+    ax.plot(0.5, plain[np.searchsorted(THRESHOLDS, 0.5)], "o", color=_GREY)
     chosen = np.searchsorted(THRESHOLDS, point.bottom_threshold)
     ax.plot(point.bottom_threshold, gated[chosen], "*", color=BLUE, markersize=22)
     ax.set(xlim=(0, 1), xlabel="Threshold of the mask", ylabel="SIIM-ACR Dice", title="The outline")

@@ -60,7 +60,7 @@ def saturation_chart(points, *, ax=None, title=None, note=None):
         ax.annotate(text, point, offset, textcoords="offset points", fontsize=14, **place)
     ax.set(xlabel="Share f of the pixels with a softmax of exactly 1.0, %", xlim=(-1, 101))
     ax.set(ylabel="Score", ylim=_UNIT, title=title, xticks=range(0, 101, 20))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     return ax
 
 
@@ -169,11 +169,11 @@ def outline_figure(images, masks, predictions, *, title=None, note=None):
         middle = (place.max(axis=0) + place.min(axis=0)) / 2
         y, x = np.clip(middle, reach - 0.5, np.array(image.shape) - reach - 0.5)  # no white border
         ax.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach))
-        ax.set_xlabel(f"Hausdorff 95: {row.hd95:.1f} pixels\nmean distance: {row.asd:.1f}")
+        ax.set_xlabel(f"Hausdorff 95: {row.hd95:.1f} pixels\nmean: {row.asd:.1f} pixels")
     without_ticks(axes)
     colours = {"true outline": ORANGE, "predicted outline": SKY, "farthest point": VERMILION}
     patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=patches, loc="outside right center")
+    axes[0, -1].legend(handles=patches, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -184,4 +184,4 @@ def without_ticks(axes):
 
 def _annotate(figure, note):
     if note:  # as the figure's x label: the layout keeps room for it
-        figure.supxlabel(note, x=0.995, ha="right", **_SMALL_PRINT)
+        figure.supxlabel(note, **_SMALL_PRINT)

@@ -134,10 +134,27 @@ def test_gallery_labels_each_case():
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["Image", "Mask"]
 
 
-def test_prediction_grid_of_four_cases_is_no_taller_than_a_slide():
-    figure = cases.prediction_grid(IMAGES, MASKS, MASKS, names=["a", "b", "c", "d"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_prediction_grid_is_no_taller_than_a_slide_and_has_no_gaps(count):
+    names = ["false positive\n0 pixels"] * count
+    figure = cases.prediction_grid(IMAGES[:count], MASKS[:count], MASKS[:count], names=names)
+    figure.canvas.draw()
     width, height = figure.get_size_inches()
     assert width / height >= 16 / 9 - 1e-6
+    places = [ax.get_position() for ax in figure.axes]
+    assert places[1].x0 - places[0].x1 < 0.1 * places[0].width
+    assert count == 1 or places[0].y0 - places[4].y1 < 0.1 * places[0].height
+    [legend] = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+    box = legend.get_window_extent()
+    assert 0 < box.x0 - figure.axes[3].bbox.x1 < 0.1 * box.width
+
+
+def test_a_case_and_its_legend_lie_in_the_middle_of_their_figure():
+    figure = EXAMPLES["show_case"](note="synthetic").figure
+    figure.canvas.draw()
+    filled = (np.asarray(figure.canvas.buffer_rgba())[..., :3] < 250).any(axis=(0, 2))
+    left, right = np.flatnonzero(filled)[[0, -1]]
+    assert left == pytest.approx(len(filled) - right, abs=0.03 * len(filled))
 
 
 def test_prediction_grid_shows_image_mask_prediction_and_errors():
