@@ -115,7 +115,7 @@ def _add_chart(page, chart, place, style):
     data = CategoryChartData()
     data.categories = chart["categories"]
     for name, values in chart["series"].items():
-        data.add_series(name, values)
+        data.add_series(name, values, chart["formats"][name])
     kind = XL_CHART_TYPE[chart["kind"]]
     drawn = page.shapes.add_chart(kind, *map(Inches, place), data).chart
     drawn.font.size, drawn.has_title, drawn.has_legend = Pt(20), False, len(data) > 1

@@ -149,8 +149,8 @@ def fill_slide(entry, notebooks, found, *, figures):
 
 
 def _chart(kind, rows):
-    """Categories and series of a chart from rows of text; "0.7 [0.5, 0.8]" is 0.7 and its name."""
-    names, series = [str(row[0]) for row in rows[1:]], {}
+    """Categories and series of a chart from rows; "0.70 [0.5, 0.8]" is 0.70 and its name."""
+    names, series, formats = [str(row[0]) for row in rows[1:]], {}, {}
     for heading, *cells in zip(*(row[1:] for row in rows), strict=True):
         texts = [str(cell).partition(" [") for cell in cells]
         if len(rows[0]) == 2:
@@ -160,7 +160,9 @@ def _chart(kind, rows):
             ]
         numbers = [re.match(r"-?\d+\.?\d*", text[0].replace(",", "")) for text in texts]
         series[heading] = tuple(float(number[0]) if number else None for number in numbers)
-    return {"kind": kind, "categories": names, "series": series}
+        digits = max(len(number[0].partition(".")[2]) for number in numbers if number)
+        formats[heading] = f"#,##0.{'0' * digits}".rstrip(".") if "BAR" in kind else "General"
+    return {"kind": kind, "categories": names, "series": series, "formats": formats}
 
 
 # -- reading an executed notebook --------------------------------------------------------------
@@ -204,6 +206,7 @@ def _rows(table):
                 column += 1
             width, height = (int(cell.get(name, 1)) for name in ("colspan", "rowspan"))
             text = BACKBONES.get(_text(cell), _text(cell).replace("NaN", "–"))
+            text = f"{int(text):,}" if re.fullmatch(r"\d{5,}", text) else text
             for k in range(width * height):
                 grid[place + k // width, column + k % width] = text if k < width else ""
     columns = range(1 + max(column for _, column in grid))

@@ -117,6 +117,13 @@ def test_a_pandas_table_keeps_its_digits_and_loses_its_merged_cells(report):
     assert table == [["back bone", "train 5", "train 10"], ["VGG19", "0.50", "–"], ["", "1", "2"]]
 
 
+def test_a_count_of_five_digits_or_more_is_grouped():
+    html = "<thead><tr><th></th><th>n</th></tr></thead><tr><th>a</th><td>53426</td></tr>"
+    html += "<tr><th>b</th><td>0.12345</td></tr>"
+    rows = slides._rows(BeautifulSoup(html, "html.parser"))
+    assert rows == [["", "n"], ["a", "53,426"], ["b", "0.12345"]]
+
+
 def test_row_numbers_that_name_nothing_are_left_out():
     html = "<thead><tr><th></th><th>a</th></tr></thead><tr><th>0</th><td>x</td></tr>"
     assert slides._rows(BeautifulSoup(html, "html.parser")) == [["a"], ["x"]]
@@ -200,6 +207,8 @@ def test_a_table_becomes_a_chart_that_can_be_edited(report, monkeypatch):
     (chart,) = (shape.chart for shape in deck.slides[0].shapes if shape.has_chart)
     assert list(chart.plots[0].categories) == ["a", "b"]
     assert [list(series.values) for series in chart.plots[0].series] == [[1204, 0.5], [None, 2]]
+    formats = chart._chartSpace.xpath(".//c:val//c:formatCode/text()")
+    assert formats == ["#,##0.0", "#,##0"]  # as many decimals as in the text
     assert [f"#{s.format.fill.fore_color.rgb}" for s in chart.plots[0].series] == [
         ERRORS["found"], ERRORS["missed"]
     ]  # fmt: skip
@@ -210,6 +219,7 @@ def test_an_interval_goes_below_the_name_of_its_bar():
     chart = slides._chart("BAR_CLUSTERED", rows)
     assert chart["categories"] == ["small FCN\n[0.52, 0.84]"]
     assert chart["series"] == {"test": (0.7,)}
+    assert chart["formats"] == {"test": "#,##0.00"}
 
 
 def test_both_decks_show_the_same_natively(report, monkeypatch):
