@@ -128,7 +128,7 @@ def write_page(static, run):
     from pneumo_lib.inference.export import export_network
     from pneumo_lib.runs import load_operating_point, load_run
 
-    run = load_run(run) if run else newest_control()
+    run = load_run(run) if run else best_control()
     wasm, glue = fetch_packages(static)
     with TemporaryDirectory() as temporary:
         path, _ = export_network(run, Path(temporary, "network.onnx"))
@@ -155,8 +155,8 @@ def write_page(static, run):
     return {"run": run.folder.name, "size": run.config["size"], "training": training}
 
 
-def newest_control():
-    """The `Run` of the small FCN that was finished last."""
+def best_control():
+    """The `Run` of the small FCN with most pixels and epochs; of equal ones the newest."""
     from pneumo_lib.runs import find_runs
 
     runs = []
@@ -164,7 +164,12 @@ def newest_control():
         runs = [run for run in find_runs() if run.config["backbone"] == "small"]
     if not runs:
         raise FileNotFoundError("no network is trained from scratch (small)")
-    return max(runs, key=lambda run: (run.folder / "config.json").stat().st_mtime)
+
+    def order(run):
+        finished = (run.folder / "config.json").stat().st_mtime
+        return run.config["size"], run.config.get("epochs", 0), finished
+
+    return max(runs, key=order)
 
 
 def fetch_packages(static, kept=ROOT / "runs/npm"):
@@ -214,7 +219,7 @@ def write_script(path, name, value):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", default=ROOT / "runs/site", help="for the pages")
-    parser.add_argument("--run", help="that segments in the browser; default: the newest small FCN")
+    parser.add_argument("--run", help="that segments in the browser; default: largest small FCN")
     given = parser.parse_args()
     reason = build(given.folder, given.run)
     print(f"Site        {given.folder}/index.html")

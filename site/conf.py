@@ -14,6 +14,7 @@ nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # the default comes from the network; a progress bar then is not drawn
 myst_enable_extensions = ["dollarmath"]
 html_math_renderer = "mathml"
+smartquotes_action = "qe"  # no dashes: they would spoil the options of commands
 
 
 def _formula(display):

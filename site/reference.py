@@ -175,5 +175,11 @@ def _convert(app, what, name, obj, options, lines):
     lines[:] = _ref(_SEVERAL.sub(r"\1Values:", "\n".join(lines))).split("\n")
 
 
+def _skip(app, what, name, obj, skip, options):
+    """A field of a `NamedTuple`, which Python describes by its number only."""
+    return skip or (obj.__doc__ or "").startswith("Alias for field number")
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", _convert, priority=100)  # before Napoleon's
+    app.connect("autodoc-skip-member", _skip)

@@ -1,6 +1,7 @@
 """The site: built once, as by `make site`, with an untrained network in the page that segments."""
 
 import base64
+import json
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from pneumo_lib.inference.prediction_rows import NOTE
 
 ROOT = Path(__file__).parents[1]
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+PHONE = {"width": 390, "height": 844}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 POINT = '{"top_threshold": 0.5, "min_area": 0.001, "bottom_threshold": 0.5}'
 
@@ -56,6 +58,19 @@ def site(run, tmp_path_factory):
     done = build_site(folder, run.parents[1])
     assert done.returncode == 0, done.stderr  # a link that leads nowhere is an error
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    engine = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    with engine.sync_playwright() as started:
+        chromium = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield chromium
+        chromium.close()
 
 
 def page(site, name):
@@ -114,6 +129,16 @@ def test_solutions_are_folded(site):
     assert not any(tag.has_attr("open") for tag in solutions)
 
 
+def test_no_page_is_wider_than_a_phone(site, browser):
+    tab, wide = browser.new_page(viewport=PHONE), {}
+    pages = [path for path in site.rglob("*.html") if not {"_static", "_modules"} & {*path.parts}]
+    assert len(pages) > 30
+    for path in pages:
+        tab.goto(path.as_uri(), wait_until="domcontentloaded")
+        wide[path.name] = tab.evaluate("document.documentElement.scrollWidth")
+    assert {name: width for name, width in wide.items() if width > PHONE["width"]} == {}
+
+
 # -- API reference
 
 
@@ -148,6 +173,19 @@ def test_a_description_has_its_source_and_links_to_what_it_names(site):
     path, _, anchor = source.removeprefix("../").partition("#")
     text = BeautifulSoup((site / path).read_text(), "html.parser").find(id=anchor).get_text()
     assert "def train(" in text
+
+
+def test_no_markup_is_left_in_a_description(site):
+    texts = {path.stem: page(site, f"api/{path.stem}") for path in (site / "api").glob("*.html")}
+    found = {name: text.select_one("article").get_text() for name, text in texts.items()}
+    left = ("``", ":py:", "Alias for field number")
+    assert [name for name, text in found.items() if any(mark in text for mark in left)] == []
+
+
+def test_commands_can_be_copied_from_the_page_of_all_commands(site):
+    text = page(site, "docs/command_line").select_one("article").get_text()
+    assert "pneumo report --data data/siim --params params/siim.yaml" in text
+    assert "–data" not in text
 
 
 # -- the page that segments
@@ -187,24 +225,16 @@ def files():
 
 
 @pytest.fixture(scope="module")
-def opened(site):
+def opened(site, browser):
     """The page, opened as a file, after the first phantom; and all that it asked for."""
-    engine = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed (apt-get install chromium)")
     if not (site / "segment.html").is_file():
         pytest.skip("npm cannot be reached, so the site has no page that segments")
     asked = []
-    with engine.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        tab = browser.new_page(viewport={"width": 390, "height": 844})
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto((site / "segment.html").as_uri())
-        tab.wait_for_function("window.pneumo?.result", timeout=120_000)
-        yield tab, asked
-        browser.close()
+    tab = browser.new_page(viewport=PHONE)
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto((site / "segment.html").as_uri())
+    tab.wait_for_function("window.pneumo?.result", timeout=120_000)
+    return tab, asked
 
 
 def segment(tab, data, name):
@@ -302,6 +332,18 @@ def test_without_a_trained_control_the_first_page_says_so_and_there_is_no_page(
     assert "no network is trained from scratch (small). `make report` trains" in index
     assert not re.search(r"\(segment\.md\)|^segment$", index, re.M)
     assert not (tmp_path / "source/segment.md").exists()
+
+
+def test_the_page_shows_the_control_of_the_report_not_a_later_trial(build, tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path))
+    for name, size, epochs in (("report", 128, 20), ("short", 128, 5), ("trial", 64, 40)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        config = {"size": size, "epochs": epochs, "backbone": "small"}
+        (folder / "config.json").write_text(json.dumps(config))
+        for file in ("model.keras", "history.csv", "scores.csv"):
+            (folder / file).write_text("epoch\n1\n")
+    assert build.best_control().folder.name == "report"
 
 
 def test_an_archive_of_npm_with_another_checksum_is_refused_and_removed(build, tmp_path):

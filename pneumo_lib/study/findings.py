@@ -50,7 +50,7 @@ def findings(runs):
         runs: list of `Run`, one of each backbone and seed; scores are those of the first seed.
 
     Returns:
-        Dict: `images` and `positives` of all splits, `pixels`, the share of lesion in them, and
+        Dict with `images` and `positives` of all splits, `pixels`, the share of lesion in them, and
         `learnt`, the largest share of a network's parameters that was trained, both in %; `test`,
         dict from a network to its row of `score_table()`, and `empty`, that of all background;
         `chosen`, the network with the highest Dice of validation positives, and `dice` of its
