@@ -125,10 +125,10 @@ notebooks: report ## run the notebooks in place, to refresh the outputs that are
 	@$(BIN)/nbstripout --keep-output --keep-count --keep-id \
 	  --extra-keys "metadata.language_info cell.metadata.execution" $(NOTEBOOKS)
 
-figures: env ## export all figures of all notebooks, on white and on black (hundreds of MB)
-	@rm -rf runs/report figures/dark figures/*.png figures/*.svg figures/*.pdf
-	@PNEUMO_FIGURES=1 $(BIN)/pneumo report --all
-	@$(BIN)/python figures/thumbnails.py
+figures: env ## export all figures of all notebooks, on white and on black (hundreds of MB); [DPI=300]
+	@cd "$${PNEUMO_HOME:-.}" && rm -rf runs/report figures/dark figures/*.png figures/*.svg figures/*.pdf
+	@PNEUMO_FIGURES=$(or $(DPI),300) $(BIN)/pneumo report $(or $(OPTIONS),--all)
+	@$(BIN)/python figures/thumbnails.py "$${PNEUMO_HOME:-.}/figures"
 
 slides: report ## the talk: runs/report/slides.pptx and slides.html
 	@$(BIN)/pneumo slides $(if $(DATA),--data "$(DATA)")

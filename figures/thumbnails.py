@@ -7,14 +7,15 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS, WIDTH, HEIGHT, LINE, GAP = 4, 320, 180, 20, 8
-FOLDER = Path(__file__).with_name("thumbnails")
 
 
 def write_pages(folder):
-    FOLDER.mkdir(exist_ok=True)
+    """Writes them into the subfolder `thumbnails` of the folder of the figures."""
+    pages = folder / "thumbnails"
+    pages.mkdir(exist_ok=True)
     paths = sorted(path for path in folder.glob("*.png"))
     for number, figures in groupby(paths, lambda path: path.stem[:2]):
-        draw_page(list(figures)).save(FOLDER / f"{number}.jpg", quality=80, optimize=True)
+        draw_page(list(figures)).save(pages / f"{number}.jpg", quality=80, optimize=True)
 
 
 def draw_page(paths):

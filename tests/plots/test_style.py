@@ -28,7 +28,7 @@ def small_figure(size=(3.2, 1.8)):
 
 @pytest.fixture
 def all_formats(monkeypatch):
-    monkeypatch.setenv("PNEUMO_FIGURES", "1")
+    monkeypatch.setenv("PNEUMO_FIGURES", "300")
 
 
 @pytest.mark.parametrize("size", [(3.2, 1), (3.2, 1.8), (1.6, 1.8)])
