@@ -222,8 +222,7 @@ def read_csv(path):
     """Table written by `write_csv()`, with every bit of its numbers."""
     import pandas as pd  # slow to import, and most users of this module need none
 
-    # The C parser of pandas before 3.1 loses the last bit; the Python one never did.
-    return pd.read_csv(path, dtype={"image_id": str}, engine="python")
+    return pd.read_csv(path, dtype={"image_id": str})  # exact since pandas 3.1
 
 
 def new_array(path, shape, dtype):
