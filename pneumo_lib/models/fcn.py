@@ -141,7 +141,9 @@ def split_fcn(model):
         (features,) = taps
     head = keras.Model(features, model.output, name=f"{model.name}_head")
     if len(taps) > 1:
-        head = _on_packed(head)
+        shapes = [tap.shape[1:] for tap in taps]
+        packed = keras.Input((sum(map(math.prod, shapes)),), name="packed")
+        head = keras.Model(packed, head(unpack(packed, shapes)), name=head.name)
         # Named, because the checksum of cached features covers the names.
         flat = [layers.Flatten(name=f"flat_{number}")(tap) for number, tap in enumerate(taps)]
         features = layers.Concatenate(name="packed")(flat)
@@ -177,13 +179,6 @@ def tap_shapes(encoder):
     return [tuple(tap.shape[1:]) for tap in flat or [encoder.output]]
 
 
-def _on_packed(head):
-    """`head` for one vector, the concatenation of its flattened inputs."""
-    shapes = [tap.shape[1:] for tap in head.inputs]
-    packed = keras.Input((sum(map(math.prod, shapes)),), name="packed")
-    return keras.Model(packed, head(unpack(packed, shapes)), name=head.name)
-
-
 def unfreeze(model, part):
     """Set in place which layers of the backbone are trained; the decoder always is.
 
@@ -199,8 +194,7 @@ def unfreeze(model, part):
     Raises:
         ValueError: for an unknown `part`, and as `split_fcn()`.
     """
-    if part not in ("none", "last", "whole"):
-        raise ValueError(f"`part` must be 'none', 'last' or 'whole'. Received: part={part!r}")
+    check_name("part", part, ("none", "last", "whole"))
     backbone = split_fcn(model)[0].layers
     names = [layer.name for layer in backbone]
     # All paths meet in the tap, so the layers after it in the list depend on it.

@@ -4,10 +4,11 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-import pneumo_lib._startup  # noqa: F401  (before Keras)
+from pneumo_lib._startup import keras
 
 from keras import layers
 
+from pneumo_lib.models.names import check_name
 from pneumo_lib.models.skips import Coordinates
 
 _POINTWISE = (
@@ -57,27 +58,25 @@ def receptive_field(model, layer=None, *, axis="rows"):
         Araujo, Norris, Sim (2019), Computing receptive fields of convolutional neural networks,
         Distill, doi:10.23915/distill.00021.
     """
-    if axis not in ("rows", "columns"):
-        raise ValueError(f"`axis` must be 'rows' or 'columns'. Received: axis={axis!r}")
+    check_name("axis", axis, ("rows", "columns"))
     axis = ("rows", "columns").index(axis)
-    tensors = _consumers_first(model.outputs[0])
+    output = model.outputs[0]
     if layer is not None:
-        named = [tensor for tensor in tensors if _maker(tensor)[0].name == layer]
-        if not named:
+        if layer not in [known.name for known in model.layers]:
             raise ValueError(f"`layer` must be a layer of the model. Received: layer={layer!r}")
-        tensors = _consumers_first(named[0])
+        output = model.get_layer(layer).output
+    nodes = _consumers_first(output)
     strides = {}
-    for tensor in reversed(tensors):
-        operation, inputs = _maker(tensor)
-        finest = min((strides[id(source)] for source in inputs), default=Fraction(1))
-        stride, _, high = _window(operation, inputs, axis)
-        strides[id(tensor)] = finest * (stride or high + 1)
-    stride = strides[id(tensors[0])]
+    for node in reversed(nodes):
+        finest = min((strides[id(source)] for source in node.input_tensors), default=Fraction(1))
+        stride, _, high = _window(node, axis)
+        strides[id(node.outputs[0])] = finest * (stride or high + 1)
+    stride = strides[id(output)]
     # Windows repeat after as many pixels as move every feature map on the way by whole pixels.
     period = math.lcm(*((stride / other).denominator for other in strides.values()))
     if stride.denominator == 1:
         stride = int(stride)
-    spans = [_span(tensors, pixel, axis) for pixel in range(period)]
+    spans = [_span(nodes, output, pixel, axis) for pixel in range(period)]
     return ReceptiveField(max(end - start + 1 for start, end in spans), stride, spans[0][0])
 
 
@@ -90,22 +89,22 @@ def convolution_depth(model):
         model: functional `keras.Model`.
     """
     depths = {}
-    for tensor in reversed(_consumers_first(model.outputs[0])):
-        operation, inputs = _maker(tensor)
-        before = max((depths[id(source)] for source in inputs), default=0)
-        depths[id(tensor)] = before + isinstance(operation, layers.Conv2D)
+    for node in reversed(_consumers_first(model.outputs[0])):
+        before = max((depths[id(source)] for source in node.input_tensors), default=0)
+        depths[id(node.outputs[0])] = before + isinstance(node.operation, layers.Conv2D)
     return depths[id(model.outputs[0])]
 
 
-def _window(operation, inputs, axis):
-    """`(stride, low, high)` of a layer along one axis, in pixels of its input.
+def _window(node, axis):
+    """`(stride, low, high)` of the layer of a `node` along one axis, in pixels of its input.
 
     Its pixel p depends on the input pixels within `p * stride + low` and `p * stride + high`. A
     global layer has stride 0.
     """
-    if not inputs or isinstance(operation, _POINTWISE):
+    operation = node.operation
+    if node.is_input or isinstance(operation, _POINTWISE):
         return Fraction(1), 0, 0
-    size = inputs[0].shape[1 + axis]
+    size = node.input_tensors[0].shape[1 + axis]
     if isinstance(operation, layers.Conv2DTranspose):
         # Input pixel i contributes to `kernel` output pixels from i * stride - crop on.
         kernel, stride = operation.kernel_size[axis], operation.strides[axis]
@@ -153,39 +152,22 @@ def _resized(scale, interpolation):
     return scale, shift - rounding, shift + rounding
 
 
-def _span(tensors, pixel, axis):
-    """First and last row of the image that `pixel` of the first of `tensors` depends on."""
-    needed = {id(tensors[0]): (pixel, pixel)}
-    for tensor in tensors:
-        operation, inputs = _maker(tensor)
-        if not inputs:
-            continue
-        stride, low, high = _window(operation, inputs, axis)
-        first, last = needed[id(tensor)]
+def _span(nodes, output, pixel, axis):
+    """First and last row of the image that `pixel` of the `output` of `nodes` depends on."""
+    needed = {id(output): (pixel, pixel)}
+    for node in nodes:
+        stride, low, high = _window(node, axis)
+        first, last = needed[id(node.outputs[0])]
         first, last = math.ceil(first * stride + low), math.floor(last * stride + high)
-        for source in inputs:
+        for source in node.input_tensors:
             others = needed.get(id(source), (first, last))
             needed[id(source)] = (min(first, others[0]), max(last, others[1]))
-    images = [needed[id(tensor)] for tensor in tensors if not _maker(tensor)[1]]
+    images = [needed[id(node.outputs[0])] for node in nodes if node.is_input]
     return min(first for first, _ in images), max(last for _, last in images)
 
 
-def _maker(tensor):
-    """`(operation, its inputs)` that made a tensor of the graph."""
-    # Keras has no public way from a tensor to the operation that made it.
-    operation, node, _ = tensor._keras_history
-    return operation, operation._inbound_nodes[node].input_tensors
-
-
 def _consumers_first(output):
-    """All tensors that lead to `output`, each after those made from it."""
-    found, done, stack = [], set(), [(output, False)]
-    while stack:
-        tensor, sources_done = stack.pop()
-        if sources_done:
-            found.append(tensor)
-        elif id(tensor) not in done:
-            done.add(id(tensor))
-            stack.append((tensor, True))
-            stack.extend((source, False) for source in _maker(tensor)[1])
-    return found[::-1]
+    """The Keras nodes (calls of layers) that lead to `output`, each after those that read it."""
+    # Keras has no public way to them.
+    by_depth = keras.Model(keras.utils.get_source_inputs(output), output)._nodes_by_depth
+    return [node for depth in sorted(by_depth) for node in by_depth[depth]]

@@ -5,6 +5,7 @@ from pneumo_lib._startup import keras
 from keras import layers
 
 from pneumo_lib.models.decoders import bilinear_kernel
+from pneumo_lib.models.names import check_name
 from pneumo_lib.models.receptive_field import receptive_field
 
 _PADDING = 100  # around the image, so that even a small one fills the window of the dense layers
@@ -51,9 +52,7 @@ def build_related_fcn(name, *, size=500, classes=21):
         Sutskever, Hinton (2012); Simonyan, Zisserman (2015), arXiv:1409.1556; Szegedy et al.
         (2015), arXiv:1409.4842.
     """
-    if name not in _CLASSIFIERS:
-        known = ", ".join(_CLASSIFIERS)
-        raise ValueError(f"`name` must be one of {known}. Received: name={name!r}")
+    check_name("name", name, _CLASSIFIERS)
     classifier, kernel_size = _CLASSIFIERS[name]
     image = keras.Input((size, size, 3), name="image")
     features = classifier(layers.ZeroPadding2D(_PADDING, name="padding")(image))

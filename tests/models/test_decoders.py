@@ -330,5 +330,5 @@ def test_an_unfrozen_backbone_keeps_the_statistics_of_its_normalization():
 
 
 def test_unfreeze_refuses_an_unknown_part(tiny):
-    with pytest.raises(ValueError, match=r"`part` must be 'none', .* Received: part='all'"):
+    with pytest.raises(ValueError, match=r"`part` must be one of none, .* Received: part='all'"):
         unfreeze(tiny["fcn8s"], "all")

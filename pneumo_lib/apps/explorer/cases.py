@@ -7,6 +7,7 @@ import numpy as np
 
 from pneumo_lib.data.images import read_image, resize_image
 from pneumo_lib.evaluation import metrics
+from pneumo_lib.models.names import check_name
 from pneumo_lib.plots.style import ERRORS, ORANGE, SKY
 
 _SORTED = {  # order: condition, columns, whether they ascend
@@ -32,6 +33,7 @@ def order_cases(opened, order, *, split="all", seed=0):
         split: "train", "validation", "test" or "all".
         seed: of the random order.
     """
+    check_name("order", order, ORDERS)
     cases = opened.cases if split == "all" else opened.cases[opened.cases["split"] == split]
     if order in _SORTED:
         condition, columns, ascending = _SORTED[order]
@@ -41,10 +43,8 @@ def order_cases(opened, order, *, split="all", seed=0):
         rows = cases.sort_values("image_score", ascending=False, kind="stable").index
     elif order == "by id":
         rows = cases.sort_values("image_id").index
-    elif order == "random":
-        rows = np.random.default_rng(seed).permutation(cases.index)
     else:
-        raise ValueError(f"`order` must be one of {', '.join(ORDERS)}. Received: {order!r}")
+        rows = np.random.default_rng(seed).permutation(cases.index)
     return [int(row) for row in rows]
 
 

@@ -8,6 +8,8 @@ from pneumo_lib._startup import keras
 import numpy as np
 from keras import ops
 
+from pneumo_lib.models.names import check_name
+
 # Smallest kernel of the three networks. On an H100 the Fourier form was as fast or faster for each
 # of their layers: cuDNN has no fast algorithm for two channels (`benchmarks/gpu_jax.py`).
 _SMALLEST_ON_GPU = 4
@@ -46,10 +48,7 @@ class FourierConv2DTranspose(keras.layers.Conv2DTranspose):
 
     def __init__(self, filters, kernel_size, *args, method="auto", **kwargs):
         super().__init__(filters, kernel_size, *args, **kwargs)
-        if method not in ("auto", "fourier", "stock"):
-            raise ValueError(
-                f"`method` must be 'auto', 'fourier' or 'stock'. Received: method={method!r}"
-            )
+        check_name("method", method, ("auto", "fourier", "stock"))
         self.method = method
         if method == "fourier" and not self._has_fourier_form:
             raise ValueError(
