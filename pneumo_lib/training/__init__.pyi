@@ -17,7 +17,6 @@ from .augmentation import move as move
 from .augmentation import relight as relight
 from .callbacks import Checkpoint as Checkpoint
 from .callbacks import Milestones as Milestones
-from .callbacks import ProgressBar as ProgressBar
 from .config import AUGMENTATIONS as AUGMENTATIONS
 from .config import FINE_TUNE as FINE_TUNE
 from .config import LOSSES as LOSSES

@@ -1,4 +1,4 @@
-"""Callbacks of a training: milestones, checkpoint with history, progress bar."""
+"""Callbacks of a training: milestones, checkpoint with history."""
 
 import math
 import time
@@ -74,15 +74,3 @@ class Checkpoint(keras.callbacks.Callback):
         row |= {name: logs[name] for name in names if name in logs}
         self.history.append(row)
         state.save_state(self.folder, self.variables, self.history, self.scores)
-
-
-class ProgressBar(keras.callbacks.Callback):
-    """One step of a `tqdm` bar for each epoch, with the loss and the Dice of the foreground."""
-
-    def __init__(self, bar):
-        super().__init__()
-        self.bar = bar
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.bar.set_postfix(loss=f"{logs['loss']:.4f}", dice=f"{logs['dice']:.3f}")
-        self.bar.update()

@@ -59,9 +59,13 @@ def as_value(value):
         return value
 
 
+def _refuse(name, value, rule):
+    raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+
+
 def _number(*, whole=False, low=0, above=None, below=math.inf):
     """Check that a number is at least `low`, or above `above`, and below `below`."""
-    kind = numbers.Integral if whole else numbers.Real
+    kind, word = (numbers.Integral, "whole number") if whole else (numbers.Real, "number")
     least = f"above {above}" if above is not None else f"of {low} or more"
     most = "" if below == math.inf else f" and below {below}"
 
@@ -70,10 +74,7 @@ def _number(*, whole=False, low=0, above=None, below=math.inf):
         right = isinstance(number, kind) and not isinstance(number, bool)
         if right and (number > above if above is not None else number >= low) and number < below:
             return int(number) if whole else float(number)
-        raise ValueError(
-            f"`{name}` must be a {'whole number' if whole else 'number'} {least}{most}. "
-            f"Received: {name}={value!r}"
-        )
+        return _refuse(name, value, f"a {word} {least}{most}")
 
     return check
 
@@ -92,13 +93,13 @@ def _optional(check):
 
 def _text(name, value):
     if isinstance(value, bool | float | list | tuple | dict) or not str(value).strip():
-        raise ValueError(f"`{name}` must be a name or a path. Received: {name}={value!r}")
+        _refuse(name, value, "a name or a path")
     return str(value)  # a name of digits comes as a number
 
 
 def _switch(name, value):
     if not isinstance(as_value(value), bool):
-        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+        _refuse(name, value, "True or False")
     return as_value(value)
 
 
@@ -109,12 +110,8 @@ def _loss(name, value):
 
 def _epochs(name, value):
     found = as_value(value)
-    whole = isinstance(found, list | tuple) and all(type(epoch) is int for epoch in found)
-    if not whole or any(epoch < 1 for epoch in found):
-        raise ValueError(
-            f"`{name}` must be a list of epochs from 1 on, such as [5, 10], or None. "
-            f"Received: {name}={value!r}"
-        )
+    if not isinstance(found, list | tuple) or any(type(n) is not int or n < 1 for n in found):
+        _refuse(name, value, "a list of epochs from 1 on, such as [5, 10], or None")
     return tuple(sorted(set(found)))
 
 
@@ -122,10 +119,8 @@ def _shares(name, value):
     found = as_value(value)
     two = isinstance(found, list | tuple) and len(found) == 2
     if not two or not all(isinstance(s, numbers.Real) and 0 <= s <= 1 for s in found):
-        raise ValueError(
-            f"`{name}` must be two shares from 0 to 1, in the first and the last epoch, or None. "
-            f"Received: {name}={value!r}"
-        )
+        rule = "two shares from 0 to 1, in the first and the last epoch, or None"
+        _refuse(name, value, rule)
     return tuple(map(float, found))
 
 
@@ -208,9 +203,7 @@ class TrainingConfig:
         "auto", _one_of("auto", *PRECISIONS), f"{', '.join(PRECISIONS)}; auto: by the device"
     )
     feature_precision: str = _setting(
-        "float32",
-        _one_of(*FEATURE_PRECISIONS),
-        "of a frozen backbone: float32, float16, bfloat16",
+        "float32", _one_of(*FEATURE_PRECISIONS), "of a frozen backbone: float32, float16, bfloat16"
     )
     seed: int = _setting(
         0,
@@ -261,9 +254,9 @@ class TrainingConfig:
         milestones = self.milestones
         if milestones is None:
             milestones = [math.ceil(self.epochs * share) for share in (0.25, 0.5)]
-        chosen["milestones"] = {*milestones, self.epochs}
+        chosen["milestones"] = [*milestones, self.epochs]  # its check sorts them
         chosen["image_head"] = self.image_head and not self.trains_on_images()
-        return replace(self, **chosen | {"milestones": sorted(chosen["milestones"])})
+        return replace(self, **chosen)
 
     def trains_on_images(self):
         """Whether each step runs the whole network on images, not a decoder on kept features."""

@@ -93,12 +93,9 @@ def epoch_order(rows, *, seed, epoch, flips=False, positive=None, share=None):
 
 
 def share_at(epoch, epochs, positive_share):
-    """Share of positives in an epoch: from the first value to the second in even steps.
+    """Share of positives in an epoch, 1 to `epochs`: from the first of two shares to the second.
 
-    Args:
-        epoch: 1 to `epochs`.
-        epochs: how many there are.
-        positive_share: `(from, to)`, each 0 to 1; None: as they come.
+    Each is 0 to 1, and the steps are even; without a `positive_share` it is None.
     """
     if positive_share is None:
         return None

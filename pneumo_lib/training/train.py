@@ -15,7 +15,7 @@ from pneumo_lib._files import atomic_write, file_lock, project_path
 from pneumo_lib.models import fcn
 from pneumo_lib.models.forward import with_preprocessing
 from pneumo_lib.training import state
-from pneumo_lib.training.callbacks import Checkpoint, Milestones, ProgressBar
+from pneumo_lib.training.callbacks import Checkpoint, Milestones
 from pneumo_lib.training.config import TrainingConfig
 from pneumo_lib.training.devices import dtype_policy, prepare_gpus
 from pneumo_lib.training.features import cached_features
@@ -64,7 +64,8 @@ def train(data, config=None, *, run=None, distribution=None, callbacks=(), **cha
         logger.warning("%s=%r changes nothing in this training: %s.", setting, given, why)
     config = config.resolved(gpu=prepare_gpus())
     settings = runs.run_settings(data, config)
-    if not (data.cases["split"] == "train").any():
+    images = (data.cases["split"] == "train").sum()
+    if not images:
         raise ValueError("Training needs cases in the split 'train'. Received: none")
     name = run or runs.default_name(
         data.meta["source"], config.backbone, config.decoder, data.meta["size"]
@@ -74,7 +75,6 @@ def train(data, config=None, *, run=None, distribution=None, callbacks=(), **cha
         state.create_run_folder(name, settings)
         if not runs.is_finished(folder):
             model, part = _build(data, config)
-            images = (data.cases["split"] == "train").sum()
             network = compile_network(
                 part.network,
                 optimizer_of_run(part.network, config, images=images),
@@ -176,8 +176,13 @@ def _fit(network, part, data, config, folder, callbacks):
     # Else fit() builds them on a first batch that is then missing from the threads that read ahead.
     network.compute_loss(x, y, softmax := network(x), weights)
     network.compute_metrics(x, y, softmax, weights)
-    bar = {"total": config.epochs, "initial": len(history), "desc": config.backbone}
-    with tqdm(**bar, unit="epoch") as bar:
+    bar = tqdm(total=config.epochs, initial=len(history), desc=config.backbone, unit="epoch")
+
+    def show(epoch, logs):
+        bar.set_postfix(loss=f"{logs['loss']:.4f}", dice=f"{logs['dice']:.3f}")
+        bar.update()
+
+    with bar:
         network.fit(
             train,
             validation_data=validation,
@@ -186,16 +191,16 @@ def _fit(network, part, data, config, folder, callbacks):
             shuffle=False,
             verbose=0,
             callbacks=[
-                keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda epoch, logs: train.start_epoch(epoch + 1)
-                ),
                 *callbacks,
                 *([averaged] if averaged else []),
                 Milestones(
                     *(part.network, folder, config.milestones, score, scores), averaged=averaged
                 ),
                 Checkpoint(folder, variables, history, scores),
-                ProgressBar(bar),
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: train.start_epoch(epoch + 1),
+                    on_epoch_end=show,
+                ),
             ],
         )
     with atomic_write(folder / f"epoch_{len(history)}.weights.h5") as aside:
