@@ -67,7 +67,8 @@ def findings(runs):
     chosen = test.index[int(np.argmax(validation.fillna(0)))]
     each = last[last["network"] == chosen]
     area = each[["tp", "fn"]].to_numpy().sum() / each[["tp", "fp", "fn", "tn"]].to_numpy().sum()
-    counts = [run.config["parameters"] for run in runs]
+    configs = [run.config for run in runs if run.config["backbone"] != "small" or len(runs) == 1]
+    counts = [config["parameters"] for config in configs]
     in_test = last[last["split"] == "test"]
     marked = in_test.assign(hit=in_test["tp"] > 0, alarm=in_test["fp"] > 0)
     seen = marked[marked["has_pneumothorax"]].groupby("network", sort=False)["hit"].sum()
@@ -81,11 +82,7 @@ def findings(runs):
         "images": len(each),
         "positives": int(each["has_pneumothorax"].sum()),
         "pixels": 100 * area,
-        "learnt": max(
-            100 * count["trainable"] / count["total"]
-            for count, run in zip(counts, runs, strict=True)
-            if run.config["backbone"] != "small" or len(runs) == 1
-        ),
+        "learnt": max(100 * count["trainable"] / count["total"] for count in counts),
         "leaked": runs[0].config["leaked_patients"],
         "empty": empty,
         "test": test.assign(missed=found["missed"], alarms=alarms).T.to_dict(),

@@ -38,7 +38,7 @@ class NotebookError(RuntimeError):
     """A notebook stopped before its end; the text begins with notebook, cell and reason."""
 
 
-class Kernel:
+class Kernel(ExitStack):
     """Process of this Python that executes notebooks, started with the first one. A context.
 
     One process for all notebooks imports TensorFlow once instead of nine times. With a GPU each
@@ -46,13 +46,8 @@ class Kernel:
     """
 
     def __init__(self):
-        self._open, self._client = ExitStack(), None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._open.close()
+        super().__init__()
+        self._client = None
 
     def execute(self, step, output, *, after_cell=lambda: None):
         """Runs a notebook.
@@ -119,11 +114,11 @@ class Kernel:
             self._client.nb = new_notebook(cells=[new_code_cell(_RESET)])
             self._client.execute_cell(self._client.nb.cells[0], 0)
             return self._client
-        self._open.close()
+        self.close()
         quiet = ["--log-level=50"]  # kernels log about themselves; errors come back
         options = {"timeout": None, "extra_arguments": quiet}
         self._client = NotebookClient(new_notebook(), ThisPython(), **options)
-        self._open.enter_context(self._client.setup_kernel(cleanup_kc=True, cwd=str(folder)))
+        self.enter_context(self._client.setup_kernel(cleanup_kc=True, cwd=str(folder)))
         return self._client
 
 

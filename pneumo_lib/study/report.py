@@ -16,6 +16,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pneumo_lib import runs
 from pneumo_lib._files import (
     IN_CHECKOUT,
     file_lock,
@@ -25,15 +26,6 @@ from pneumo_lib._files import (
     write_json,
 )
 from pneumo_lib.models import names
-from pneumo_lib.runs import (
-    RESULTS_VERSION,
-    caveats,
-    default_name,
-    is_finished,
-    load_run,
-    package_versions,
-    weights_checksum,
-)
 from pneumo_lib.study.notebooks import (
     Kernel,
     Progress,
@@ -106,11 +98,12 @@ def _write_pages(folder, records, settings, paths):
     from pneumo_lib.study import html  # Sphinx and matplotlib, which an unchanged report needs not
     from pneumo_lib.study.findings import conclusion
 
-    runs = [load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
-    html.write_report(folder, records, settings, runs=runs, notebooks=paths)
+    trained = [runs.load_run(r["parameters"]["run_name"]) for r in records if r["learnt"]]
+    html.write_report(folder, records, settings, runs=trained, notebooks=paths)
     summary = {"key": key, "figures": str(figures_folder(settings["data"])), "notebooks": records}
-    about = {"caveats": caveats(runs), "result": conclusion(runs)} if runs else {"caveats": None}
-    write_json(folder / _SUMMARY, summary | about)
+    summary["caveats"] = runs.caveats(trained) if trained else None
+    summary |= {"result": conclusion(trained)} if trained else {}
+    write_json(folder / _SUMMARY, summary)
 
 
 def plan(notebooks, settings):
@@ -163,7 +156,8 @@ def plan(notebooks, settings):
 def _run_name(parameters, again):
     """Name of the run folder that the training notebook makes with all its `parameters`."""
     chosen = (parameters[name] for name in ("backbone", "decoder", "size"))
-    return parameters["run_name"] or default_name(Path(parameters["data"]).name, *chosen) + again
+    data_name = Path(parameters["data"]).name
+    return parameters["run_name"] or runs.default_name(data_name, *chosen) + again
 
 
 # -- what has to be run again ------------------------------------------------------------------
@@ -174,7 +168,8 @@ def _inputs(settings):
     roots = [Path(settings["data"]), Path(settings.get("weights") or "")]
     files = [f for root in roots if root.is_absolute() for f in (root, *root.rglob("*"))]
     stats = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()}
-    return [RESULTS_VERSION, package_versions(), stats, str(figures_folder(settings["data"]))]
+    versions = runs.RESULTS_VERSION, runs.package_versions()
+    return [*versions, stats, str(figures_folder(settings["data"]))]
 
 
 def _key(step, inputs, trained):
@@ -184,7 +179,7 @@ def _key(step, inputs, trained):
     named = [source_path(v) for v in parameters.values() if str(v).endswith((".yaml", ".yml"))]
     contents = [path.read_text(encoding="utf-8") for path in named if path.is_file()]
     if parameters.get("initial"):
-        contents.append(weights_checksum(load_run(parameters["initial"]).folder))
+        contents.append(runs.weights_checksum(runs.load_run(parameters["initial"]).folder))
     return _digest([cells, step.parameters, contents, inputs, trained])
 
 
@@ -196,7 +191,7 @@ def _learnt(step):
     """Checksum of the weights that a training step learnt; None if there is no such run."""
     name = step.parameters.get("run_name")
     folder = project_path("runs") / str(name)
-    return weights_checksum(folder) if name and is_finished(folder) else None
+    return runs.weights_checksum(folder) if name and runs.is_finished(folder) else None
 
 
 # -- the notebooks -----------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def test_a_notebook_is_run_again_when_its_inputs_change(project, executed, chang
     if change == "source":
         write_notebook(project, "01_first", parameters, "'more'")
     if change == "results":
-        monkeypatch.setattr(report, "RESULTS_VERSION", runs.RESULTS_VERSION + 1)
+        monkeypatch.setattr(runs, "RESULTS_VERSION", runs.RESULTS_VERSION + 1)
     if change == "package":
         (project / "numpy-9.9.dist-info").mkdir()
         (project / "numpy-9.9.dist-info/METADATA").write_text("Name: numpy\nVersion: 9.9\n")
