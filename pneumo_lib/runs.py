@@ -39,7 +39,7 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
 # Raise by one when equal settings give other numbers than before: another network, training step,
 # preprocessing, draw of random numbers, score or operating point. Finished runs are then trained
 # again. Leave it for comments, names, messages, figures and what only makes training faster.
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 _DECIDE_NUMBERS = (
     *("tensorflow", "keras", "numpy", "pandas", "scipy", "scikit-learn"),
     *("opencv-python-headless", "pillow", "pydicom", "pneumo"),

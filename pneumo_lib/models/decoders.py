@@ -133,14 +133,17 @@ def convolution(x, channels, name, seeds, *, layer=layers.Conv2D, kernel_size=3,
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
-def rare_score(x, *, seed):
-    """Logits of each pixel, biased to a foreground probability of 0.01 at the start.
+def rare_score(x, *, seed, scale=1):
+    """Logits of `scale` x `scale` pixels each, biased to a foreground probability of 0.01.
 
     The first epochs need not learn that the target is rare: about 1 % of positive images.
     """
     log_odds = math.log(0.01 / 0.99)
-    initializer = initializers.GlorotUniform(seed)
-    layer = layers.Conv2D(CLASSES, 1, kernel_initializer=initializer, name="score")
+    options = {"kernel_initializer": initializers.GlorotUniform(seed), "name": "score"}
+    if scale == 1:
+        layer = layers.Conv2D(CLASSES, 1, **options)
+    else:
+        layer = layers.Conv2DTranspose(CLASSES, scale, strides=scale, **options)
     x = layer(x)
     layer.bias.assign([-log_odds / 2, log_odds / 2])
     return x

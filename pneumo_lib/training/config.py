@@ -155,13 +155,17 @@ class TrainingConfig:
     fine_tune: str = _setting(
         "none", _one_of(*FINE_TUNE), "part of the backbone that learns too: none, last, whole"
     )
-    epochs: int = _setting(20, _number(whole=True, low=1), "passes over the training cases")
+    epochs: int = _setting(16, _number(whole=True, low=1), "passes over the training cases")
     milestones: tuple | None = _setting(
         None,
         _optional(_epochs),
         "epochs after which all are scored; None: a quarter, half and all of them",
     )
-    batch_size: int = _setting(16, _number(whole=True, low=1), "images in one training step")
+    batch_size: int | None = _setting(
+        None,
+        _optional(_number(whole=True, low=1)),
+        "images in one training step; None: 16, and 8 for small",
+    )
     optimizer: str = _setting("adam", _one_of(*OPTIMIZERS), "adam (as in the report), adamw, sgd")
     learning_rate: float | None = _setting(
         None, _optional(_number(above=0)), "of the decoder; None: 0.001, and 0.002 for small"
@@ -185,10 +189,10 @@ class TrainingConfig:
         _one_of("auto", *AUGMENTATIONS),
         "none, flip, full; auto: flip for small and fine-tuning, else none",
     )
-    positive_share: tuple | None = _setting(
-        None,
-        _optional(_shares),
-        "of the first and the last epoch, such as [0.8, 0.4]; None: as given",
+    positive_share: tuple | str | None = _setting(
+        "auto",
+        lambda name, value: value if value == "auto" else _optional(_shares)(name, value),
+        "in the first and last epoch; None: as given; auto: [0.7, 0.3] for small",
     )
     ema: float = _setting(
         0.0, _number(below=1), "momentum of the average of the weights that is kept; 0: none"
@@ -247,8 +251,12 @@ class TrainingConfig:
             "schedule": "constant" if as_reported else "cosine",
             "augmentation": "none" if as_reported else "flip",
             "precision": "mixed_float16" if gpu else "float32",
+            # Twice as many positives as there are halve the epochs that the small FCN needs.
+            "positive_share": (0.7, 0.3) if self.backbone == "small" else None,
         }
         chosen = {name: value for name, value in chosen.items() if getattr(self, name) == "auto"}
+        if self.batch_size is None:
+            chosen["batch_size"] = 8 if self.backbone == "small" else 16
         if self.learning_rate is None:
             chosen["learning_rate"] = 2e-3 if self.backbone == "small" else 1e-3
         milestones = self.milestones

@@ -20,7 +20,7 @@ from pneumo_lib.training.config import TrainingConfig, describe
         ("epochs", True, "a whole number of 1 or more. Received: epochs=True"),
         ("milestones", 3, r"a list of epochs from 1 on, such as \[5, 10\].* milestones=3"),
         ("milestones", [0], r"a list of epochs from 1 on, such as \[5, 10\].* milestones=\[0\]"),
-        ("milestones", [30], r"beyond the last of the `epochs`.*=\[30\], epochs=20. Train longer"),
+        ("milestones", [30], r"beyond the last of the `epochs`.*=\[30\], epochs=16. Train longer"),
         ("batch_size", 0, "a whole number of 1 or more. Received: batch_size=0"),
         ("optimizer", "lion", "one of adam, adamw, sgd. Received: optimizer='lion'"),
         ("learning_rate", "abc", "a number above 0. Received: learning_rate='abc'"),
@@ -62,23 +62,26 @@ def test_numbers_lists_and_none_may_come_as_text_and_names_as_numbers():
     assert type(TrainingConfig(learning_rate=1).learning_rate) is float
 
 
+CHOSEN = ("schedule", "augmentation", "learning_rate", "batch_size", "positive_share")
+SMALL = {"backbone": "small"}
+GIVEN = {"schedule": "warmup-cosine", "augmentation": "full", "learning_rate": 0.1}
+GIVEN |= {"batch_size": 3, "positive_share": (0.5, 0.5)}
+
+
 @pytest.mark.parametrize(
     ("settings", "chosen"),
     [
-        ({}, ("constant", "none", 1e-3)),
-        ({"fine_tune": "last"}, ("cosine", "flip", 1e-3)),
-        ({"backbone": "small"}, ("cosine", "flip", 2e-3)),
-        (
-            given := {"schedule": "warmup-cosine", "augmentation": "full", "learning_rate": 0.1},
-            None,
-        ),
-        ({"backbone": "small"} | given, None),
+        ({}, ("constant", "none", 1e-3, 16, None)),
+        ({"fine_tune": "last"}, ("cosine", "flip", 1e-3, 16, None)),
+        (SMALL, ("cosine", "flip", 2e-3, 8, (0.7, 0.3))),
+        (SMALL | {"positive_share": None}, ("cosine", "flip", 2e-3, 8, None)),
+        (GIVEN, tuple(GIVEN.values())),
+        (SMALL | GIVEN, tuple(GIVEN.values())),
     ],
 )
 def test_auto_means_as_in_the_report_for_a_frozen_backbone_and_its_best_elsewhere(settings, chosen):
     config = TrainingConfig(**settings).resolved()
-    found = config.schedule, config.augmentation, config.learning_rate
-    assert found == (chosen or ("warmup-cosine", "full", 0.1))
+    assert tuple(getattr(config, name) for name in CHOSEN) == chosen
     assert config.precision == "float32"
     assert TrainingConfig(**settings).resolved(gpu=True).precision == "mixed_float16"
     assert config.resolved(gpu=True) == config
