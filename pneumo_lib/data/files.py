@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path, PurePath
 
@@ -80,7 +81,11 @@ def _is_xray(path):
 
 
 def image_id(name):
-    """Name of an image without the suffix of a file; the last number of a UID is no suffix."""
+    """Name of an image without the suffix of a file; the last number of a UID is no suffix.
+
+    Composed (NFC), as tables have it: macOS writes the accents of file names apart.
+    """
+    name = unicodedata.normalize("NFC", name)
     while PurePath(name).suffix.lower() in SUFFIXES:  # 1.2.3.dcm.png
         name = PurePath(name).stem
     return name

@@ -13,6 +13,7 @@ import pydicom
 from tqdm.auto import tqdm
 
 from pneumo_lib.data.dicom import SPACING_FIELDS, pixel_spacing
+from pneumo_lib.data.dicom_fields import text
 from pneumo_lib.data.files import find_files, find_xrays, image_id, pair_files, place_of
 from pneumo_lib.data.images import read_mask_file
 from pneumo_lib.data.masks import SIIM_SIDE, rle_height
@@ -197,7 +198,7 @@ def _read_header(path):
             head = BytesIO(file.read(_HEADER_BYTES))  # not more, whatever lengths the file claims
             tags = [*_HEADER, *SPACING_FIELDS]
             header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=tags, force=True)
-            found = {name: str(header.get(tag) or "").strip() for tag, name in _HEADER.items()}
+            found = {name: text(header, tag) for tag, name in _HEADER.items()}
             spacing, _ = pixel_spacing(header)
             values["pixel_spacing"] = spacing[0] if spacing else np.nan
     except Exception:  # pydicom raises anything; prepare() reports it
@@ -212,7 +213,7 @@ def _read_header(path):
 
 def _with_patients(cases, root):
     patients, name = read_patients((root, root.parent))
-    found = cases["image_id"].map(patients).astype("str")
+    found = cases["image_id"].str.normalize("NFC").map(patients).astype("str")
     if name and found.isna().all():
         logger.warning(
             "%s fits no image: none of its %d ids, such as %s, is one of the images', such as %s",

@@ -75,7 +75,7 @@ def read_run_lengths(paths):
         if "submission" in path.name:
             continue
         try:
-            table = _ids_and_runs(read_csv(path))
+            table = _ids_and_runs(read_csv(path), path)
         except ValueError as error:  # perhaps somebody's notes; listed if no table is found
             unreadable.append(str(error))
             continue
@@ -97,7 +97,7 @@ def read_run_lengths(paths):
     return runs.groupby(table["ImageId"].map(image_id), sort=False).agg(list), [name]
 
 
-def _ids_and_runs(table):
+def _ids_and_runs(table, path):
     """Columns `ImageId` and `runs` of a table with or without header; `None` of another table."""
     names = [re.sub(r"[\W_]", "", name).lower() for name in table.iloc[0]]
     wanted = ["imageid", "encodedpixels"]
@@ -105,6 +105,12 @@ def _ids_and_runs(table):
         table, columns = table[1:], [names.index(name) for name in wanted]
     elif table.shape[1] == 2 and re.fullmatch(r"-1(\.0*)?|\d[\d ]*", table.iloc[0, 1]):
         columns = [0, 1]
+    elif all(name in "".join(names) for name in wanted):  # "ImageId;EncodedPixels" is one cell
+        shown = ",".join(table.iloc[0])[:60]
+        raise ValueError(
+            "A run-length table must have the columns ImageId and EncodedPixels, no others, with "
+            f"commas between its cells. Received: {path} ({shown!r})"
+        )
     else:
         return None
     return table[columns].set_axis(["ImageId", "runs"], axis=1)
@@ -121,7 +127,12 @@ def read_patients(folders):
             images, patients = table.iloc[:, 0], table.iloc[:, 1]
             if path.name == "nih_id.csv":  # 00028864_007.png is image 7 of patient 28864
                 patients = patients.str.split("_").str[0]
-            patients = patients.where(patients != "").set_axis(images).groupby(level=0).first()
+            patients = (
+                patients.where(patients != "")
+                .set_axis(images.str.normalize("NFC"))
+                .groupby(level=0)
+                .first()
+            )
             return patients, path.name
     return pd.Series(dtype="str"), None
 

@@ -1,5 +1,6 @@
 import gzip
 import shutil
+import unicodedata
 
 import cv2
 import numpy as np
@@ -374,6 +375,36 @@ def test_read_cases_refuses_text_that_is_neither_runs_nor_no_mask(official_relea
 def test_read_cases_knows_a_run_length_table_by_its_words(official_release, table):
     (official_release / "siim" / "train-rle.csv").write_text(table)
     assert read_cases(official_release)["rles"].tolist() == [["-1"], ["0 2"], ["3 3"]]
+
+
+@pytest.mark.parametrize(
+    ("table", "header"),
+    [
+        ("ImageId;EncodedPixels\n1.1;-1\n", "ImageId;EncodedPixels"),  # as Excel saves in Germany
+        ("ImageId\tEncodedPixels\n1.1\t-1\n", r"ImageId.{1,3}tEncodedPixels"),
+        ("ImageId,EncodedPixels,ImageId\n1.1,-1,1.1\n", "ImageId,EncodedPixels,ImageId"),
+        ("ImageId,EncodedPixels,fold\n1.1,-1,0\n", "ImageId,EncodedPixels,fold"),
+    ],
+)
+def test_a_run_length_table_with_other_cells_is_named_with_its_header(tmp_path, table, header):
+    """steinbock#28, RadBase#1: such a table was left out, and the folder called unknown."""
+    write_pngs(tmp_path, ["1.1.png"])
+    (tmp_path / "train-rle.csv").write_text(table)
+    with pytest.raises(FileNotFoundError, match=f"commas between its cells.*rle.csv.*{header}"):
+        read_cases(tmp_path)
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_of_names_are_composed_or_apart(tmp_path, forms):
+    """CTK#404: macOS writes the accents of file names apart, a table has them composed."""
+    file, other = (unicodedata.normalize(form, "tête.1") for form in forms)
+    assert file != other
+    write_pngs(tmp_path, [f"rles/{file}.png", f"pairs/images/{file}.png"])
+    write_pngs(tmp_path, [f"pairs/masks/{other}.png"], LESION)
+    (tmp_path / "rles/train-rle.csv").write_text(f"ImageId,EncodedPixels\n{other},0 2\n")
+    (tmp_path / "rles/patients.csv").write_text(f"ImageId,patient_id\n{other},7\n")
+    assert read_cases(tmp_path / "rles")[["rles", "patient_id"]].values.tolist() == [[["0 2"], "7"]]
+    assert read_cases(tmp_path / "pairs")["has_pneumothorax"].tolist() == [True]
 
 
 @pytest.mark.parametrize("known_by", ["runs", "ids"])
