@@ -63,6 +63,8 @@ def _decode(data, path, flags):
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if fits else None
     if image is None:
         claim = f", which claims {width} x {height} pixels" if height * width > MOST_PIXELS else ""
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            claim = ", a TIFF file. Save it as PNG"
         raise ValueError(
             f"An image must be a complete PNG, JPEG or DICOM file. Received: {path}{claim}"
         )

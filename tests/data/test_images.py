@@ -5,6 +5,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import dicom_bytes
+from PIL import Image
 
 from pneumo_lib.data import images
 from pneumo_lib.data.images import (
@@ -144,6 +145,13 @@ def test_read_image_refuses_what_is_no_image(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"must (be|hold).*{name}"):
         read_image(tmp_path / name)
+
+
+def test_tiff_has_its_own_reason(tmp_path):
+    for name, kind in (("a.tif", {"big_tiff": True}), ("b.png", {})):
+        Image.fromarray(np.eye(9, dtype=np.uint8)).save(tmp_path / name, "TIFF", **kind)
+        with pytest.raises(ValueError, match=rf"{name}, a TIFF file\. Save it as PNG"):
+            read_image(tmp_path / name)
 
 
 def test_read_image_refuses_a_file_that_breaks_off(png_release):
