@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
-from dicom_files import dicom_bytes, lookup_table
+from dicom_files import dicom_bytes, lookup_table, palette
 from pydicom import uid
 
 import pneumo_lib as pl
@@ -271,6 +271,10 @@ def test_the_page_gives_the_probabilities_of_predict(opened, run, files, tmp_pat
         (b"text", "must be PNG, JPEG or DICOM"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "complete PNG or JPEG"),
         (dicom_with_table(np.eye(64, dtype=np.uint8)), "has a VOI LUT: use pneumo predict"),
+        (
+            dicom_bytes(np.eye(64, dtype=np.uint8), **palette(range(256))),
+            "has a palette: use pneumo predict",
+        ),
     ],
 )
 def test_the_page_refuses_what_it_cannot_read_and_says_why(opened, data, reason):

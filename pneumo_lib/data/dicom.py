@@ -13,7 +13,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
-from pneumo_lib.data.dicom_grey import grey_levels, keeps_means
+from pneumo_lib.data.dicom_grey import grey_levels, keeps_means, luminance
 from pneumo_lib.data.dicom_open import CODECS, Refused, open_dicom
 
 SPACING_FIELDS = (  # that `pixel_spacing()` may need
@@ -21,8 +21,6 @@ SPACING_FIELDS = (  # that `pixel_spacing()` may need
     "EstimatedRadiographicMagnificationFactor",
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 )
-_GREY_SPREAD = 16  # levels between the channels of grey, which JPEG rounds
-_COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most: letters
 # libjpeg computes the means of 8 x 8 or 4 x 4 pixels without the pixels
 _REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 
@@ -51,10 +49,7 @@ def decode_dicom(data, *, at_least=None):
         file = open_dicom(data)
         shape, notes = (file.Rows, file.Columns), ()
         if file.SamplesPerPixel == 3:
-            pixels = _decoded(file, (*shape, 3))
-            if (np.ptp(pixels, axis=2) > _GREY_SPREAD).mean() > _COLOURED_SHARE:
-                raise Refused("a colour image")
-            image = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+            image = luminance(_decoded(file, (*shape, 3)))
         else:
             pixels = _decoded(file, shape, at_least=at_least if keeps_means(file) else None)
             image, notes = grey_levels(pixels, file)
@@ -101,6 +96,7 @@ def _decoded(file, shape, *, at_least=None):
         # Unused bits may be the stored ones. Of compressed pixels pydicom suspects, in a warning,
         # that they are not compressed if they are as long as that.
         options = {"correct_unused_bits": False, "validate": syntax != uid.RLELossless}
+        options["as_rgb"] = False  # the header may name the wrong colours
         pixels, _ = get_decoder(syntax).as_array(file, **options)
         if pixels.shape != shape:
             raise Refused("its pixels do not have the size that its header claims")

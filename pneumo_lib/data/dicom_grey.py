@@ -1,8 +1,8 @@
 """Grey levels from the stored values of an X-ray: the one place where they are computed.
 
 Stored bits -> stored values -> rescale or Modality LUT -> window or VOI LUT -> polarity -> 0 to 255
-(DICOM PS3.4 N.2.1). Each level depends on its stored value alone. So the whole way is computed once
-for each of the at most 65,536 values, and then looked up for the pixels.
+(DICOM PS3.4 N.2.1), or a palette. Each level depends on its stored value alone. So the whole way is
+computed once for each of the at most 65,536 values, and then looked up for the pixels.
 """
 
 import cv2
@@ -12,6 +12,8 @@ from pydicom import uid
 from pneumo_lib.data.dicom_fields import groups, number, numbers, text
 from pneumo_lib.data.dicom_open import Refused
 
+_GREY_SPREAD = 16  # levels between the channels of grey, which JPEG rounds
+_COLOURED_SHARE = 0.01  # of the pixels of a grey X-ray, at most: letters
 # whose Modality LUT leads back to the intensity of the beam, and is not for display
 _ANGIOGRAPHY = (uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage)
 
@@ -62,7 +64,9 @@ def _grey_table(header, counts):
         padding[:] = False
     seen = np.where(padding, 0, counts)
     values = _modality(stored, header)
-    if values is None:
+    if text(header, "PhotometricInterpretation") == "PALETTE COLOR":
+        share = _palette(stored, counts, header)
+    elif values is None:
         notes.append("its rescale slope is 0 or no number: rescale and window are ignored")
         values, share = stored, None
     else:
@@ -76,6 +80,22 @@ def _grey_table(header, counts):
         raise Refused("its window or lookup table makes all of its values one grey level")
     table[padding] = 0
     return table, notes
+
+
+def luminance(pixels):
+    """`(height, width)` uint8 of a grey image stored in three channels, as RGB or as YCbCr.
+
+    Headers name the wrong one of the two, but grey pixels show it: equal channels, or no chroma.
+    """
+    if _are_grey(np.ptp(pixels, axis=2)):
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    if _are_grey(2 * abs(pixels[..., 1:].astype(np.int16) - 128).max(axis=2)):
+        return pixels[..., 0].copy()
+    raise Refused("a colour image")
+
+
+def _are_grey(spread, counts=None):
+    return np.average(spread > _GREY_SPREAD, weights=counts) <= _COLOURED_SHARE
 
 
 def stretch(image):
@@ -201,15 +221,28 @@ def _is_inverted(header, notes):
 # -- lookup tables
 
 
+def _palette(stored, counts, header):
+    """Share of full brightness of each value by a palette (PS3.3 C.7.6.3.1.5) that is grey."""
+    names = (f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
+    tables = [_lut(header, stored, header, name) for name in names]
+    if None in tables:
+        raise Refused("its header lacks its palette, or has it in segments")
+    rgb = np.stack([_looked_up(stored, first, data) for first, data, _ in tables])
+    rgb = rgb / (255 if rgb.max() < 256 else 65535)
+    if not _are_grey(255 * np.ptp(rgb, axis=0), counts):
+        raise Refused("a colour image: PALETTE COLOR")
+    return np.array([0.299, 0.587, 0.114]) @ rgb  # ITU-R BT.601, as of RGB
+
+
 def _first_lut(group, name, values, header):
     """`(first, data, bits)` of the first item that holds a table, else `None`."""
     found = (_lut(item, values, header) for item in group.get(name) or ())
     return next((lut for lut in found if lut), None)
 
 
-def _lut(item, values, header):
+def _lut(item, values, header, name="LUT"):
     """First value mapped, `(n,)` entries, their bits (PS3.3 C.11.1.1, C.11.2.1.1)."""
-    descriptor, data = numbers(item, "LUTDescriptor"), item.get("LUTData")
+    descriptor, data = numbers(item, f"{name}Descriptor"), item.get(f"{name}Data")
     if len(descriptor) != 3 or None in descriptor or data is None:
         return None
     entries, first, bits = map(int, descriptor)

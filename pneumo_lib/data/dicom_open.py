@@ -25,8 +25,8 @@ CODECS = {
     **dict.fromkeys(_JPEG_XL, "jpegxl_decode"),
 }
 _NUMBERS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
-_COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 # The first element of a data set without preamble: of group 2 or 8, with a type or a short length.
 _FIRST_ELEMENT = re.compile(
     rb"[\x02\x08]\0[\0-\x20]\0([A-Z]{2}|..\0\0)|\0\x08\0[\0-\x20][A-Z]{2}", re.DOTALL
@@ -58,6 +58,10 @@ def open_dicom(data):
             raise Refused("damaged, or not DICOM: it begins like no DICOM file")
         data = bytes(128) + b"DICM" + data
     _refuse_deflated_bombs(data)
+    data_set = 144 + int.from_bytes(data[140:144], "little")
+    if _FIRST_ELEMENT.match(data, data_set) and not data[data_set]:
+        # big-endian, whatever its file meta information names: the elements show it
+        data = bytes(128) + b"DICM" + data[data_set:]
     # from memory: each of pydicom's many small reads of a file would switch threads
     file = pydicom.dcmread(BytesIO(data))
     _refuse_unknown_syntax(file.file_meta.get("TransferSyntaxUID"))
@@ -107,9 +111,11 @@ def _refuse_other_objects(file, data):
     rows, columns, allocated, stored, _ = (int(found[name]) for name in _NUMBERS)
     if (frames := number(file, "NumberOfFrames") or 1) != 1:
         raise Refused(f"it holds {frames:.0f} frames, not one image")
-    rgb = number(file, "SamplesPerPixel") == 3 and allocated == 8 and colour != "PALETTE COLOR"
-    if colour not in (_COLOURS if rgb else _GREY):
-        raise Refused(f"a colour image{': ' + colour if colour in _COLOURS else ''}")
+    samples = number(file, "SamplesPerPixel") or 1
+    read = {(1, allocated): _GREY, (3, 8): _COLOURS}.get((samples, allocated), ())
+    if colour not in read:
+        shown = colour if colour in (*_COLOURS, *_GREY) else "of no known kind"
+        raise Refused(f"a colour image: {shown}, {samples:.0f} x {allocated} bits a pixel")
     if not 0 < rows * columns <= MOST_PIXELS:
         raise Refused(f"its header claims {rows} x {columns} pixels")
     if allocated not in (8, 16) or not 1 < stored <= allocated:

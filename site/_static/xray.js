@@ -104,6 +104,7 @@ const xray = (() => {
   // -- DICOM: plain files; what would need more of the standard is refused, not guessed
 
   const REFUSED = {
+    x00281101: "a palette",
     x00283000: "a Modality LUT",
     x00283010: "a VOI LUT",
     x00280120: "pixel padding",

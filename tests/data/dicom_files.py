@@ -64,6 +64,17 @@ def with_syntax(data, name):
     return data[:140] + len(meta).to_bytes(4, "little") + meta + data[end:]
 
 
+def palette(*colours, bits=8, **options):
+    """Fields of a palette from the entries of red, green and blue, or of grey."""
+    fields = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, entries in zip(("Red", "Green", "Blue"), colours * (3 // len(colours)), strict=True):
+        [item] = lookup_table(np.asarray(entries).tolist(), bits, **options)
+        for part, kind in (("Descriptor", "US"), ("Data", "OW")):
+            field = f"{name}PaletteColorLookupTable{part}"
+            fields[field] = DataElement(field, kind, item[f"LUT{part}"].value)
+    return fields
+
+
 def lookup_table(entries, bits, *, first=0, packed=True, order="<", count=None):
     """A sequence with one table of `count` entries; those of 8 bits are `packed`, two in a word."""
     item = Dataset()

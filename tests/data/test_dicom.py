@@ -268,7 +268,10 @@ def with_text(name, text, **fields):
     [
         ({"NumberOfFrames": 2}, "it holds 2 frames, not one image"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "a colour image: RGB"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "a colour image: PALETTE COLOR"),
+        ({"SamplesPerPixel": 3}, "a colour image: MONOCHROME2, 3 x 16 bits a pixel"),
+        ({"SamplesPerPixel": 2}, "a colour image: MONOCHROME2, 2 x 16 bits a pixel"),
+        ({"PhotometricInterpretation": "CIELAB"}, "a colour image: of no known kind, 1 x 16 bits"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "its header lacks its palette"),
         ({"PixelData": None}, "it holds no image: Digital X-Ray Image Storage"),
         ({"Rows": None}, "it holds no image: Digital X-Ray Image Storage"),
         ({"Rows": None, "SOPClassUID": uid.BasicTextSRStorage}, "no image: Basic Text SR Storage"),

@@ -6,7 +6,7 @@ straight line.
 
 import numpy as np
 import pytest
-from dicom_files import compressed, dicom_bytes, group, lookup_table, table
+from dicom_files import compressed, dicom_bytes, group, lookup_table, palette, table
 from pydicom import DataElement, uid
 from pydicom.dataset import Dataset
 
@@ -298,3 +298,47 @@ def test_sign_of_an_ambiguous_padding_value_is_that_of_the_pixels():
         image = decode_dicom(dicom_bytes(pixels, uid.ImplicitVRLittleEndian, **fields)).image
         assert image[0, 0] == 0
         assert image[1, 0] > 200
+
+
+# -- palettes (dwv#663, cornerstone3D#1857: shown as if the indices were grey levels)
+
+INDICES = (np.arange(16 * 32) % 256).reshape(16, 32).astype(np.uint8)
+FALLING = np.arange(256)[::-1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        palette(FALLING),
+        palette(FALLING, packed=False),
+        palette(FALLING * 257, bits=16),
+        palette(FALLING, bits=16),  # 8 bits in a table that says 16
+    ],
+)
+def test_grey_palette_is_looked_up(fields):
+    np.testing.assert_array_equal(shown(INDICES, 8, **fields), 255 - INDICES)
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRBigEndian, uid.RLELossless])
+def test_grey_palette_is_looked_up_in_every_encoding(syntax):
+    order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
+    fields = palette(FALLING * 257, bits=16, order=order)
+    image = decode_dicom(dicom_bytes(INDICES, syntax, **fields)).image
+    np.testing.assert_array_equal(image, 255 - INDICES)
+
+
+def test_palette_of_12_bits_has_more_entries_than_8_bits_count():
+    fields = palette(np.arange(4096) >> 4)
+    np.testing.assert_array_equal(shown(RAMP, 12, **fields), RAMP >> 4)
+
+
+def test_coloured_entries_of_few_pixels_are_letters_and_of_more_a_colour_image():
+    blue = np.arange(256)
+    blue[255] = 0  # yellow, in 2 of 512 pixels
+    fields = palette(np.arange(256), np.arange(256), blue)
+    image = shown(INDICES, 8, **fields)
+    np.testing.assert_array_equal(image[INDICES < 255], INDICES[INDICES < 255])
+    assert image.max() == 254
+    fields = palette(np.arange(256), np.arange(256), FALLING)
+    with pytest.raises(ValueError, match="a colour image: PALETTE COLOR"):
+        shown(INDICES, 8, **fields)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pydicom.data
 import pytest
-from dicom_files import dicom_bytes, group, table
+from dicom_files import dicom_bytes, group, palette, table
 from pydicom import dcmread, uid
 
 from pneumo_lib.data.dicom import decode_dicom
@@ -132,6 +132,17 @@ def test_generated_files_look_as_the_judge_renders_them(name, syntax, tmp_path):
     pixels, bits, fields, options = GENERATED[name]
     (tmp_path / "a.dcm").write_bytes(dicom_bytes(pixels, syntax, bits=bits, **fields))
     assert_same(tmp_path / "a.dcm", tmp_path / "a.pgm", *options)
+
+
+@judged
+@pytest.mark.parametrize("bits", [8, 16])
+def test_grey_palette_looks_as_the_judge_renders_it(bits, tmp_path):
+    curve = [v * (2**bits - 1) // 4095 for v in CURVE[::16]][::-1]
+    (tmp_path / "a.dcm").write_bytes(dicom_bytes(BYTES, **palette(curve, bits=bits)))
+    image = decode_dicom((tmp_path / "a.dcm").read_bytes()).image
+    colours = rendered(tmp_path / "a.dcm", tmp_path / "a.ppm").astype(int)
+    np.testing.assert_allclose(np.dstack([image] * 3), colours, atol=1)
+    assert np.ptp(image) > 200
 
 
 # -- where DCMTK 3.6.7 shows something else: fields, and the share of full brightness that the

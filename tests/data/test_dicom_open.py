@@ -30,6 +30,13 @@ def without_meta(data):
     return data[144 + int.from_bytes(data[140:144], "little") :]
 
 
+def test_big_endian_elements_are_read_under_any_native_syntax():
+    data = dicom_bytes(RAMP, uid.ExplicitVRBigEndian, **WINDOW)
+    for syntax in (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian):
+        image = decode_dicom(with_syntax(data, syntax)).image
+        np.testing.assert_allclose(image, SHOWN, atol=1)
+
+
 # -- parts that are missing
 
 
@@ -154,6 +161,9 @@ def colour_files():
     yield "interleaved", dicom_bytes(RGB, **COLOUR), 0
     yield "planes", dicom_bytes(RGB, **planes), 0
     yield "luminance", dicom_bytes(ybr, **full), 0
+    # miele-lxiv#48: RGB that its header calls luminance, and the other way round
+    yield "RGB called luminance", dicom_bytes(RGB, **full), 0
+    yield "luminance called RGB", dicom_bytes(ybr, **COLOUR), 0
     yield "RLE", dicom_bytes(RGB, uid.RLELossless, **COLOUR), 0
     yield "JPEG", dicom_bytes(RGB, uid.JPEGBaseline8Bit, frame=jpeg, **subsampled), 2
     yield "JPEG extended", dicom_bytes(RGB, uid.JPEGExtended12Bit, frame=jpeg, **subsampled), 2
@@ -165,6 +175,25 @@ def test_grey_xray_stored_as_colour_is_read_as_its_png(tmp_path):
     for name, data, tolerance in colour_files():
         image = decode_dicom(data, at_least=4).image
         np.testing.assert_allclose(image, png.astype(int), atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("called", ["YBR_FULL", "YBR_FULL_422", "RGB"])
+@pytest.mark.parametrize("stored", ["RGB", "luminance"])
+@pytest.mark.parametrize("codec", ["jpegls", "jpeg2k", "jpeg8"])
+def test_grey_in_three_channels_is_read_behind_every_lossless_codec(codec, stored, called):
+    """dcm4che#543, dcm4che#566, cornerstoneWADOImageLoader#308: no codec converts these."""
+    imagecodecs = pytest.importorskip("imagecodecs", reason="of the extra `dicom`")
+    flat = np.full_like(GREY, 128)
+    pixels = RGB if stored == "RGB" else np.dstack([GREY, flat, flat])
+    syntax, options = {
+        "jpegls": (uid.JPEGLSLossless, {}),
+        "jpeg2k": (uid.JPEG2000Lossless, {"level": 0, "codecformat": "j2k", "mct": False}),
+        "jpeg8": (uid.JPEGLosslessSV1, {"lossless": True}),
+    }[codec]
+    frame = getattr(imagecodecs, f"{codec}_encode")(pixels, **options)
+    fields = COLOUR | {"PhotometricInterpretation": called}
+    image = decode_dicom(dicom_bytes(pixels, syntax, frame=frame, **fields)).image
+    np.testing.assert_array_equal(image, GREY)
 
 
 def test_coloured_letters_are_read_and_a_colour_image_is_refused():
