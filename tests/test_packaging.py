@@ -232,4 +232,6 @@ def test_a_wheel_is_whole_and_says_outside_of_the_checkout_where_notebooks_and_p
         done = run(site / "bin/pneumo", *command)
         assert done.returncode == 1
         assert "come with the checkout of the repository (git clone)" in done.stderr
+    done = run(site / "bin/pneumo", "doctor")
+    assert "-> Notebooks and params/ come with the checkout" in done.stdout
     assert not any(work.iterdir())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pneumo_lib._files import project_path
+from pneumo_lib._files import IN_CHECKOUT, project_path, source_path
 
 _EXTRAS = {
     "notebooks": "notebooks and the report",
@@ -110,7 +110,8 @@ def _data():
 def _runs():
     if finished := sorted(project_path("runs").glob("*/config.json")):
         return Finding("ok", "runs", ", ".join(path.parent.name for path in finished))
-    return Finding("missing", "runs", "no trained network", "make report")
+    remedy = "make report" if source_path("notebooks").is_dir() else IN_CHECKOUT
+    return Finding("missing", "runs", "no trained network", remedy)
 
 
 def _disk():
