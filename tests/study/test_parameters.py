@@ -1,5 +1,9 @@
 """Parameters of the study are checked before anything runs."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -8,6 +12,24 @@ from pneumo_lib.study.report import run_report
 
 KNOWN = {"size": 128, "seed": 0, "epochs": 20, "milestones": None, "weights": "auto"}
 KNOWN |= {"learning_rate": None, "dropout": 0.5, "run_name": None, "train_here": True}
+
+
+READ = """
+import locale, sys
+from pneumo_lib.study.parameters import read_params
+print(locale.getencoding(), ascii(read_params(sys.argv[1])))
+"""
+
+
+def test_a_parameter_file_is_utf8_under_any_locale(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("data: data/Röntgen", encoding="utf-8")
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", READ, path]
+    done = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True)
+    encoding, found = done.stdout.split(maxsplit=1)
+    assert encoding != "utf-8"  # the file is not read by luck
+    assert found == "{'data': 'data/R\\xf6ntgen'}\n"
 
 
 def test_an_unknown_parameter_that_resembles_none_lists_them():
