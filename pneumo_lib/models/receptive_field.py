@@ -65,7 +65,7 @@ def receptive_field(model, layer=None, *, axis="rows"):
         if layer not in [known.name for known in model.layers]:
             raise ValueError(f"`layer` must be a layer of the model. Received: layer={layer!r}")
         output = model.get_layer(layer).output
-    nodes = _consumers_first(output)
+    nodes = _consumers_first(model, output)
     strides = {}
     for node in reversed(nodes):
         finest = min((strides[id(source)] for source in node.input_tensors), default=Fraction(1))
@@ -89,7 +89,7 @@ def convolution_depth(model):
         model: functional `keras.Model`.
     """
     depths = {}
-    for node in reversed(_consumers_first(model.outputs[0])):
+    for node in reversed(_consumers_first(model, model.outputs[0])):
         before = max((depths[id(source)] for source in node.input_tensors), default=0)
         depths[id(node.outputs[0])] = before + isinstance(node.operation, layers.Conv2D)
     return depths[id(model.outputs[0])]
@@ -166,8 +166,12 @@ def _span(nodes, output, pixel, axis):
     return min(first for first, _ in images), max(last for _, last in images)
 
 
-def _consumers_first(output):
-    """The Keras nodes (calls of layers) that lead to `output`, each after those that read it."""
-    # Keras has no public way to them.
-    by_depth = keras.Model(keras.utils.get_source_inputs(output), output)._nodes_by_depth
-    return [node for depth in sorted(by_depth) for node in by_depth[depth]]
+def _consumers_first(model, output):
+    """Nodes (calls of layers) of `model` that lead to `output`, each after those that read it."""
+    by_depth = keras.Model(model.inputs, output)._nodes_by_depth  # Keras has no public way to them
+    read, nodes = {id(output)}, []
+    for node in (node for depth in sorted(by_depth) for node in by_depth[depth]):
+        if id(node.outputs[0]) in read:  # an input may lead elsewhere
+            nodes.append(node)
+            read.update(map(id, node.input_tensors))
+    return nodes

@@ -213,3 +213,10 @@ def test_an_unknown_layer_or_axis_is_refused():
         receptive_field(graph(), "pool9")
     with pytest.raises(ValueError, match=r"`axis` must be .* Received: axis='depth'"):
         receptive_field(graph(), axis="depth")
+
+
+def test_an_input_that_the_layer_does_not_read_is_left_out():
+    image, other = keras.Input((8, 8, 1)), keras.Input((8, 8, 1))
+    near = convolution(3, padding="same", name="near")(image)
+    model = keras.Model([image, other], layers.Add()([near, other]))
+    assert receptive_field(model, layer="near").size == 3
