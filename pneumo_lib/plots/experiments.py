@@ -101,7 +101,7 @@ def _draw_gate(ax, y_true, y_pred, point):
     ax.set(xlim=(-0.3 * one_pixel, 100), ylim=(-0.05, 1.05), title="The gate")
     ax.set_xlabel(f"% of the pixels at {point.top_threshold:.2f} or above")
     ax.set_ylabel("Dice of the mask, if it is drawn")
-    ax.legend(loc="best")
+    ax.legend(loc="center left")  # left of the gate few masks with a high Dice lie
 
 
 def _draw_thresholds(ax, scores, point):
