@@ -407,7 +407,8 @@ def test_a_file_means_the_same_training_in_the_notebook_and_in_this_process(tmp_
     names = {"pl": pl}
     exec(sources[0], names)
     names |= base
-    exec(next(s for s in sources if "TrainingConfig(" in s).partition("\nrun = ")[0], names)
+    settings = next(source for source in sources if "config = pl.TrainingConfig(" in source)
+    exec(settings.partition("\nrun = ")[0], names)
     assert planned.config.resolved() == names["config"].resolved()
     assert planned.config.backbone == "small"
 
