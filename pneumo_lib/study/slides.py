@@ -160,7 +160,7 @@ def _chart(kind, rows):
             ]
         numbers = [re.match(r"-?\d+\.?\d*", text[0].replace(",", "")) for text in texts]
         series[heading] = tuple(float(number[0]) if number else None for number in numbers)
-        digits = max(len(number[0].partition(".")[2]) for number in numbers if number)
+        digits = max((len(n[0].partition(".")[2]) for n in numbers if n), default=0)
         formats[heading] = f"#,##0.{'0' * digits}".rstrip(".") if "BAR" in kind else "General"
     return {"kind": kind, "categories": names, "series": series, "formats": formats}
 

@@ -214,6 +214,11 @@ def test_a_table_becomes_a_chart_that_can_be_edited(report, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_column_without_any_number_has_no_bars():
+    chart = slides._chart("BAR_CLUSTERED", [["network", "parameters"], ["VGG19", "unknown"]])
+    assert chart["series"] == {"parameters": (None,)}
+
+
 def test_an_interval_goes_below_the_name_of_its_bar():
     rows = [["backbone", "test"], ["small FCN (from scratch)", "0.70 [0.52, 0.84]"]]
     chart = slides._chart("BAR_CLUSTERED", rows)
