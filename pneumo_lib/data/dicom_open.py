@@ -58,7 +58,7 @@ def open_dicom(data):
             raise Refused("damaged, or not DICOM: it begins like no DICOM file")
         data = bytes(128) + b"DICM" + data
     _refuse_deflated_bombs(data)
-    data_set = 144 + int.from_bytes(data[140:144], "little")
+    data_set = _end_of_meta(data)
     if _FIRST_ELEMENT.match(data, data_set) and not data[data_set]:
         # big-endian, whatever its file meta information names: the elements show it
         data = bytes(128) + b"DICM" + data[data_set:]
@@ -74,12 +74,15 @@ def open_dicom(data):
     return file
 
 
+def _end_of_meta(data):
+    return 144 + int.from_bytes(data[140:144], "little")
+
+
 def _refuse_deflated_bombs(data):
     """Limits the size of a deflated file, which pydicom inflates without limit."""
     if uid.DeflatedExplicitVRLittleEndian.encode() in data[:1024]:
-        end_of_meta = 144 + int.from_bytes(data[140:144], "little")
         inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        rest = data[end_of_meta:]
+        rest = data[_end_of_meta(data) :]
         while rest and size <= 2 * MOST_PIXELS:  # in pieces, none of which is kept
             size += len(inflater.decompress(rest, 1 << 20))
             rest = inflater.unconsumed_tail

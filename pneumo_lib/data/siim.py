@@ -213,7 +213,7 @@ def _read_header(path):
 
 def _with_patients(cases, root):
     patients, name = read_patients((root, root.parent))
-    found = cases["image_id"].str.normalize("NFC").map(patients).astype("str")
+    found = cases["image_id"].map(patients).astype("str")
     if name and found.isna().all():
         logger.warning(
             "%s fits no image: none of its %d ids, such as %s, is one of the images', such as %s",

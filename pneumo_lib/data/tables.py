@@ -127,13 +127,8 @@ def read_patients(folders):
             images, patients = table.iloc[:, 0], table.iloc[:, 1]
             if path.name == "nih_id.csv":  # 00028864_007.png is image 7 of patient 28864
                 patients = patients.str.split("_").str[0]
-            patients = (
-                patients.where(patients != "")
-                .set_axis(images.str.normalize("NFC"))
-                .groupby(level=0)
-                .first()
-            )
-            return patients, path.name
+            patients = patients.where(patients != "").set_axis(images.str.normalize("NFC"))
+            return patients.groupby(level=0).first(), path.name
     return pd.Series(dtype="str"), None
 
 

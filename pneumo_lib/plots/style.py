@@ -86,7 +86,7 @@ def export(figure, name, *, folder):
     folder, layout = Path(folder), figure.get_layout_engine()
     if layout is not None:
         layout.set(rect=(0.015, 0.02, 0.97, 0.96))  # a margin at the edge of the slide
-    if dpi := int(os.environ.get("PNEUMO_FIGURES", 0)):
+    if dpi := int(os.environ.get("PNEUMO_FIGURES") or 0):
         paths = _save(figure, name, folder, dpi=dpi)
         with on_black(figure):
             paths += _save(figure, name, folder / "dark", dpi=dpi)

@@ -67,8 +67,8 @@ def findings(runs):
     chosen = test.index[int(np.argmax(validation.fillna(0)))]
     each = last[last["network"] == chosen]
     area = each[["tp", "fn"]].to_numpy().sum() / each[["tp", "fp", "fn", "tn"]].to_numpy().sum()
-    configs = [run.config for run in runs if run.config["backbone"] != "small" or len(runs) == 1]
-    counts = [config["parameters"] for config in configs]
+    frozen = [run for run in runs if run.config["backbone"] != "small"] or runs
+    counts = [run.config["parameters"] for run in frozen]
     in_test = last[last["split"] == "test"]
     marked = in_test.assign(hit=in_test["tp"] > 0, alarm=in_test["fp"] > 0)
     seen = marked[marked["has_pneumothorax"]].groupby("network", sort=False)["hit"].sum()
