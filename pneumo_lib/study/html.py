@@ -18,6 +18,7 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from pneumo_lib._files import source_path
 from pneumo_lib.evaluation.score_table import format_table, score_table
+from pneumo_lib.models.names import BACKBONES
 from pneumo_lib.study.findings import run_scores
 from pneumo_lib.study.notebooks import figures_folder
 
@@ -85,7 +86,7 @@ def _first_page(records, settings, runs, figures):
         notebooks=records,
         figures={name: shown for name, shown in figures.items() if shown},
         configs=configs,
-        random_features=[c["backbone"] for c in configs if c["weights"] == "random features"],
+        weights=dict.fromkeys((BACKBONES[c["backbone"]], c["weights"]) for c in configs),
         results=_results_tables(runs),
         seeds=len({c["seed"] for c in configs}),
         seconds=sum(record["seconds"] for record in records),
@@ -105,14 +106,13 @@ def _results_tables(runs):
     if not runs:
         return {}
     table = score_table(run_scores(runs), by=["network", "weights", "epoch"], mean_over="seed")
-    table = format_table(table).astype(object).fillna("–")
+    table = format_table(table).astype(object).fillna("–").replace({"network": BACKBONES})
     found = {}
     for split in ("test", "validation", "train"):  # the split to read comes first
-        rows = table[table["split"] == split]
-        if rows.empty:
+        if (rows := table[table["split"] == split]).empty:
             continue
         images, positives = rows.iloc[0][["images", "positives"]]
-        rows = rows.drop(columns=["split", "images", "positives"])
+        rows = rows.drop(columns=["weights", "split", "images", "positives"])
         text = rows.to_html(index=False, border=0, classes="table")
         # the interval goes below its score, so that all columns fit on a page
         text = re.sub(r" (\[[\d., -]+\])</td>", r"<br><small>\1</small></td>", text)

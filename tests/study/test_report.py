@@ -20,6 +20,7 @@ from PIL import Image
 from pneumo_lib import _files, runs
 from pneumo_lib._files import write_csv, write_json
 from pneumo_lib.data.phantom import draw as phantom
+from pneumo_lib.models.names import BACKBONES
 from pneumo_lib.study import html, report
 from pneumo_lib.study import notebooks as study_notebooks
 from pneumo_lib.study.findings import conclusion
@@ -564,12 +565,28 @@ def test_the_results_of_each_split_start_with_the_all_background_row(project, ex
     for split in splits:
         (section,) = page.select(f"section#{split}-1-images-1-of-them-with-pneumothorax")
         rows = [[td.get_text() for td in row.select("td")] for row in section.select("tr")[1:]]
-        names = [["all background", "–", "–"]]
-        names += [["vgg19", "random <features>", epoch] for epoch in "12"]
-        assert [row[:3] for row in rows] == names
+        names = [["all background", "–"], ["VGG19", "1"], ["VGG19", "2"]]
+        assert [row[:2] for row in rows] == names
         assert "1.00[1.00, 1.00]" in rows[2]  # of the last epoch: the first found nothing
+    assert [item.get_text() for item in page.select("section#results > ul > li")] == [
+        "VGG19: weights are random <features>"
+    ]
     notes = [note.strong.get_text() for note in page.select(".admonition")]
     assert notes == ["Synthetic data.", "Patients leak."]
+
+
+def test_random_features_of_several_seeds_are_warned_of_once(project):
+    write_run(project, "one", backbone="vgg19")
+    write_notebook(project, "01_first", "seed = 1")
+    folder = run_report().parent
+    one = runs.load_run(project / "runs/one")
+    seeds = [
+        one._replace(config=one.config | {"weights": "random features", "seed": s}) for s in (0, 1)
+    ]
+    record = {"name": "01_first", "seconds": 1, "peak_gb": 1}
+    page = soup(html.write_report(folder, [record], {"data": "phantoms"}, runs=seeds))
+    warnings = [note.get_text() for note in page.select(".admonition")]
+    assert "could not be loaded for\nVGG19: these" in warnings[1]
 
 
 # -- the runs of this report
@@ -592,8 +609,9 @@ def test_results_and_first_page_are_about_the_runs_that_this_report_trained(
     write_notebook(project, "06_results", "run_names = None")
     index = run_report(overrides=overrides)
     assert records(index)[-1]["parameters"] == {"run_names": names}
-    results = re.findall(r"<td>(vgg16|resnet50|small)</td>\s*<td>random", index.read_text())
-    each_milestone = [name for name in overrides["backbones"] for _ in range(2)]
+    labels = "|".join(map(re.escape, BACKBONES.values()))
+    results = re.findall(rf"<td>({labels})</td>\s*<td>[12]</td>", index.read_text())
+    each_milestone = [BACKBONES[name] for name in overrides["backbones"] for _ in range(2)]
     assert results == 3 * each_milestone  # on test, validation and train
 
 
