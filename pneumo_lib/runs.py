@@ -39,7 +39,7 @@ _LOGGED = (  # name in the report's log, column of history.csv, sign
 # Raise by one when equal settings give other numbers than before: another network, training step,
 # preprocessing, draw of random numbers, score or operating point. Finished runs are then trained
 # again. Leave it for comments, names, messages, figures and what only makes training faster.
-RESULTS_VERSION = 4
+RESULTS_VERSION = 5
 _DECIDE_NUMBERS = (
     *("tensorflow", "keras", "numpy", "pandas", "scipy", "scikit-learn"),
     *("opencv-python-headless", "pillow", "pydicom", "pneumo"),
@@ -273,11 +273,13 @@ def load_operating_point(run):
 
 
 def load_image_head(run):
-    """`ImageHead` of a `Run`; None for one without."""
+    """`ImageHead` of a `Run`; None for one without. A ValueError for one of an earlier version."""
     from pneumo_lib.models.image_head import ImageHead  # starts Keras
 
     if not (run.folder / IMAGE_HEAD).is_file():
         return None
+    if run.config["results_version"] < 5:
+        raise ValueError(f"An image-level head of other statistics. Train again: {run.folder}")
     with np.load(run.folder / IMAGE_HEAD) as arrays:
         return ImageHead(**arrays)
 

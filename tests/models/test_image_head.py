@@ -9,22 +9,30 @@ from pneumo_lib.models.image_head import fit_image_head, image_statistics, pool_
 
 
 def test_statistics_of_a_map_are_those_one_counts_by_hand():
-    tap = np.zeros((1, 2, 4, 1), np.float32)
-    tap[0, :, :, 0] = [[8, 0, 0, 0], [0, 0, 0, 4]]  # highest on the left, above
-    mean, deviation, top, *differences = pool_taps([tap])[0]
-    assert mean == 12 / 8
-    assert deviation == pytest.approx(np.sqrt((64 + 16) / 8 - 1.5**2))
-    assert top == 8  # a hundredth of 8 cells is one
-    assert differences == [8 / 4 - 4 / 4, 8 / 2 - 0, 8 - 4]
+    tap = np.zeros((1, 8, 8, 1), np.float32)
+    tap[0, :2, :2, 0] = [[8, 0], [0, 4]]  # above, in the outer cell on the left
+    tap[0, :2, 6:, 0] = 1  # its mirror cell
+    tap[0, 7, 3, 0] = 4  # below, in the inner cell on the left
+    halves, differences = pool_taps([tap]).reshape(2, 4, 2)  # rows, outer and inner pair
+    assert halves.tolist() == [[2, 0], [0, 0], [0, 0], [0, 0.5]]
+    assert differences.tolist() == [[2, 0], [0, 0], [0, 0], [0, 1]]
 
 
 def test_mirrored_maps_have_the_same_statistics_and_channels_stay_apart():
     rng = np.random.default_rng(0)
-    taps = [rng.normal(size=(3, 5, 5, 2)), rng.normal(size=(3, 4, 4, 1))]
+    taps = [rng.normal(size=(3, 5, 5, 2)), rng.normal(size=(3, 2, 6, 1))]
     found = pool_taps(taps)
-    assert found.shape == (3, 6 * 3)
+    assert found.shape == (3, 16 * 3)
     np.testing.assert_allclose(pool_taps([tap[:, :, ::-1] for tap in taps]), found, rtol=1e-4)
-    np.testing.assert_allclose(found[:, 1], taps[0][..., 1].mean(axis=(1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found[:, :32:2], pool_taps([taps[0][..., :1]]), rtol=1e-4)
+
+
+def test_cells_overlap_where_a_map_is_not_divisible():
+    tap = np.zeros((1, 5, 1, 1), np.float32)
+    tap[0, :, 0, 0] = [1, 3, 7, 15, 31]  # of a single column left and right are the same
+    halves, differences = pool_taps([tap]).reshape(2, 4, 2)
+    assert halves.tolist() == [[2, 2], [5, 5], [11, 11], [23, 23]]
+    assert not differences.any()
 
 
 def test_packed_features_hold_the_taps_of_the_network():

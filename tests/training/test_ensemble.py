@@ -146,6 +146,13 @@ def test_predictions_have_the_scores_of_the_image_level_head(folds, name):
         np.testing.assert_allclose(opened.cases["image_score"], each, atol=1e-3)
 
 
+def test_a_head_of_other_statistics_is_refused(folds):
+    run = pl.load_run("fold-1")
+    former = run._replace(config=run.config | {"results_version": 4})
+    with pytest.raises(ValueError, match="of other statistics. Train again: .*fold-1"):
+        pl.runs.load_image_head(former)
+
+
 def test_members_of_other_splits_that_are_no_folds_are_refused(folds, home):
     other = pl.prepare_data(str(home.folder / "folds"), size=32, split="patient", seed=3)
     config = pl.load_run("fold-1").config
