@@ -61,8 +61,9 @@ class OpenRun(NamedTuple):
     run: Run
     data: Prepared
     probabilities: np.ndarray  # (n, size, size) uint8, 255 times the probability, memory-mapped
-    # n rows: image_id, split, has_pneumothorax, image_path, tp ... tn, image_score, dice
-    cases: pd.DataFrame
+    cases: (
+        pd.DataFrame
+    )  # image_id, split, has_pneumothorax, image_path, tp ... tn, image_score, dice
 
 
 def load_run(run):

@@ -68,7 +68,10 @@ def build(folder, run=None):
             "autosummary_generate": False,
             "autodoc_typehints": "none",  # the docstrings describe types and shapes
             "autodoc_preserve_defaults": True,
+            "autodoc_inherit_docstrings": False,  # those of Keras are for whoever overrides
+            "add_module_names": False,  # the heading above has it, and most lines then fit
             "napoleon_numpy_docstring": False,
+            "napoleon_use_param": False,  # one entry for arguments that share a description
             "napoleon_custom_sections": [("Values", "params_style")],
             "toc_object_entries_show_parents": "hide",
             "myst_heading_anchors": 3,

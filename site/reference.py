@@ -6,6 +6,7 @@ Markdown-like, and become reStructuredText with cross-references here.
 """
 
 import ast
+import inspect
 import re
 import tokenize
 from pathlib import Path
@@ -15,6 +16,8 @@ COMMANDS = "pneumo_lib.apps.cli"  # functions of the command line, which has a p
 # code, and the letter after it; what reStructuredText would take for a link or for emphasis
 _CODE = re.compile(r"(?<![`\w:])`([^`]+)`(?!`)(\w?)|(?<=\w)_(?!\w)|\*")
 _SEVERAL = re.compile(r"^( *)Returns:(?=\n +\w+: )", re.M)  # values, each with a name
+_PROSE = re.compile(r"^( *)(Returns|Reference):$", re.M)  # Napoleon would cut it at its first colon
+_SECTION = re.compile(r"(Args|Returns|Raises|Reference|Example):$")
 
 
 def packages():
@@ -69,10 +72,12 @@ def definitions(module):
 
 
 def _comment(lines, node):
-    """The comment behind a definition, or the lines of comment before it."""
+    """The comment on the first or last line of a definition, or the lines of comment before it."""
     with_comment = lines[node.lineno - 1 : node.end_lineno]
     tokens = tokenize.generate_tokens(iter([f"{line}\n" for line in with_comment]).__next__)
-    found = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    found = [token.string for token in comments if token.start[0] in (1, len(with_comment))]
+    found = [text for text in found if text != "# fmt: skip"]
     row = node.lineno - 2
     while not found[:1] and row >= 0 and lines[row].startswith("#"):
         row -= 1
@@ -93,11 +98,14 @@ def write_pages(folder):
             sub = package.removeprefix("pneumo_lib.")
             _write(folder / f"{sub}.rst", sub, about[sub], modules, declared(package))
     _write(folder / "runs.rst", "runs", about["runs"], ["pneumo_lib.runs"], [])
-    pages = "\n   ".join(name.removeprefix("pneumo_lib.") for name in about_order(about, names))
+    order = about_order(about, names)
+    pages = "\n   ".join(order)
+    listed = "\n".join(f"* :doc:`pl.{name} <{name}>`: {_ref(about[name])}." for name in order)
     top = _table(declared("pneumo_lib"))
     text = (folder.parent / "reference_index.rst").read_text(encoding="utf-8")
     (folder.parent / "reference_index.rst").unlink()
-    (folder / "index.rst").write_text(text.format(top=top, pages=pages), encoding="utf-8")
+    text = text.format(top=top, pages=pages, listed=listed)
+    (folder / "index.rst").write_text(text, encoding="utf-8")
 
 
 def about_order(about, names):
@@ -119,9 +127,10 @@ def _write(path, name, about, modules, names):
         for public, kind, value in definitions(module):
             if kind == "data":
                 literal, comment = value.split("\t")
-                shown = literal if len(literal) < 100 else f"{literal[:90]} ..."
-                text += [f".. py:data:: {module}.{public}", f"   :value: {shown}", ""]
-                text += [f"   {_ref(comment)}", ""]
+                text += [f".. py:data:: {public}", f"   :module: {module}"]
+                if len(literal) < 300 and not re.search(r"\b_[A-Z]", literal):  # no private name
+                    text += [f"   :value: {literal}"]
+                text += ["", f"   {_ref(comment, module)}", ""]
             else:
                 text += [f".. auto{kind}:: {module}.{public}", ""]
                 text += ["   :members:", ""][: 2 * (kind == "class")]
@@ -157,14 +166,19 @@ def _known():
 _NAMES = _known()
 
 
-def _ref(text):
-    """Markdown's backticks as a reference where they name something public, else as code."""
+def _ref(text, module=""):
+    """Markdown's backticks as a reference where they name something public, else as code.
+
+    What a module defines itself comes first. A bare word is an argument or a column, not a name.
+    """
 
     def role(match):
         if not match[1]:
             return f"\\{match[0]}"
         inner = " ".join(match[1].split())
-        name = _NAMES.get(inner.removesuffix("()").removeprefix("pl."))
+        end = inner.removesuffix("()").removeprefix("pl.")
+        name = _NAMES.get(f"{module}.{end}") or _NAMES.get(end)
+        name = name if re.search(r"[A-Z.]|\(\)$", inner) else None
         code = f":py:obj:`{inner} <{name}>`" if name else f"``{inner}``"
         return f"{code}\\ {match[2]}" if match[2] else code
 
@@ -172,7 +186,31 @@ def _ref(text):
 
 
 def _convert(app, what, name, obj, options, lines):
-    lines[:] = _ref(_SEVERAL.sub(r"\1Values:", "\n".join(lines))).split("\n")
+    if what == "class":
+        start = next((k for k, line in enumerate(lines) if _SECTION.match(line)), len(lines))
+        lines[start:start] = _fields(obj)
+    text = _PROSE.sub(_field, _SEVERAL.sub(r"\1Values:", "\n".join(lines)))
+    lines[:] = _ref(text, name if what == "module" else getattr(obj, "__module__", "")).split("\n")
+
+
+def _field(match):
+    return f"{match[1]}:{match[2].lower()}:"
+
+
+def _fields(cls):
+    """Section on the fields of a dataclass or `NamedTuple`: the help or comment of each."""
+    fields = getattr(cls, "__dataclass_fields__", {})
+    texts = {name: one.metadata["help"] for name, one in fields.items() if one.metadata}
+    if hasattr(cls, "_fields"):
+        texts = dict(re.findall(r"^    (\w+): [^#\n]*  # (.+)$", inspect.getsource(cls), re.M))
+    lines = [f"    {name}: {text}" for name, text in texts.items()]
+    return ["Args:", *lines, ""] if lines else []
+
+
+def _sign(app, what, name, obj, options, signature, returned):
+    """No arguments of a class that takes those of its base class."""
+    own = what != "class" or not signature or {"__init__", "__new__"} & {*vars(obj)}
+    return None if own and signature != "(*args, **kwargs)" else ("", None)
 
 
 def _skip(app, what, name, obj, skip, options):
@@ -182,4 +220,5 @@ def _skip(app, what, name, obj, skip, options):
 
 def setup(app):
     app.connect("autodoc-process-docstring", _convert, priority=100)  # before Napoleon's
+    app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-skip-member", _skip)

@@ -32,7 +32,7 @@ class XRay(NamedTuple):
     shape: tuple  # (height, width) of the file
     spacing: tuple | None = None  # mm between rows and between columns, if the header has it
     spacing_source: str | None = None  # fields that `spacing` is from, see `pixel_spacing()`
-    patients_left: str | None = "right"  # edge of the image, see `_patients_left()`
+    patients_left: str | None = "right"  # edge of the image; None: unknown
     side_source: str = "convention"  # or the header field that `patients_left` is from
     notes: tuple = ()  # sentences on header fields that were ignored
 

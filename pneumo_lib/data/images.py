@@ -26,7 +26,7 @@ def read_image(path, *, at_least=None):
 
     Args:
         path: PNG or JPEG (colour becomes grey, 16 bits become 8 as in a DICOM file without
-            window) or DICOM, see `dicom_grey`.
+            window) or DICOM, see `decode_dicom()`.
         at_least: pixels that height and width must keep. A JPEG inside DICOM is then decoded at
             1/8 or 1/4 of its size if both sides stay multiples of `at_least`: that takes a third
             of the time and equals area averaging to 2 grey levels. `None`: full size.

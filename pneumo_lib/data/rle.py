@@ -24,7 +24,7 @@ def rle_decode(rle, shape=(1024, 1024)):
             before it, or ends outside the image.
 
     Example:
-        >>> rle_decode("1 2 1 1", shape=(3, 2))  # down the columns: 0 1 1, then 0 1 0
+        >>> rle_decode("1 2 1 1", shape=(3, 2))  # columns 0 1 1 and 0 1 0
         array([[0, 0],
                [1, 1],
                [1, 0]], dtype=uint8)

@@ -117,9 +117,9 @@ def _ids_and_runs(table, path):
 
 
 def read_patients(folders):
-    """Patients indexed by image, from the first of `_PATIENTS` in `folders`, and its name.
+    """Patients indexed by image, from the first table of them in `folders`, and its name.
 
-    An empty Series and `None` without one.
+    The table is `patients.csv` or `nih_id.csv`; an empty Series and `None` without one.
     """
     for path in (folder / name for folder in folders for name in _PATIENTS):
         if path.is_file():

@@ -28,7 +28,7 @@ def confusion_counts(y_true, y_pred, *, threshold=0.5):
     Example:
         >>> lesion = np.array([[[1, 1], [0, 0]]])
         >>> half = np.array([[[0.9, 0.2], [0.1, 0.3]]])
-        >>> {name: int(count[0]) for name, count in confusion_counts(lesion, half).items()}
+        >>> {n: int(c[0]) for n, c in confusion_counts(lesion, half).items()}
         {'tp': 1, 'fp': 0, 'fn': 1, 'tn': 2}
     """
     rows = []

@@ -36,7 +36,8 @@ def export_network(run, to, *, format="onnx"):
         to: path; the format's suffix is added where it is missing. Must not exist.
         format: "onnx" (needs the extra "export"), "savedmodel" (a folder) or "litert".
 
-    Returns `(path, difference)`, the largest difference of a probability from that of Keras.
+    Returns:
+        `(path, difference)`, the largest difference of a probability from that of Keras.
 
     Raises:
         ValueError: if `format` is unknown or its packages are missing, `to` exists, or the

@@ -109,7 +109,7 @@ def preprocess(images, backbone):
     """Grey images as the three-channel input `backbone` was trained on.
 
     VGG and ResNet: BGR minus the ImageNet mean colour; InceptionV3: -1 to 1; both by Keras'
-    own `preprocess_input`. "small" (`build_small_fcn`): -1 to 1. Runs inside a compiled graph.
+    own `preprocess_input`. "small", see `build_small_fcn()`: -1 to 1. Runs inside a compiled graph.
 
     Args:
         images: `(batch, height, width)`, uint8 or float, grey levels 0 to 255.

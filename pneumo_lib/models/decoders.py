@@ -19,7 +19,7 @@ DECONVOLUTIONS = {
     "resnet50": ((4, 2), (16, 2), (32, 2), (32, 2), (64, 2)),
     "inceptionv3": ((16, 4), (32, 4), (32, 2), (64, 2)),
 }
-# Levels (see `backbones`) whose scores each FCN of Long et al. adds.
+# Levels (see `models.backbones`) whose scores each FCN of Long et al. adds.
 FCN_LEVELS = {"fcn32s": (5,), "fcn16s": (5, 4), "fcn8s": (5, 4, 3)}
 
 

@@ -31,7 +31,7 @@ def build_fcn(
       half its size: `skips.project()`, `skip_decoder()`.
 
     Args:
-        backbone: one of `backbones.BACKBONES`.
+        backbone: one of `names.BACKBONES`.
         decoder: one of `DECODERS`.
         size: height and width in pixels, a multiple of 32 (96 at least for InceptionV3).
         weights: of the backbone, see `build_backbone()`.

@@ -30,7 +30,7 @@ def check_name(argument, value, known):
 
 
 def did_you_mean(value, known):
-    """Question ". Did you mean ...?" with the known name closest to `value`; or empty."""
+    """Text that asks "Did you mean" the known name closest to `value`; or empty."""
     close = difflib.get_close_matches(str(value), map(str, known), n=1)
     return f". Did you mean {close[0]}?" if close else ""
 

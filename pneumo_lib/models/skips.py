@@ -1,7 +1,7 @@
 """Decoder with skip connections: taps of several levels and of a half-size view, projected.
 
-`taps` are dicts from level (see `backbones`) to `KerasTensor`. The argument `name` starts the
-names of the layers made, so saved networks depend on it.
+`taps` are dicts from level (see `models.backbones`) to `KerasTensor`. The argument `name` starts
+the names of the layers made, so saved networks depend on it.
 """
 
 import itertools

@@ -26,10 +26,7 @@ def device_name():
 
 
 def prepare_gpus():
-    """Whether there is a GPU; its memory is then taken as needed instead of all at once.
-
-    Of JAX, `_startup` asks the same.
-    """
+    """Whether there is a GPU; its memory is then taken as needed instead of all at once."""
     for gpu in _tensorflow_gpus():
         with suppress(RuntimeError):  # already in use: too late to change
             sys.modules["tensorflow"].config.experimental.set_memory_growth(gpu, True)

@@ -51,7 +51,7 @@ class SegmentationScores(keras.metrics.Metric):
 
     `result()` is a dict of `SCORES`, which Keras shows and logs one by one: pixel accuracy, mean
     IoU, IoU and Dice of the foreground (nan where neither truth nor prediction holds any), and
-    the mean IoU and Dice as the report logged them, see `logged_metrics`.
+    the mean IoU and Dice as the report logged them, see `evaluation.logged_metrics`.
 
     An epoch has more pixels than float32 counts exactly (16.7 million), and not every backend has
     float64: each sum is kept as two numbers, multiples of 2**20 and the rest.

@@ -1,4 +1,4 @@
-"""Order, scores and pictures of the cases of a run, without widgets: see `panel` for those."""
+"""Order, scores and pictures of the cases of a run, without widgets: `explorer.panel` has those."""
 
 from html import escape
 

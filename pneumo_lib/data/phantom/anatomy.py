@@ -1,7 +1,7 @@
 """Thickness maps of a chest: how many cm of each material one X-ray crosses in each pixel.
 
-The axes are those of `geometry`. Outlines follow ordinary frontal radiographs; no image of a
-patient was traced.
+The axes are those of `phantom.geometry`. Outlines follow ordinary frontal radiographs; no
+image of a patient was traced.
 """
 
 from itertools import product
