@@ -131,7 +131,8 @@ def fill_slide(entry, notebooks, found, *, figures):
     if figure and not figure.is_file():
         raise FileNotFoundError(f"A slide needs {figure}. Export all figures: make figures")
     render = [_TITLES.from_string(text) for text in (entry["title"], *entry.get("points", ()))]
-    title, *points = (template.render(found) for template in render)
+    texts = (template.render(found) for template in render)
+    title, *points = (text[:1].upper() + text[1:] for text in texts)  # of a network's name, too
     if table:
         kept = entry.get("columns", range(1, len(table[0])))
         table = [[row[0], *(row[k] for k in kept)] for row in table[: entry.get("rows", 99) + 1]]
@@ -206,7 +207,7 @@ def _rows(table):
                 column += 1
             width, height = (int(cell.get(name, 1)) for name in ("colspan", "rowspan"))
             text = BACKBONES.get(_text(cell), _text(cell).replace("NaN", "–"))
-            text = f"{int(text):,}" if re.fullmatch(r"\d{5,}", text) else text
+            text = f"{int(text):,}" if re.fullmatch(r"\d{4,}", text) else text
             for k in range(width * height):
                 grid[place + k // width, column + k % width] = text if k < width else ""
     columns = range(1 + max(column for _, column in grid))

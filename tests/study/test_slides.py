@@ -117,11 +117,12 @@ def test_a_pandas_table_keeps_its_digits_and_loses_its_merged_cells(report):
     assert table == [["back bone", "train 5", "train 10"], ["VGG19", "0.50", "–"], ["", "1", "2"]]
 
 
-def test_a_count_of_five_digits_or_more_is_grouped():
-    html = "<thead><tr><th></th><th>n</th></tr></thead><tr><th>a</th><td>53426</td></tr>"
-    html += "<tr><th>b</th><td>0.12345</td></tr>"
+def test_a_count_of_a_thousand_or_more_is_grouped_whatever_stands_in_its_column():
+    cells = {"a": "53426", "b": "6212", "c": "0.12345", "d": "999"}
+    html = "<thead><tr><th></th><th>n</th></tr></thead>"
+    html += "".join(f"<tr><th>{k}</th><td>{text}</td></tr>" for k, text in cells.items())
     rows = slides._rows(BeautifulSoup(html, "html.parser"))
-    assert rows == [["", "n"], ["a", "53,426"], ["b", "0.12345"]]
+    assert rows == [["", "n"], ["a", "53,426"], ["b", "6,212"], ["c", "0.12345"], ["d", "999"]]
 
 
 def test_row_numbers_that_name_nothing_are_left_out():
@@ -140,6 +141,12 @@ def test_a_slide_takes_what_it_shows_from_a_section(report, monkeypatch):
     assert slide.notes.endswith("Then.")
     assert (plain.points, plain.table, plain.figure) == ([], None, None)
     assert note == CAVEATS
+
+
+def test_a_title_or_point_begins_with_a_capital_whatever_network_it_names(report, monkeypatch):
+    use_order(monkeypatch, report, entry(title="{{ chosen }} wins", points=["{{ chosen }}."]))
+    [slide], _ = plan_slides(report)
+    assert (slide.title, slide.points) == ("Small FCN wins", ["Small FCN."])
 
 
 def test_an_optional_slide_is_left_out_where_its_notebook_was_not_run(report, monkeypatch):
@@ -178,7 +185,7 @@ def test_titles_state_the_numbers_of_the_run(report, monkeypatch):
     title = "{{ chosen }} misses {{ test[chosen].missed }} of {{ test[chosen].positives }}"
     use_order(monkeypatch, report, entry(title=title, points=["{{ images }}", "{{ '' }}"]))
     ((slide,), _) = plan_slides(report)
-    assert slide.title == "small FCN misses 1 of 3"
+    assert slide.title == "Small FCN misses 1 of 3"
     assert slide.points == ["6"]  # an empty point is left out
 
 
