@@ -30,7 +30,7 @@ def transposed_convolution(image, kernel, *, stride):
         panels.append((f"{value:g} × kernel", panel))
     output = np.nansum([panel for _, panel in panels[1:]], axis=0)
     panels.append(("output: their sum", output))
-    rows = 2 if len(panels) in (6, 8) else 1  # the letters of a long row would be small
+    rows = 2 if len(panels) > 5 and len(panels) % 2 == 0 else 1  # a long row has small letters
     columns = len(panels) // rows
     size = 3.2 * columns, 2.7 * rows
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=size)
@@ -102,7 +102,7 @@ def architecture(tables, *, title=None):
     for ax in axes[:, 0]:
         ax.set_xlim(-0.8, widest + 0.8)
     handles = [
-        Patch(color="lightgray", label="image, probability"),
+        Patch(color="lightgray", label="image, softmax"),
         Patch(color=FROZEN, label="backbone: frozen (widest layer of each level)"),
         Patch(color=TRAINED, label="deconvolution: trained (its parameters; k: thousand)"),
     ]
@@ -154,7 +154,7 @@ def _draw_cells(ax, field, size):
 def _boxes(table):
     """`(size, channels, colour, text)` of image, backbone's levels, deconvolutions, softmax."""
     image, layers = table.iloc[0], table.iloc[1:]
-    boxes = [(*image["output_shape"][1:], "lightgray", "image")]
+    boxes = [(*image["output_shape"][1:], "lightgray", "")]
     head = layers["layer"].str.startswith("deconvolution")
     backbone = layers[~head.cummax() & (layers["type"] != "ZeroPadding2D")]
     levels = backbone["output_shape"].str[0].map(lambda size: round(np.log2(size)))
@@ -164,7 +164,7 @@ def _boxes(table):
     for _, layer in layers[head].iterrows():
         text = f"{n:,}" if (n := layer["parameters"]) < 10_000 else f"{n / 1000:,.0f}k"
         boxes.append((*layer["output_shape"][1:], TRAINED, text))
-    boxes.append((*table.iloc[-1]["output_shape"][1:], "lightgray", "softmax"))
+    boxes.append((*table.iloc[-1]["output_shape"][1:], "lightgray", ""))
     return boxes
 
 

@@ -67,7 +67,7 @@ def table():
 def test_a_network_shows_each_level_once_and_what_is_trained(table):
     (ax,) = architecture.architecture({"tiny": table}).axes
     assert texts(ax)[1::2] == ["32²\n× 3", "15²\n× 8", "8²\n× 8", "32²\n× 2", "32²\n× 2"]
-    assert texts(ax)[::2] == ["image", "", "", "1,234", "softmax"]
+    assert texts(ax)[::2] == ["", "", "", "1,234", ""]
     (more,) = architecture.architecture({"large": table.assign(parameters=1_048_578)}).axes
     assert texts(more)[6] == "1,049k"
     trained = [p for p in ax.patches if to_hex(p.get_facecolor()) == to_hex(architecture.TRAINED)]
