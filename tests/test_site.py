@@ -175,6 +175,28 @@ def test_a_description_has_its_source_and_links_to_what_it_names(site):
     assert "def train(" in text
 
 
+def described(site, name):
+    return page(site, f"api/{name.split('.')[0]}").find(id=f"pneumo_lib.{name}").parent
+
+
+def test_a_word_of_a_description_is_no_link_to_a_function_of_that_name(site):
+    links = [link["href"] for link in described(site, "training.losses.dice").select("a.reference")]
+    assert not any("geometry.smooth" in link for link in links)
+    assert "smooth" in described(site, "training.losses.dice").get_text()
+
+
+def test_a_sentence_is_not_cut_at_its_colon_and_shared_arguments_stand_once(site):
+    text = described(site, "evaluation.operating_point.choose_operating_point").get_text(" ")
+    assert "is one of the choices: a mask pays only where" in " ".join(text.split())
+    text = described(site, "evaluation.score_table.score_table").get_text()
+    assert text.count("their seed; confidence level") == 1
+
+
+def test_each_setting_of_a_training_is_described(site):
+    text = described(site, "training.config.TrainingConfig").get_text()
+    assert [one for one in pl.training.config.describe().values() if one[:20] not in text] == []
+
+
 def test_no_markup_is_left_in_a_description(site):
     texts = {path.stem: page(site, f"api/{path.stem}") for path in (site / "api").glob("*.html")}
     found = {name: text.select_one("article").get_text() for name, text in texts.items()}
