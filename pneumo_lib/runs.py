@@ -61,9 +61,7 @@ class OpenRun(NamedTuple):
     run: Run
     data: Prepared
     probabilities: np.ndarray  # (n, size, size) uint8, 255 times the probability, memory-mapped
-    cases: (
-        pd.DataFrame
-    )  # image_id, split, has_pneumothorax, image_path, tp ... tn, image_score, dice
+    cases: pd.DataFrame  # n rows: id, split, truth and path of images, counts, image_score, dice
 
 
 def load_run(run):
