@@ -1,7 +1,6 @@
 """The image-level head: statistics counted by hand, the regression against scikit-learn."""
 
 import numpy as np
-import pytest
 from sklearn.linear_model import LogisticRegression
 
 from pneumo_lib.models import fcn
