@@ -203,6 +203,8 @@ def _fit(network, part, data, config, folder, callbacks):
                 ),
             ],
         )
+    for batches in filter(None, (train, validation)):  # TensorFlow keeps every dataset that it read
+        batches.inputs = batches.masks = batches.mirrored = None
     with atomic_write(folder / f"epoch_{len(history)}.weights.h5") as aside:
         part.network.save_weights(aside)
     return scores

@@ -1,5 +1,6 @@
 """Training: equal seeds, equal numbers; whatever happens in between."""
 
+import gc
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import cv2
 import keras
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from conftest import CASES, SIZE, make_data
 
@@ -395,6 +397,15 @@ def test_runs_that_follow_each_other_are_no_retracing_to_tensorflow(data, caplog
     for seed in range(6):
         train(data, config, run=f"traced-{seed}", seed=seed)
     assert "retracing" not in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="psutil lists mapped files on Linux only")
+def test_a_finished_training_holds_no_features(data):
+    train(data, run="let-go", **ONCE | {"augmentation": "flip"})
+    keras.utils.clear_session()
+    gc.collect()
+    mapped = [file.path for file in psutil.Process().memory_maps()]
+    assert not [path for path in mapped if "/features/" in path]
 
 
 def test_a_file_means_the_same_training_in_the_notebook_and_in_this_process(tmp_path):
