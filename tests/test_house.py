@@ -100,12 +100,12 @@ def test_lint_sees_every_module_and_every_test():
 
 def test_the_spine_grows_no_longer():
     """The aim is 3,000 lines; whoever shortens it lowers the number."""
-    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_347
+    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_345
 
 
 def test_the_library_grows_no_longer():
     """The aim is 11,300 lines; whoever shortens it lowers the number."""
-    assert lines_of(MODULES) <= 13_939
+    assert lines_of(MODULES) <= 13_935
 
 
 def test_every_folder_has_a_line_in_the_readme_of_the_library():

@@ -162,11 +162,7 @@ def compile_network(network, optimizer, *, loss, backbone=None, distributed=Fals
 
 
 def _fit(network, part, data, config, folder, callbacks):
-    """Train to the last epoch, from the checkpoint in `folder` if there is one.
-
-    Returns:
-        Dict from milestone to its table of scores.
-    """
+    """Train from the checkpoint in `folder`, if any, to the end; `{milestone: table of scores}`."""
     train, validation = _batches(part, data, config)
     variables = [*part.network.variables, *network.optimizer.variables]
     history, scores = state.load_state(folder, variables)
