@@ -61,7 +61,7 @@ class CaseBatches(keras.utils.PyDataset):
             y[mirrored] = y[mirrored, :, ::-1]
         if self.augmentation_seed is not None:
             seed = np.random.SeedSequence([self.augmentation_seed, self.epoch, index])
-            seed = keras.random.SeedGenerator(int(seed.generate_state(1)[0]))
+            seed = keras.random.SeedGenerator(int(seed.generate_state(1)[0] >> 1))  # PyTorch: int32
             x, y = map(keras.ops.convert_to_numpy, augment(x, y, seed=seed))
         return x, y, self.weights[batch]
 
