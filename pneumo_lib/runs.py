@@ -277,8 +277,9 @@ def load_image_head(run):
 
     if not (run.folder / IMAGE_HEAD).is_file():
         return None
-    if run.config["results_version"] < 5:
-        raise ValueError(f"An image-level head of other statistics. Train again: {run.folder}")
+    if (made_by := run.config["results_version"]) < 5:
+        rule = "An image-level head must be of results version 5 or later. Received: version"
+        raise ValueError(f"{rule} {made_by} in {run.folder}. Train the run again")
     with np.load(run.folder / IMAGE_HEAD) as arrays:
         return ImageHead(**arrays)
 

@@ -37,8 +37,9 @@ def pool_taps(taps):
     """Statistics of each channel of feature maps: input of the image-level head.
 
     Means over the cells of a grid of 4 x 4, and of each cell with its mirror cell on the other
-    side of the chest, their mean and absolute difference. On 378 real X-rays the area under the
-    ROC curve is 0.04 above that of statistics of the whole map (out of fold, 256 pixels).
+    side of the chest, their mean and absolute difference. Against statistics of whole maps, on 378
+    real X-rays out of fold, the area under the ROC curve is larger by 0.04 (ResNet50 and
+    InceptionV3, 256 pixels) and 0.01 (VGG16, 512 pixels).
 
     Args:
         taps: list of `(n, height, width, channels)` arrays, see `fcn.tap_shapes()`.
@@ -61,10 +62,8 @@ def image_statistics(shapes, *views):
 
 def _pool(tap):
     _, height, width, _ = tap.shape
-    cells = [
-        [tap[:, rows, columns].mean(axis=(1, 2)) for columns in _parts(width)]
-        for rows in _parts(height)
-    ]
+    # as `keras.ops.adaptive_average_pool()`, which takes ten times as long
+    cells = [[tap[:, r, c].mean(axis=(1, 2)) for c in _parts(width)] for r in _parts(height)]
     cells = np.moveaxis(np.array(cells), 2, 0)  # (n, rows, columns, channels)
     left, right = (view[:, :, : _GRID // 2] for view in (cells, cells[:, :, ::-1]))
     pairs = np.stack([(left + right) / 2, np.abs(left - right)], axis=1)

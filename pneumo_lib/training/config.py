@@ -258,10 +258,9 @@ class TrainingConfig:
             "positive_share": (0.7, 0.3) if small else None,
         }
         chosen = {n: v for n, v in chosen.items() if getattr(self, n) == getattr(TrainingConfig, n)}
-        milestones = self.milestones
-        if milestones is None:
-            milestones = [math.ceil(self.epochs * share) for share in (0.25, 0.5)]
-        chosen["milestones"] = [*milestones, self.epochs]  # its check sorts them
+        early = [math.ceil(self.epochs * share) for share in (0.25, 0.5)]
+        early = early if self.milestones is None else self.milestones
+        chosen["milestones"] = [*early, self.epochs]  # its check sorts them
         chosen["image_head"] = self.image_head and not self.trains_on_images()
         return replace(self, **chosen)
 

@@ -1,6 +1,8 @@
 """The image-level head: statistics counted by hand, the regression against scikit-learn."""
 
+import keras
 import numpy as np
+import pytest
 from sklearn.linear_model import LogisticRegression
 
 from pneumo_lib.models import fcn
@@ -32,6 +34,17 @@ def test_cells_overlap_where_a_map_is_not_divisible():
     halves, differences = pool_taps([tap]).reshape(2, 4, 2)
     assert halves.tolist() == [[2, 2], [5, 5], [11, 11], [23, 23]]
     assert not differences.any()
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 13, 6, 2), (1, 3, 5, 1), (1, 1, 1, 2)])
+def test_the_cells_are_those_of_keras(shape):
+    tap = np.random.default_rng(0).normal(size=shape).astype("float32")
+    pooled = keras.ops.adaptive_average_pool(keras.ops.convert_to_tensor(tap), 4)
+    cells = keras.ops.convert_to_numpy(pooled)
+    left, right = cells[:, :, [0, 1]], cells[:, :, [3, 2]]
+    expected = np.concatenate([((left + right) / 2).ravel(), np.abs(left - right).ravel()])
+    found = np.moveaxis(pool_taps([tap]).reshape(len(tap), 2, -1), 0, 1)
+    np.testing.assert_allclose(found.ravel(), expected, atol=1e-6)
 
 
 def test_packed_features_hold_the_taps_of_the_network():

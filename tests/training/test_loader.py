@@ -1,5 +1,6 @@
 """The cases of an epoch: each once, in an order that only seed and epoch decide."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -73,6 +74,17 @@ def test_augmentation_depends_on_seed_epoch_and_batch_alone(data):
     np.testing.assert_array_equal(first(0, 2), first(0, 2))
     for other in (first(1, 2), first(0, 3), first(0, 2, index=1)):
         assert np.abs(other - first(0, 2)).max() > 10
+
+
+def test_seeds_of_augmentation_fit_into_the_int32_of_pytorch(data, monkeypatch):
+    seeds = []
+    kept = keras.random.SeedGenerator
+    monkeypatch.setattr(keras.random, "SeedGenerator", lambda s: seeds.append(s) or kept(s))
+    batches = batches_of(data, np.zeros(40, int), 2, augmentation_seed=0)
+    for index in range(len(batches)):
+        batches[index]
+    assert len(set(seeds)) == 20
+    assert max(seeds) < 2**31
 
 
 def test_positives_make_up_the_share_that_was_asked_for():
