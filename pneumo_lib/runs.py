@@ -8,7 +8,6 @@ come at the end, and `config.json` last: its presence marks a finished run.
 import hashlib
 import json
 import logging
-import math
 import platform
 from contextlib import suppress
 from dataclasses import asdict
@@ -30,12 +29,6 @@ SETTINGS = "settings.json"
 _CONFIG = "config.json"
 IMAGE_HEAD = "image_head.npz"
 OPERATING_POINT = "operating_point.json"
-_LOGGED = (  # name in the report's log, column of history.csv, sign
-    ("loss", "loss", 1),
-    ("accuracy", "accuracy", 1),
-    ("mean_io_u", "logged_mean_iou", 1),
-    ("dice", "logged_dice", -1),
-)
 # Raise by one when equal settings give other numbers than before: another network, training step,
 # preprocessing, draw of random numbers, score or operating point. Finished runs are then trained
 # again. Leave it for comments, names, messages, figures and what only makes training faster.
@@ -191,22 +184,6 @@ def caveats(runs):
         f"training diverged: {', '.join(diverged)}" if diverged else "",
     ]
     return " · ".join(filter(None, notes))
-
-
-def log_line(run, epoch):
-    """The line of Keras' log after `epoch`, counted from 1, with the metrics of the report."""
-    row = run.history.set_index("epoch").loc[epoch]
-    cases = run.scores.drop_duplicates("image_id")
-    steps = math.ceil((cases["split"] == "train").sum() / run.config["batch_size"])
-    seconds = row["seconds"]
-    values = [
-        f"{prefix}{name}: {sign * row[prefix + column]:.4f}"
-        for prefix in ("", "val_")
-        for name, column, sign in _LOGGED
-        if prefix + column in row
-    ]
-    start = f"{steps}/{steps} - {seconds:.0f}s {1000 * seconds / steps:.0f}ms/step"
-    return " - ".join([start, *values])
 
 
 def open_run(run):

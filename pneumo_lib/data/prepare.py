@@ -11,14 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pneumo_lib._files import (
-    file_lock,
-    holds_files,
-    made_from,
-    project_path,
-    put_in_place,
-    write_json,
-)
+from pneumo_lib import _files
 from pneumo_lib.data import arrays
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.splits import check_scheme, leaked_patients, split_cases
@@ -69,7 +62,7 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, request
     request = request or arrays.digest(cases, prints)
     if _is_made(folder, request, skip_broken):  # before the lock: `folder` may be read-only
         return load_prepared(folder)
-    with file_lock(folder):
+    with _files.file_lock(folder):
         if _is_made(folder, request, skip_broken):  # by the process that held the lock
             return load_prepared(folder)
         partial = folder.with_name(folder.name + ".partial")
@@ -85,14 +78,14 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, request
         _write_cases(cases[keep], partial / "cases.csv")
         described = _describe(cases[keep]) | {"size": size, "left_out": left_out} | (meta or {})
         made = {"request": request, "checksum": arrays.checksum(partial)}
-        write_json(partial / _META, described | made)
-        put_in_place(partial, folder)
+        _files.write_json(partial / _META, described | made)
+        _files.put_in_place(partial, folder)
         (folder / arrays.PRINTS).unlink()
     return load_prepared(folder)
 
 
 def _is_made(folder, request, skip_broken=False):
-    meta = made_from(folder, record=_META) or {}
+    meta = _files.made_from(folder, record=_META) or {}
     return meta.get("request") == request and (skip_broken or not meta["left_out"])
 
 
@@ -104,7 +97,7 @@ def _check(cases, folder, *, size):
             "`cases` must hold at least one image, and each only once. "
             f"Received: {len(cases)} rows, repeated: {twice[:3]}"
         )
-    if made_from(folder, record=_META) is None and holds_files(folder):
+    if _files.made_from(folder, record=_META) is None and _files.holds_files(folder):
         raise ValueError(
             "`folder` must be new, empty or prepared before: its content is replaced. "
             f"Received: {folder}"
@@ -168,7 +161,7 @@ def load_prepared(folder):
     Raises FileNotFoundError if `folder` holds no finished preparation.
     """
     folder = Path(folder).expanduser().resolve()
-    if not (meta := made_from(folder, record=_META)):
+    if not (meta := _files.made_from(folder, record=_META)):
         raise FileNotFoundError(
             "A prepared folder holds meta.json; call prepare() or prepare_data() first. "
             f"Received: {folder}"
@@ -224,7 +217,7 @@ def prepare_data(
         source, call["data"] = folder.name, str(folder)
         del call["phantom_count"]
     suffix = "" if fold is None else f"-fold{fold}".replace("/", "of")
-    prepared = project_path(f"data/prepared/{name}_{size}_{split}-split{seed}{suffix}")
+    prepared = _files.project_path(f"data/prepared/{name}_{size}_{split}-split{seed}{suffix}")
     # of the table before the split, which takes minutes as it compares all images
     request = arrays.digest(cases, arrays.fingerprints(cases, size=size), split, fold, seed)
     if _is_made(prepared, request):
@@ -249,6 +242,6 @@ def check_data_settings(**settings):
 
 def _data_folder(data, *, phantom_count, seed):
     if data == "phantoms":
-        return project_path(f"data/phantoms-{phantom_count}-seed{seed}")
+        return _files.project_path(f"data/phantoms-{phantom_count}-seed{seed}")
     path = Path(data).expanduser()
-    return path.resolve() if path.exists() else project_path(path)
+    return path.resolve() if path.exists() else _files.project_path(path)

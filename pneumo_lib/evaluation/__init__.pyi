@@ -14,6 +14,7 @@ from .image_level import image_level_scores as image_level_scores
 from .logged_metrics import as_logged_dice as as_logged_dice
 from .logged_metrics import as_logged_mean_iou as as_logged_mean_iou
 from .logged_metrics import history_scores as history_scores
+from .logged_metrics import log_line as log_line
 from .logged_metrics import logged_dice as logged_dice
 from .logged_metrics import logged_mean_iou as logged_mean_iou
 from .logged_metrics import logged_mean_iou_at as logged_mean_iou_at

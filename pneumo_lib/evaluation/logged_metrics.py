@@ -8,6 +8,9 @@ from scipy.special import expit
 
 from pneumo_lib.evaluation import metrics
 
+_LOG = (("loss", 1), ("accuracy", 1), ("logged_mean_iou", 1), ("logged_dice", -1))  # with its sign
+_IN_LOG = {"logged_mean_iou": "mean_io_u", "logged_dice": "dice"}  # names that differ there
+
 
 def saturation_counts(y_true, y_pred):
     """Sums that determine the logged metrics, for each image; they may be pooled.
@@ -137,3 +140,19 @@ def sharpened(softmax, factor):
     margin = factor * np.diff(logits, axis=-1)
     # In float64 and then rounded, as a softmax in float32 rounds values near 1 to 1.
     return expit(np.concatenate([-margin, margin], axis=-1)).astype(np.float32)
+
+
+def log_line(run, epoch):
+    """The line of Keras' log after `epoch`, counted from 1, of a `Run`, as the report showed it."""
+    row = run.history.set_index("epoch").loc[epoch]
+    cases = run.scores.drop_duplicates("image_id")
+    steps = -(-(cases["split"] == "train").sum() // run.config["batch_size"])
+    seconds = row["seconds"]
+    values = [
+        f"{prefix}{_IN_LOG.get(column, column)}: {sign * row[prefix + column]:.4f}"
+        for prefix in ("", "val_")
+        for column, sign in _LOG
+        if prefix + column in row
+    ]
+    start = f"{steps}/{steps} - {seconds:.0f}s {1000 * seconds / steps:.0f}ms/step"
+    return " - ".join([start, *values])

@@ -16,17 +16,11 @@ from tqdm.auto import tqdm
 
 from pneumo_lib._files import atomic_write, begin_folder, file_lock
 from pneumo_lib.data.files import image_id
+from pneumo_lib.inference import prediction_rows
 from pneumo_lib.inference.dicom_seg import segment_studies
 from pneumo_lib.inference.overlay import draw_overlay, write_png
 from pneumo_lib.inference.predict import ahead, find_images, predict
-from pneumo_lib.inference.prediction_rows import (
-    FILE_COLUMNS,
-    IDENTITY,
-    NOTE,
-    describe,
-    readme,
-    text_of,
-)
+from pneumo_lib.inference.prediction_rows import FILE_COLUMNS, IDENTITY, NOTE, describe, text_of
 from pneumo_lib.runs import load_operating_point, load_run, run_id
 
 KINDS = ("probabilities", "masks", "overlays")
@@ -71,7 +65,9 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
     settings = {"made_by": "pneumo predict", "run": run_id(run), "operating_point": list(point)}
     with file_lock(out):
         begin_folder(out, settings, record=IDENTITY, what="A prediction")
-        text = readme("predictions.csv has one row per file", FILE_COLUMNS, _FOLDERS)
+        text = prediction_rows.readme(
+            "predictions.csv has one row per file", FILE_COLUMNS, _FOLDERS
+        )
         (out / "README.txt").write_text(text, encoding="utf-8")
         for kind in KINDS:
             (out / kind).mkdir(exist_ok=True)

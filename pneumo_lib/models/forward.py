@@ -80,6 +80,14 @@ def with_preprocessing(network, backbone):
     return keras.Model(images, network(Preprocessing(backbone)(images)), name=network.name)
 
 
+def at_half_size(network):
+    """`network`, with the same layers, for images of half its height and width."""
+    height, width, channels = network.input.shape[1:]
+    image = keras.Input((height // 2, width // 2, channels), name="half_image")
+    # Documented for layers changed on the way: here each stays the same.
+    return keras.models.clone_model(network, image, clone_function=lambda layer: layer)
+
+
 def compiled(network, backbone=None, *, batch_size, xla=False):
     """Function from a batch of inputs to the outputs of `network`, compiled once.
 

@@ -4,31 +4,13 @@ from itertools import cycle
 
 import numpy as np
 
+from pneumo_lib.evaluation import operating_point as points
 from pneumo_lib.evaluation.metrics import confusion_counts, dice
-from pneumo_lib.evaluation.operating_point import (
-    MIN_AREAS,
-    THRESHOLDS,
-    OperatingPoint,
-    apply_operating_point,
-    grid_scores,
-)
 from pneumo_lib.evaluation.score_table import HEADINGS
-from pneumo_lib.plots.style import (
-    BACKBONES,
-    BLUE,
-    CLASSES,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    legend_below,
-    new_axes,
-    new_figure,
-)
+from pneumo_lib.plots import style
 
 _GREY = "0.55"
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
+_COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.VERMILION, style.SKY)
 REPEATS = ("seed", "fold")  # axes that repeat a setting rather than change it
 SCORES = ("siim_dice", "dice_positive", "iou")
 
@@ -42,11 +24,11 @@ def forest(differences, *, xlabel, title=None, note=None, ax=None):
         differences: table with the columns factor, level, difference, lower, upper.
         xlabel: name of the score.
     """
-    ax = new_axes(ax, note)
+    ax = style.new_axes(ax, note)
     ax.axvline(0, color="black", linewidth=1)
     places = _rows(ax, list(differences["factor"]))
     for place, row in zip(places, differences.itertuples(), strict=True):
-        colour = BLUE if row.lower > 0 else VERMILION if row.upper < 0 else _GREY
+        colour = style.BLUE if row.lower > 0 else style.VERMILION if row.upper < 0 else _GREY
         ax.plot([row.lower, row.upper], [place, place], color=colour, solid_capstyle="butt")
         ax.plot(row.difference, place, "o", color=colour)
         text = f"{row.difference:+.2f} [{row.lower:+.2f}, {row.upper:+.2f}]"
@@ -79,21 +61,22 @@ def operating_point_chart(y_true, y_pred, point, *, title=None, note=None):
         y_true, y_pred: as for `choose_operating_point()`.
         point: `OperatingPoint`.
     """
-    figure, axes = new_figure(1, 2, title=title, note=note)
+    figure, axes = style.new_figure(1, 2, title=title, note=note)
     _draw_gate(axes[0, 0], y_true, y_pred, point)
-    _draw_thresholds(axes[0, 1], grid_scores(y_true, y_pred), point)
+    _draw_thresholds(axes[0, 1], points.grid_scores(y_true, y_pred), point)
     return figure
 
 
 def _draw_gate(ax, y_true, y_pred, point):
-    whole = OperatingPoint(point.top_threshold, 0.0, point.top_threshold)
-    sure = 100 * apply_operating_point(y_pred, whole).mean(axis=(1, 2))
-    drawn = apply_operating_point(y_pred, OperatingPoint(bottom_threshold=point.bottom_threshold))
+    whole = points.OperatingPoint(point.top_threshold, 0.0, point.top_threshold)
+    sure = 100 * points.apply_operating_point(y_pred, whole).mean(axis=(1, 2))
+    ungated = points.OperatingPoint(bottom_threshold=point.bottom_threshold)
+    drawn = points.apply_operating_point(y_pred, ungated)
     scores = dice(confusion_counts(y_true, drawn))
     lesion = np.any(np.asarray(y_true) != 0, axis=(1, 2))
     one_pixel = 100 / np.prod(np.shape(y_true)[1:])
     for kind, name, marker in ((~lesion, "healthy", "o"), (lesion, "pneumothorax", "^")):
-        look = {"color": CLASSES[name], "alpha": 0.6, "label": f"{name} ({kind.sum()})"}
+        look = {"color": style.CLASSES[name], "alpha": 0.6, "label": f"{name} ({kind.sum()})"}
         ax.plot(sure[kind], scores[kind], marker, **look)
     ax.axvline(100 * point.min_area, color="black", linewidth=2)
     ax.axvspan(0, 100 * point.min_area, color="0.93", zorder=0)
@@ -106,14 +89,14 @@ def _draw_gate(ax, y_true, y_pred, point):
 
 def _draw_thresholds(ax, scores, point):
     plain = np.diagonal(scores[:, 0])
-    top = np.searchsorted(THRESHOLDS, point.top_threshold)
-    gated = scores[top, np.searchsorted(MIN_AREAS, point.min_area)]
+    top = np.searchsorted(points.THRESHOLDS, point.top_threshold)
+    gated = scores[top, np.searchsorted(points.MIN_AREAS, point.min_area)]
     gated = np.where(np.isfinite(gated), gated, np.nan)
-    ax.plot(THRESHOLDS, plain, color=_GREY, label="one threshold")
-    ax.plot(THRESHOLDS, gated, color=BLUE, label="behind the gate")
-    ax.plot(0.5, plain[np.searchsorted(THRESHOLDS, 0.5)], "o", color=_GREY)
-    chosen = np.searchsorted(THRESHOLDS, point.bottom_threshold)
-    ax.plot(point.bottom_threshold, gated[chosen], "*", color=BLUE, markersize=22)
+    ax.plot(points.THRESHOLDS, plain, color=_GREY, label="one threshold")
+    ax.plot(points.THRESHOLDS, gated, color=style.BLUE, label="behind the gate")
+    ax.plot(0.5, plain[np.searchsorted(points.THRESHOLDS, 0.5)], "o", color=_GREY)
+    chosen = np.searchsorted(points.THRESHOLDS, point.bottom_threshold)
+    ax.plot(point.bottom_threshold, gated[chosen], "*", color=style.BLUE, markersize=22)
     ax.set(xlim=(0, 1), xlabel="Threshold of the mask", ylabel="SIIM-ACR Dice", title="The outline")
     ax.legend(loc="lower right")
 
@@ -138,9 +121,9 @@ def sweep_chart(
     firsts = [setting[:1] for setting in settings]
     colours = dict(zip(dict.fromkeys(firsts), cycle(_COLOURS), strict=False))
     if varied[:1] == ["backbone"]:
-        colours = {first: BACKBONES[first[0]][1] for first in firsts}
+        colours = {first: style.BACKBONES[first[0]][1] for first in firsts}
     title = title or split.upper()
-    figure, panels = new_figure(1, len(scores), title=title, note=note, sharey=True)
+    figure, panels = style.new_figure(1, len(scores), title=title, note=note, sharey=True)
     for ax, score in zip(panels[0], scores, strict=True):
         shown = table[table["score"] == score]
         places = _rows(ax, firsts if len(varied) > 1 else [()] * len(settings))
@@ -152,7 +135,7 @@ def sweep_chart(
         ax.set(title=HEADINGS[score], xlim=(-0.03, 1.03))
     names = [" · ".join(map(_label, varied, setting)) for setting in settings]
     panels[0, 0].set_yticks(places, [name or "all runs" for name in names])
-    legend_below(figure, panels[0, 0])
+    style.legend_below(figure, panels[0, 0])
     return figure
 
 
@@ -161,13 +144,13 @@ def _draw_setting(ax, place, rows, colour):
     offsets = 0.5 * (0.5 - (np.arange(len(rows)) + 0.5) / len(rows))
     label = "one run, 95 % interval over images" if place == 0 else None
     bounds = rows["value"] - rows["lower"], rows["upper"] - rows["value"]
-    style = {"color": colour, "marker": "o", "linestyle": "none", "label": label}
-    ax.errorbar(rows["value"], place + offsets, xerr=np.array(bounds), **style)
+    look = {"color": colour, "marker": "o", "linestyle": "none", "label": label}
+    ax.errorbar(rows["value"], place + offsets, xerr=np.array(bounds), **look)
     mean, label = rows["value"].mean(), "mean of the runs" if place == 0 else None
     ax.plot([mean, mean], [place - 0.35, place + 0.35], color="black", linewidth=4, label=label)
 
 
 def _label(axis, value):
     if axis == "backbone":
-        return BACKBONES[value][0].partition(" (")[0]
+        return style.BACKBONES[value][0].partition(" (")[0]
     return value.replace("_", " + ") if isinstance(value, str) else f"{axis} {value}"

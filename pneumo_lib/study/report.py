@@ -16,15 +16,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pneumo_lib import runs
-from pneumo_lib._files import (
-    IN_CHECKOUT,
-    file_lock,
-    made_from,
-    project_path,
-    source_path,
-    write_json,
-)
+from pneumo_lib import _files, runs
 from pneumo_lib.models import names
 from pneumo_lib.study.notebooks import (
     Kernel,
@@ -70,17 +62,16 @@ def run_report(
         FileNotFoundError: if there is no notebook, or `data` or `params` do not exist.
         NotebookError: if a cell of a notebook fails.
     """
-    paths = sorted(source_path(notebooks).glob("[0-9][0-9]_*.ipynb"))
-    if not paths:
-        raise FileNotFoundError(
-            f"No numbered notebook, such as 01_*.ipynb, in {source_path(notebooks)}. {IN_CHECKOUT}"
-        )
+    place = _files.source_path(notebooks)
+    if not (paths := sorted(place.glob("[0-9][0-9]_*.ipynb"))):
+        rule = f"No numbered notebook, such as 01_*.ipynb, in {place}"
+        raise FileNotFoundError(f"{rule}. {_files.IN_CHECKOUT}")
     settings = {"data": "phantoms"} | read_params(params) | (overrides or {})
     settings = absolute_paths(settings | ({} if data is None else {"data": data}))
     steps = plan(paths, settings)
     steps = [step for step in steps if beyond or step.notebook.stem <= LAST]
-    folder = project_path(folder or report_folder(settings["data"]))
-    with file_lock(folder):
+    folder = _files.project_path(folder or report_folder(settings["data"]))
+    with _files.file_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         records = _run_all(steps, settings, folder)
         _write_pages(folder, records, settings, paths)
@@ -89,8 +80,8 @@ def run_report(
 
 def _write_pages(folder, records, settings, paths):
     """Writes the pages, unless they are about the same records, and then `report.json`."""
-    kept = made_from(folder, record=_SUMMARY) or {}
-    sources = (Path(__file__).with_name("report.md"), source_path("site/conf.py"))
+    kept = _files.made_from(folder, record=_SUMMARY) or {}
+    sources = (Path(__file__).with_name("report.md"), _files.source_path("site/conf.py"))
     sources = [path.read_text(encoding="utf-8") for path in sources]
     key = _digest([records, settings, sources, [str(path) for path in paths]])
     if kept.get("key") == key and (folder / "index.html").is_file():
@@ -103,7 +94,7 @@ def _write_pages(folder, records, settings, paths):
     summary = {"key": key, "figures": str(figures_folder(settings["data"])), "notebooks": records}
     summary["caveats"] = runs.caveats(trained) if trained else None
     summary |= {"result": conclusion(trained)} if trained else {}
-    write_json(folder / _SUMMARY, summary)
+    _files.write_json(folder / _SUMMARY, summary)
 
 
 def plan(notebooks, settings):
@@ -176,7 +167,9 @@ def _key(step, inputs, trained):
     """SHA-256 of all that decides the outputs of a step; stored outputs do not."""
     cells = [(cell["cell_type"], cell["source"]) for cell in read_cells(step.notebook)]
     parameters = notebook_parameters(step.notebook) | step.parameters
-    named = [source_path(v) for v in parameters.values() if str(v).endswith((".yaml", ".yml"))]
+    named = [
+        _files.source_path(v) for v in parameters.values() if str(v).endswith((".yaml", ".yml"))
+    ]
     contents = [path.read_text(encoding="utf-8") for path in named if path.is_file()]
     if parameters.get("initial"):
         contents.append(runs.weights_checksum(runs.load_run(parameters["initial"]).folder))
@@ -190,7 +183,7 @@ def _digest(content):
 def _learnt(step):
     """Checksum of the weights that a training step learnt; None if there is no such run."""
     name = step.parameters.get("run_name")
-    folder = project_path("runs") / str(name)
+    folder = _files.project_path("runs") / str(name)
     return runs.weights_checksum(folder) if name and runs.is_finished(folder) else None
 
 
@@ -204,7 +197,7 @@ def _run_all(steps, settings, folder):
         kernel = None
         for number, step in enumerate(steps, start=1):
             key, desc = _key(step, inputs, trained), f"{number}/{len(steps)} {step.name}"
-            record = made_from(folder, record=f"{step.name}.key.json") or {}
+            record = _files.made_from(folder, record=f"{step.name}.key.json") or {}
             made = (record.get("key"), record.get("learnt")) == (key, _learnt(step))
             if made and (folder / f"{step.name}.ipynb").is_file():
                 logger.info("%s: unchanged, not run again", desc)
@@ -230,7 +223,7 @@ def _run(kernel, step, key, folder, *, desc):
     unfinished.replace(executed)
     record = {"name": step.name, "key": key, "parameters": step.parameters}
     record |= {"learnt": _learnt(step), "seconds": line.seconds, "peak_gb": line.peak_gb}
-    write_json(folder / f"{step.name}.key.json", record)
+    _files.write_json(folder / f"{step.name}.key.json", record)
     logger.info("%s: %.0f s, %.1f GB%s", desc, line.seconds, line.peak_gb, line.training)
     return record
 

@@ -16,7 +16,6 @@ from .augmentation import augment as augment
 from .augmentation import move as move
 from .augmentation import relight as relight
 from .callbacks import Checkpoint as Checkpoint
-from .callbacks import Milestones as Milestones
 from .config import AUGMENTATIONS as AUGMENTATIONS
 from .config import FINE_TUNE as FINE_TUNE
 from .config import LOSSES as LOSSES

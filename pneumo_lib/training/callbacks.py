@@ -1,4 +1,4 @@
-"""Callbacks of a training: milestones, checkpoint with history."""
+"""What a training keeps after each epoch: history, scores at milestones, a checkpoint."""
 
 import math
 import time
@@ -10,27 +10,33 @@ from pneumo_lib.training import state
 from pneumo_lib.training.metrics import SCORES
 
 
-class Milestones(keras.callbacks.Callback):
-    """Keeps weights and scores of every case after chosen epochs but the last.
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps history, scores and all variables, so that a killed run goes on, and milestones.
 
-    The last epoch is scored when the training is over, with the network that is kept.
+    At a milestone, weights and scores of every case are kept; those of the last epoch when the
+    training is over, with the network that is kept.
 
     Args:
         network: `keras.Model` whose weights are kept.
         folder: the run folder.
-        epochs: those after which all is scored, 1 or later.
+        milestones: epochs after which all is scored, 1 or later, in order; the last ends the
+            training.
         score: function that returns the table of scores with the weights of the moment.
-        scores: dict of such tables so far, by epoch; grows.
+        history: list of rows so far; grows.
+        scores: dict of tables of scores so far, by epoch; grows.
         averaged: `keras.callbacks.SwapEMAWeights`, whose averages are scored; None: no averages.
 
     Raises:
         ValueError: in `fit()`, if the loss is no longer finite; nothing of that epoch is kept.
     """
 
-    def __init__(self, network, folder, epochs, score, scores, *, averaged=None):
+    def __init__(self, network, folder, milestones, score, history, scores, *, averaged=None):
         super().__init__()
-        self.network, self.folder, self.epochs = network, folder, epochs
-        self.score, self.scores, self.averaged = score, scores, averaged
+        self.network, self.folder, self.milestones = network, folder, milestones
+        self.score, self.averaged, self.history, self.scores = score, averaged, history, scores
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         for name in ("loss", "val_loss"):
@@ -40,37 +46,19 @@ class Milestones(keras.callbacks.Callback):
                     f"epoch {epoch + 1} of run {self.folder.name!r}. Take a lower learning_rate; "
                     "the epochs before are kept"
                 )
-        if epoch + 1 not in self.epochs or epoch + 1 == self.params["epochs"]:
-            return
+        if epoch + 1 in self.milestones[:-1]:
+            self._keep_milestone(epoch + 1)
+        names = [prefix + name for prefix in ("", "val_") for name in ("loss", *SCORES)]
+        row = {"epoch": epoch + 1, "seconds": time.monotonic() - self.started}
+        self.history.append(row | {name: logs[name] for name in names if name in logs})
+        variables = [*self.network.variables, *self.model.optimizer.variables]
+        state.save_state(self.folder, variables, self.history, self.scores)
+
+    def _keep_milestone(self, epoch):
         if self.averaged:
             self.averaged.on_test_begin()
-        self.scores[epoch + 1] = self.score()
-        with atomic_write(self.folder / f"epoch_{epoch + 1}.weights.h5") as aside:
+        self.scores[epoch] = self.score()
+        with atomic_write(self.folder / f"epoch_{epoch}.weights.h5") as aside:
             self.network.save_weights(aside)
         if self.averaged:
             self.averaged.on_test_end()
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Keeps history, scores and all variables after each epoch, so that a killed run goes on.
-
-    Args:
-        folder: the run folder.
-        variables: list of `keras.Variable`: weights, optimizer, seed generators.
-        history: list of rows so far; grows.
-        scores: dict of tables, see `Milestones`, which must come before.
-    """
-
-    def __init__(self, folder, variables, history, scores):
-        super().__init__()
-        self.folder, self.variables, self.history, self.scores = folder, variables, history, scores
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.monotonic()
-
-    def on_epoch_end(self, epoch, logs=None):
-        names = [prefix + name for prefix in ("", "val_") for name in ("loss", *SCORES)]
-        row = {"epoch": epoch + 1, "seconds": time.monotonic() - self.started}
-        row |= {name: logs[name] for name in names if name in logs}
-        self.history.append(row)
-        state.save_state(self.folder, self.variables, self.history, self.scores)

@@ -91,6 +91,10 @@ def _optional(check):
     return lambda name, value: None if value in (None, "None") else check(name, value)
 
 
+def _or_auto(check):
+    return lambda name, value: value if value == "auto" else check(name, value)
+
+
 def _text(name, value):
     if isinstance(value, bool | float | list | tuple | dict) or not str(value).strip():
         _refuse(name, value, "a name or a path")
@@ -124,6 +128,11 @@ def _shares(name, value):
     return tuple(map(float, found))
 
 
+_COUNT = _number(whole=True, low=1)
+_PART = _or_auto(_optional(_number(above=0, below=1)))
+_SHARES = _or_auto(_optional(_shares))
+
+
 def _setting(default, check, text):
     return field(default=default, metadata={"check": check, "help": text})
 
@@ -155,16 +164,14 @@ class TrainingConfig:
     fine_tune: str = _setting(
         "none", _one_of(*FINE_TUNE), "part of the backbone that learns too: none, last, whole"
     )
-    epochs: int = _setting(16, _number(whole=True, low=1), "passes over the training cases")
+    epochs: int = _setting(16, _COUNT, "passes over the training cases")
     milestones: tuple | None = _setting(
         None,
         _optional(_epochs),
         "epochs after which all are scored; None: a quarter, half and all of them",
     )
     batch_size: int | None = _setting(
-        None,
-        _optional(_number(whole=True, low=1)),
-        "images in one training step; None: 16, and 8 for small",
+        None, _optional(_COUNT), "images in one training step; None: 16, and 8 for small"
     )
     optimizer: str = _setting("adam", _one_of(*OPTIMIZERS), "adam (as in the report), adamw, sgd")
     learning_rate: float | None = _setting(
@@ -190,9 +197,10 @@ class TrainingConfig:
         "none, flip, full; auto: flip for small and fine-tuning, else none",
     )
     positive_share: tuple | str | None = _setting(
-        "auto",
-        lambda name, value: value if value == "auto" else _optional(_shares)(name, value),
-        "in the first and last epoch; None: as given; auto: [0.7, 0.3] for small",
+        "auto", _SHARES, "in the first and last epoch; None: as given; auto: [0.7, 0.3] for small"
+    )
+    half_size: float | str | None = _setting(
+        "auto", _PART, "share of the epochs, the first ones, at half the size; auto: 0.6 for small"
     )
     ema: float = _setting(
         0.0, _number(below=1), "momentum of the average of the weights that is kept; 0: none"
@@ -256,6 +264,7 @@ class TrainingConfig:
             "batch_size": 8 if small else 16,
             # 0.08 more Dice on fresh phantoms after 16 epochs than with positives as they come
             "positive_share": (0.7, 0.3) if small else None,
+            "half_size": 0.6 if small and not (self.ema or self.initial) else None,
         }
         chosen = {n: v for n, v in chosen.items() if getattr(self, n) == getattr(TrainingConfig, n)}
         early = [math.ceil(self.epochs * share) for share in (0.25, 0.5)]
@@ -268,12 +277,19 @@ class TrainingConfig:
         """Whether each step runs the whole network on images, not a decoder on kept features."""
         return self.backbone == "small" or self.fine_tune != "none" or self.augmentation == "full"
 
+    def epochs_at_half_size(self):
+        """How many epochs, the first ones, see images of half the size: none with `ema`."""
+        chosen = self.half_size not in (None, "auto") and self.backbone == "small" and not self.ema
+        return int(self.epochs * self.half_size) if chosen else 0
+
     def without_effect(self):
         """Settings that were given and change nothing, `{name: why}`."""
         unused = {}
         if self.backbone == "small":
             names = ["decoder", "fine_tune", "dropout", *(["weights"] if self.weights else [])]
             unused |= dict.fromkeys(names, "the small FCN has neither backbone nor dropout")
+        if self.backbone != "small" or self.ema:
+            unused["half_size"] = "only the small FCN, without `ema`, takes images of two sizes"
         if self.initial:
             unused["weights"] = "the weights are those of `initial`"
         if self.backbone == "small" or self.fine_tune == "none":

@@ -6,6 +6,7 @@ from pneumo_lib._startup import keras
 
 import numpy as np
 
+from pneumo_lib.data.images import resize_image, resize_mask
 from pneumo_lib.training.augmentation import augment
 
 _READ_AHEAD = 2**28  # bytes at most: features of large images are megabytes each
@@ -27,16 +28,19 @@ class CaseBatches(keras.utils.PyDataset):
         mirrored: like `inputs`, of the mirrored images; needed where a row is below 0.
         augmentation_seed: inputs are images, changed by `augment()`, in each epoch in another
             way; None: no augmentation.
+        halved: inputs are images, which the first epochs see at half the size; how many.
     """
 
-    def __init__(self, inputs, masks, order, batch_size, *, mirrored=None, augmentation_seed=None):
+    def __init__(
+        self, inputs, masks, order, batch_size, *, mirrored=None, augmentation_seed=None, halved=0
+    ):
         batch_bytes = batch_size * (inputs.nbytes // len(inputs) + masks.nbytes // len(masks))
         # Also with TensorFlow (2.21): the pipeline through which it reads the batches of one worker
         # ends only at the next 10 ms * 2**n of its age, up to another epoch later.
         super().__init__(workers=2, max_queue_size=min(8, 1 + _READ_AHEAD // batch_bytes))
         self.inputs, self.masks, self.mirrored = inputs, masks, mirrored
         self.order, self.batch_size = order, batch_size
-        self.augmentation_seed = augmentation_seed
+        self.augmentation_seed, self.halved = augmentation_seed, halved
         self.start_epoch(1)
 
     def start_epoch(self, epoch):
@@ -59,6 +63,10 @@ class CaseBatches(keras.utils.PyDataset):
         if mirrored.any():
             x[mirrored] = self.mirrored[cases[mirrored]]
             y[mirrored] = y[mirrored, :, ::-1]
+        if self.epoch <= self.halved:
+            half = x.shape[1] // 2, x.shape[2] // 2
+            x = np.stack([resize_image(image, half) for image in x])
+            y = np.stack([resize_mask(mask, half) for mask in y])
         if self.augmentation_seed is not None:
             seed = np.random.SeedSequence([self.augmentation_seed, self.epoch, index])
             seed = keras.random.SeedGenerator(int(seed.generate_state(1)[0] >> 1))  # PyTorch: int32

@@ -1,7 +1,5 @@
 """Optimizer of a training: learning rates, schedule, moving average, loss scale."""
 
-import math
-
 from pneumo_lib._startup import keras
 
 from pneumo_lib.models import fcn
@@ -76,12 +74,11 @@ def _scheduled(learning_rate, schedule, steps):
     )
 
 
-def optimizer_of_run(network, config, *, images):
+def optimizer_of_run(network, config, *, steps):
     """The optimizer of a training; unfreezes the part of the backbone that `fine_tune` names."""
     slow = []
     if config.fine_tune != "none" and config.backbone != "small":
         fast = {id(variable) for variable in network.trainable_variables}
         fcn.unfreeze(network, config.fine_tune)
         slow = [v for v in network.trainable_variables if id(v) not in fast]
-    steps = config.epochs * math.ceil(images / config.batch_size)
     return build_optimizer(config, steps=steps, slow=slow)

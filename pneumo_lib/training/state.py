@@ -67,16 +67,23 @@ def write_scores(folder, scores):
     write_csv(folder / "scores.csv", tables)
 
 
+def epochs_done(folder):
+    """Epochs up to the last checkpoint in `folder`; 0 without one."""
+    if not (folder / "state.npz").exists():
+        return 0
+    with np.load(folder / "state.npz") as state:
+        return int(state["epoch"])
+
+
 def load_state(folder, variables):
-    """Set `variables` to the last checkpoint in `folder`.
+    """Set `variables`, all that were kept or the first of them, to the last checkpoint in `folder`.
 
     Returns:
         `(history, scores)` so far, as given to `save_state()`; empty if there is none.
     """
-    if not (folder / "state.npz").exists():
+    if not (epoch := epochs_done(folder)):
         return [], {}
     with np.load(folder / "state.npz") as state:
-        epoch = int(state["epoch"])
         for number, variable in enumerate(variables):
             variable.assign(state[f"arr_{number}"])
     history = read_csv(folder / "history.csv").head(epoch)

@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from pneumo_lib._startup import keras
@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from pneumo_lib import runs
 from pneumo_lib._files import atomic_write, file_lock, project_path
 from pneumo_lib.models import fcn
-from pneumo_lib.models.forward import with_preprocessing
+from pneumo_lib.models.forward import at_half_size, with_preprocessing
 from pneumo_lib.training import state
-from pneumo_lib.training.callbacks import Checkpoint, Milestones
+from pneumo_lib.training.callbacks import Checkpoint
 from pneumo_lib.training.config import TrainingConfig
 from pneumo_lib.training.devices import dtype_policy, prepare_gpus
 from pneumo_lib.training.features import cached_features
@@ -28,6 +28,7 @@ from pneumo_lib.training.scoring import TrainedPart, keep_results, score_cases
 
 logger = logging.getLogger(__name__)
 _STEPS_PER_EXECUTION = 32  # of a head: Python would be a tenth of a step
+_WORTH_XLA = 256  # steps in all: fewer take longer to compile than they save
 
 
 def train(data, config=None, *, run=None, distribution=None, callbacks=(), **changes):
@@ -64,8 +65,7 @@ def train(data, config=None, *, run=None, distribution=None, callbacks=(), **cha
         logger.warning("%s=%r changes nothing in this training: %s.", setting, given, why)
     config = config.resolved(gpu=prepare_gpus())
     settings = runs.run_settings(data, config)
-    images = (data.cases["split"] == "train").sum()
-    if not images:
+    if not (data.cases["split"] == "train").any():
         raise ValueError("Training needs cases in the split 'train'. Received: none")
     name = run or runs.default_name(
         data.meta["source"], config.backbone, config.decoder, data.meta["size"]
@@ -75,14 +75,7 @@ def train(data, config=None, *, run=None, distribution=None, callbacks=(), **cha
         state.create_run_folder(name, settings)
         if not runs.is_finished(folder):
             model, part = _build(data, config)
-            network = compile_network(
-                part.network,
-                optimizer_of_run(part.network, config, images=images),
-                loss=config.loss,
-                backbone=part.backbone,
-                distributed=distribution is not None,
-            )
-            scores = _fit(network, part, data, config, folder, callbacks)
+            scores = _fit(part, data, config, folder, callbacks, distributed=bool(distribution))
             keep_results(
                 *(model, part, data, settings, folder), scores=scores, distribution=distribution
             )
@@ -133,11 +126,12 @@ def _start_from(model, name):
     model.weights_used = initial.config["weights"]
 
 
-def compile_network(network, optimizer, *, loss, backbone=None, distributed=False):
+def compile_network(network, optimizer, *, loss, backbone=None, distributed=False, steps=1024):
     """`keras.Model` with the weights of `network`, compiled for `fit()` on `CaseBatches`.
 
-    With TensorFlow, XLA halves the time of a head's step; for whole networks its own convolutions
-    are faster on a processor, and under a strategy neither XLA nor several steps an execution work.
+    With TensorFlow, XLA halves the time of a head's step, after some seconds of compilation; for
+    whole networks its own convolutions are faster on a processor, and under a strategy neither XLA
+    nor several steps an execution work.
 
     Args:
         network: `keras.Model` of which all trainable weights are to learn.
@@ -145,6 +139,7 @@ def compile_network(network, optimizer, *, loss, backbone=None, distributed=Fals
         loss: a name of `losses.get_loss()`.
         backbone: inputs are images, to be preprocessed for it; None: features of a head.
         distributed: whether several devices train.
+        steps: of the whole training; XLA has to be worth its compilation.
     """
     heads_only = backbone is None
     network = network if heads_only else with_preprocessing(network, backbone)
@@ -154,52 +149,74 @@ def compile_network(network, optimizer, *, loss, backbone=None, distributed=Fals
         optimizer=optimizer,
         loss=get_loss(loss),
         weighted_metrics=[SegmentationScores()],
-        jit_compile=many_steps or backend == "jax",
+        jit_compile=backend == "jax" or (many_steps and steps >= _WORTH_XLA),
         steps_per_execution=_STEPS_PER_EXECUTION if many_steps else 1,
     )
     optimizer.build(network.trainable_variables)
     return network
 
 
-def _fit(network, part, data, config, folder, callbacks):
+def _phases(part, config, *, steps, done, distributed):
+    """`(epoch before the first, last epoch, compiled network)`: at half the size, and at the full.
+
+    The optimizer of the full size begins anew: what the other one remembers of its gradients
+    misleads it. `steps` are those of an epoch; what is `done` is left out.
+    """
+    halved, phases = config.epochs_at_half_size(), []
+    if done < halved:
+        phases = [(0, halved, at_half_size(part.network), replace(config, schedule="constant"))]
+    phases += [(halved, config.epochs, part.network, config)]
+    options = {"loss": config.loss, "backbone": part.backbone, "distributed": distributed}
+    for start, end, network, settings in phases:
+        in_all = steps * (end - start)
+        optimizer = optimizer_of_run(part.network, settings, steps=in_all)
+        yield start, end, compile_network(network, optimizer, steps=in_all, **options)
+
+
+def _fit(part, data, config, folder, callbacks, *, distributed):
     """Train from the checkpoint in `folder`, if any, to the end; `{milestone: table of scores}`."""
-    train, validation = _batches(part, data, config)
-    variables = [*part.network.variables, *network.optimizer.variables]
-    history, scores = state.load_state(folder, variables)
+    both = train, validation = _batches(part, data, config)
     averaged = keras.callbacks.SwapEMAWeights() if config.ema else None
     score = partial(score_cases, part, data, test_time_flip=config.test_time_flip)
-    x, y, weights = train[0]
-    # Else fit() builds them on a first batch that is then missing from the threads that read ahead.
-    network.compute_loss(x, y, softmax := network(x), weights)
-    network.compute_metrics(x, y, softmax, weights)
-    bar = tqdm(total=config.epochs, initial=len(history), desc=config.backbone, unit="epoch")
+    done = state.epochs_done(folder)
+    bar = tqdm(total=config.epochs, initial=done, desc=config.backbone, unit="epoch")
+
+    def begin(epoch, logs=None):
+        for batches in filter(None, both):
+            batches.start_epoch(epoch + 1)
 
     def show(epoch, logs):
         bar.set_postfix(loss=f"{logs['loss']:.4f}", dice=f"{logs['dice']:.3f}")
         bar.update()
 
+    options = {"steps": len(train), "done": done, "distributed": distributed}
     with bar:
-        network.fit(
-            train,
-            validation_data=validation,
-            epochs=config.epochs,
-            initial_epoch=len(history),
-            shuffle=False,
-            verbose=0,
-            callbacks=[
-                *callbacks,
-                *([averaged] if averaged else []),
-                Milestones(
-                    *(part.network, folder, config.milestones, score, scores), averaged=averaged
-                ),
-                Checkpoint(folder, variables, history, scores),
-                keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda epoch, logs: train.start_epoch(epoch + 1),
-                    on_epoch_end=show,
-                ),
-            ],
-        )
-    for batches in filter(None, (train, validation)):  # TensorFlow keeps every dataset that it read
+        for start, end, network in _phases(part, config, **options):
+            weights, own = part.network.variables, network.optimizer.variables
+            history, scores = state.load_state(folder, weights + own if done > start else weights)
+            begin(len(history))
+            x, y, sample_weights = train[0]
+            # Else fit() builds them on a first batch, which the threads that read ahead then lack.
+            network.compute_loss(x, y, softmax := network(x), sample_weights)
+            network.compute_metrics(x, y, softmax, sample_weights)
+            kept = part.network, folder, config.milestones, score, history, scores
+            network.fit(
+                train,
+                validation_data=validation,
+                epochs=end,
+                initial_epoch=len(history),
+                shuffle=False,
+                verbose=0,
+                callbacks=[
+                    *callbacks,
+                    *([averaged] if averaged else []),
+                    Checkpoint(*kept, averaged=averaged),
+                    keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=show),
+                ],
+            )
+            if network.stop_training:  # by a callback of the user
+                break
+    for batches in filter(None, both):  # TensorFlow keeps every dataset that it read
         batches.inputs = batches.masks = batches.mirrored = None
     with atomic_write(folder / f"epoch_{len(history)}.weights.h5") as aside:
         part.network.save_weights(aside)
@@ -222,6 +239,7 @@ def _batches(part, data, config):
             share=share_at(epoch, config.epochs, config.positive_share),
         )
 
+    halved = config.epochs_at_half_size()
     train = CaseBatches(
         part.inputs,
         data.masks,
@@ -229,8 +247,9 @@ def _batches(part, data, config):
         config.batch_size,
         mirrored=part.mirrored,
         augmentation_seed=config.seed if config.augmentation == "full" else None,
+        halved=halved,
     )
     if not len(rows["validation"]):
         return train, None
-    arrays = part.inputs, data.masks
-    return train, CaseBatches(*arrays, lambda epoch: rows["validation"], config.batch_size)
+    held_out = part.inputs, data.masks, lambda epoch: rows["validation"]
+    return train, CaseBatches(*held_out, config.batch_size, halved=halved)

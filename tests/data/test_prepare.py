@@ -42,7 +42,7 @@ def cases(png_release):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty project, so that nothing is written into this one."""
-    monkeypatch.setattr(preparation, "project_path", lambda path=".": tmp_path / "project" / path)
+    monkeypatch.setenv("PNEUMO_HOME", str(tmp_path / "project"))
     return tmp_path / "project"
 
 

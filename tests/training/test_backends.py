@@ -14,7 +14,7 @@ import pytest
 import pneumo_lib as pl
 
 HEAD = {"backbone": "vgg16", "epochs": 2, "milestones": [1], "ema": 0.5, "test_time_flip": True}
-WHOLE = {"backbone": "small", "epochs": 1, "augmentation": "full", "positive_share": [0.5, 0.3]}
+WHOLE = {"backbone": "small", "epochs": 2, "half_size": 0.5, "augmentation": "full"}
 HERE = keras.backend.backend()
 OTHER = "tensorflow" if HERE == "jax" else "jax"
 ELSEWHERE = """

@@ -31,6 +31,7 @@ from pneumo_lib.training.config import TrainingConfig, describe
         ("loss", "0*dice", r"or a sum such as .*Received: loss='0\*dice'"),
         ("dropout", 1.0, "of 0 or more and below 1. Received: dropout=1.0"),
         ("augmentation", "mixup", "one of auto, none, flip, full. .* augmentation='mixup'"),
+        ("half_size", 1, "a number above 0 and below 1. Received: half_size=1"),
         ("positive_share", 0.5, "two shares from 0 to 1, .*Received: positive_share=0.5"),
         ("positive_share", [0.5, 1.5], r"two shares from 0 to 1, .*positive_share=\[0.5, 1.5\]"),
         ("ema", 1, "of 0 or more and below 1. Received: ema=1"),
@@ -62,19 +63,22 @@ def test_numbers_lists_and_none_may_come_as_text_and_names_as_numbers():
     assert type(TrainingConfig(learning_rate=1).learning_rate) is float
 
 
-CHOSEN = ("schedule", "augmentation", "learning_rate", "batch_size", "positive_share")
+CHOSEN = ("schedule", "augmentation", "learning_rate", "batch_size", "positive_share", "half_size")
 SMALL = {"backbone": "small"}
 GIVEN = {"schedule": "warmup-cosine", "augmentation": "full", "learning_rate": 0.1}
-GIVEN |= {"batch_size": 3, "positive_share": (0.5, 0.5)}
+GIVEN |= {"batch_size": 3, "positive_share": (0.5, 0.5), "half_size": 0.3}
 
 
 @pytest.mark.parametrize(
     ("settings", "chosen"),
     [
-        ({}, ("constant", "none", 1e-3, 16, None)),
-        ({"fine_tune": "last"}, ("cosine", "flip", 1e-3, 16, None)),
-        (SMALL, ("cosine", "flip", 2e-3, 8, (0.7, 0.3))),
-        (SMALL | {"positive_share": None}, ("cosine", "flip", 2e-3, 8, None)),
+        ({}, ("constant", "none", 1e-3, 16, None, None)),
+        ({"fine_tune": "last"}, ("cosine", "flip", 1e-3, 16, None, None)),
+        (SMALL, ("cosine", "flip", 2e-3, 8, (0.7, 0.3), 0.6)),
+        (SMALL | {"positive_share": None}, ("cosine", "flip", 2e-3, 8, None, 0.6)),
+        (SMALL | {"half_size": None}, ("cosine", "flip", 2e-3, 8, (0.7, 0.3), None)),
+        (SMALL | {"ema": 0.9}, ("cosine", "flip", 2e-3, 8, (0.7, 0.3), None)),
+        (SMALL | {"initial": "run"}, ("cosine", "flip", 2e-3, 8, (0.7, 0.3), None)),
         (GIVEN, tuple(GIVEN.values())),
         (SMALL | GIVEN, tuple(GIVEN.values())),
     ],
@@ -85,6 +89,23 @@ def test_auto_means_as_in_the_report_for_a_frozen_backbone_and_its_best_elsewher
     assert config.precision == "float32"
     assert TrainingConfig(**settings).resolved(gpu=True).precision == "mixed_float16"
     assert config.resolved(gpu=True) == config
+
+
+@pytest.mark.parametrize(
+    ("epochs", "settings", "halved"),
+    [
+        (16, SMALL, 9),
+        (2, SMALL, 1),
+        (1, SMALL, 0),
+        (10, SMALL | {"half_size": 0.5}, 5),
+        (10, SMALL | {"half_size": None}, 0),
+        (10, SMALL | {"half_size": 0.5, "ema": 0.9}, 0),  # an average needs one size
+        (10, {"half_size": 0.5}, 0),
+    ],
+)
+def test_the_first_epochs_of_the_small_fcn_see_half_the_size(epochs, settings, halved):
+    config = TrainingConfig(epochs=epochs, **settings).resolved()
+    assert config.epochs_at_half_size() == halved
 
 
 @pytest.mark.parametrize(
@@ -105,6 +126,9 @@ def test_the_last_epoch_is_a_milestone_and_by_default_a_quarter_and_half(epochs,
             {"backbone": "small", "dropout": 0.3, "decoder": "skips", "weights": "imagenet"},
             {"dropout", "decoder", "weights"},
         ),
+        ({"half_size": 0.5}, {"half_size"}),
+        ({"backbone": "small", "half_size": 0.5}, set()),
+        ({"backbone": "small", "half_size": 0.5, "ema": 0.9}, {"half_size"}),
         ({"backbone_learning_rate": 1e-4}, {"backbone_learning_rate"}),
         ({"backbone_learning_rate": 1e-4, "fine_tune": "last"}, set()),
         ({"initial": "run", "weights": "imagenet"}, {"weights"}),

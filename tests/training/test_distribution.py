@@ -46,7 +46,7 @@ both = keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"])
 def test_two_devices_reach_the_losses_of_one(backend, kind, tmp_path):
     code = TRAIN.format(two=TWO_DEVICES[backend])
     environment = os.environ | {"PNEUMO_HOME": str(tmp_path), "KERAS_BACKEND": backend}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # read by JAX
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"  # read by JAX
     done = subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parents[1])],
         env=environment,

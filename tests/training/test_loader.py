@@ -65,6 +65,20 @@ def test_the_features_of_a_mirrored_image_come_with_its_mirrored_mask():
     np.testing.assert_array_equal(masks[0], [[1, 0, 0]])  # what was read from stays as it was
 
 
+def test_images_and_masks_of_half_the_size_are_means_of_four_pixels():
+    image, mask = (
+        np.array([[[0, 1, 250, 255], [0, 0, 255, 255]]], "uint8"),
+        np.zeros((1, 2, 4), int),
+    )
+    mask[0, 0, 1] = mask[0, 0, 2] = mask[0, 1, 3] = 1
+    batches = CaseBatches(image, mask, lambda epoch: np.array([0]), 1, halved=2)
+    for epoch, halved in {1: True, 2: True, 3: False}.items():
+        batches.start_epoch(epoch)
+        x, y, _ = batches[0]
+        np.testing.assert_array_equal(x, [[[0, 254]]] if halved else image)
+        np.testing.assert_array_equal(y, [[[0, 1]]] if halved else mask)
+
+
 def test_augmentation_depends_on_seed_epoch_and_batch_alone(data):
     def first(seed, epoch, index=0):
         batches = batches_of(data, np.zeros(8, int), 4, augmentation_seed=seed)

@@ -143,6 +143,7 @@ FINE_TUNED = SETTINGS | {
     "ema": 0.9,
     "test_time_flip": True,
 }
+TWO_SIZES = SETTINGS | {"backbone": "small", "half_size": 0.7}  # killed as the full size begins
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/training"]
@@ -158,7 +159,7 @@ test_train.train(make_data(None), run="killed", callbacks=[die], **settings)
 """
 
 
-@pytest.mark.parametrize("settings", ["SETTINGS", "FINE_TUNED"])
+@pytest.mark.parametrize("settings", ["SETTINGS", "FINE_TUNED", "TWO_SIZES"])
 def test_killed_run_goes_on_and_ends_with_the_same_numbers(settings, finished, data, home):
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), settings]
     died = subprocess.run(command, env=os.environ, check=False)
@@ -342,7 +343,29 @@ def test_each_augmentation_reaches_the_batches(settings, inputs, mirrored, augme
     assert validation.augmentation_seed is None
 
 
-def test_callbacks_of_the_user_see_each_epoch_and_may_stop_the_training(data):
+def test_epochs_at_half_size_train_the_same_weights_and_meet_every_milestone(data):
+    sizes = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            sizes.append(self.model.input.shape[1:])
+
+    settings = TWO_SIZES | {"epochs": 4, "milestones": [2]}  # 2 epochs at half the size
+    run = train(data, run="two-sizes", callbacks=[Look()], **settings)
+    assert sizes == [(SIZE // 2, SIZE // 2)] * 2 + [(SIZE, SIZE)] * 2
+    assert list(run.scores.groupby("epoch").size()) == [CASES, CASES]
+    network = runs.load_network(run)
+    assert network.input.shape[1:3] == (SIZE, SIZE)
+    network.load_weights(run.folder / "epoch_2.weights.h5")
+    start = fcn.build_small_fcn(size=SIZE, seed=0)
+    assert all(
+        (a.numpy() != b.numpy()).any()
+        for a, b in zip(network.trainable_weights, start.trainable_weights, strict=True)
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, TWO_SIZES])
+def test_callbacks_of_the_user_see_each_epoch_and_may_stop_the_training(settings, data):
     seen = []
 
     class Look(keras.callbacks.Callback):
@@ -350,7 +373,8 @@ def test_callbacks_of_the_user_see_each_epoch_and_may_stop_the_training(data):
             seen.append(sorted(logs))
             self.model.stop_training = epoch == 1
 
-    run = train(data, run="stopped", callbacks=[Look()], **SETTINGS | {"epochs": 9})
+    settings = SETTINGS | settings | {"epochs": 9}
+    run = train(data, run=f"stopped-{len(settings)}", callbacks=[Look()], **settings)
     assert len(seen) == len(run.history) == 2
     assert {"loss", "dice", "logged_mean_iou", "val_loss", "val_dice"} <= set(seen[0])
     assert list(run.scores["epoch"].unique()) == [2]
@@ -447,7 +471,7 @@ def test_log_line_reads_like_the_log_of_the_report(finished):
     row = {"epoch": 1, "seconds": 2.0, "loss": 0.04441, "logged_dice": 0.9764}
     row |= {"accuracy": 0.984, "logged_mean_iou": 0.2523, "val_loss": 0.016}
     run = finished._replace(history=pd.DataFrame([row]))
-    assert runs.log_line(run, 1) == (  # 14 cases in batches of 4
+    assert logged_metrics.log_line(run, 1) == (  # 14 cases in batches of 4
         "4/4 - 2s 500ms/step - loss: 0.0444 - accuracy: 0.9840 - mean_io_u: 0.2523 - "
         "dice: -0.9764 - val_loss: 0.0160"
     )

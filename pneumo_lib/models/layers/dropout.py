@@ -10,11 +10,10 @@ from keras import ops
 class HashedDropout(keras.layers.Dropout):
     """`keras.layers.Dropout` with noise that XLA computes fast on a processor.
 
-    Compiled by XLA, TensorFlow's own generator takes 45 ms for the 131,072 numbers one dropout
-    of the report's networks draws for 16 images, several times what the whole training step
-    needs. Here each element's noise is a hash of its position and of the layer's seed, which
-    counts the calls: a few integer operations (0.13 ms), on every Keras backend, and kept and
-    restored with the seed generator as in the stock layer.
+    Compiled by XLA, TensorFlow's own generator takes 45 ms for one dropout of the report's
+    networks, longer than the rest of a training step. Here each element's noise is a hash of its
+    position and of the layer's seed, which counts the calls (0.13 ms), on every Keras backend, and
+    kept and restored with the seed generator as in the stock layer.
 
     Args:
         rate: share of the elements set to zero; the rest is scaled by `1 / (1 - rate)`.
