@@ -336,6 +336,10 @@ def test_each_augmentation_reaches_the_batches(settings, inputs, mirrored, augme
     config = TrainingConfig(**SETTINGS | settings).resolved()
     _, part = training._build(data, config)
     batches, validation = training._batches(part, data, config)
+    assert (batches[0][0].shape[1:] == (SIZE // 2, SIZE // 2)) == (
+        settings.get("backbone") == "small"
+    )
+    batches.start_epoch(config.epochs)
     assert (batches[0][0].shape[1:] == (SIZE, SIZE)) == (inputs == "images")
     assert bool((batches.rows < 0).any()) == mirrored
     assert (batches.augmentation_seed is not None) == augmented
