@@ -1,6 +1,9 @@
 """The logged metrics by hand and against Keras, and the formula of the logged mean IoU."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from pneumo_lib.evaluation import logged_metrics, metrics
@@ -162,3 +165,17 @@ def test_sharpening_leaves_every_mask_as_it_was(factor):
 def test_a_factor_that_would_invert_masks_is_refused():
     with pytest.raises(ValueError, match="`factor` must be above 0"):
         logged_metrics.sharpened(softmax_of([0.5]), -1)
+
+
+def test_log_line_reads_like_the_log_of_the_report():
+    row = {"epoch": 2, "seconds": 2.0, "loss": 0.04441, "logged_dice": 0.9764}
+    row |= {"accuracy": 0.984, "logged_mean_iou": 0.2523, "val_loss": 0.016}
+    history = pd.DataFrame([row | {"epoch": 1, "loss": 1.0}, row])
+    ids = [f"case-{number}" for number in range(20)]
+    cases = pd.DataFrame({"image_id": ids, "split": ["train"] * 14 + ["test"] * 6})
+    scores = pd.concat([cases, cases])  # of two milestones
+    run = SimpleNamespace(history=history, scores=scores, config={"batch_size": 4})
+    assert logged_metrics.log_line(run, 2) == (  # 14 cases in batches of 4
+        "4/4 - 2s 500ms/step - loss: 0.0444 - accuracy: 0.9840 - mean_io_u: 0.2523 - "
+        "dice: -0.9764 - val_loss: 0.0160"
+    )

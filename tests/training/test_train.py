@@ -469,13 +469,3 @@ def test_caveats_name_what_limits_the_numbers(finished):
         "synthetic radiographs · random features: vgg16 · split: random"
     )
     assert runs.caveats([other]) == "split: random · 2 patients in more than one subset"
-
-
-def test_log_line_reads_like_the_log_of_the_report(finished):
-    row = {"epoch": 1, "seconds": 2.0, "loss": 0.04441, "logged_dice": 0.9764}
-    row |= {"accuracy": 0.984, "logged_mean_iou": 0.2523, "val_loss": 0.016}
-    run = finished._replace(history=pd.DataFrame([row]))
-    assert logged_metrics.log_line(run, 1) == (  # 14 cases in batches of 4
-        "4/4 - 2s 500ms/step - loss: 0.0444 - accuracy: 0.9840 - mean_io_u: 0.2523 - "
-        "dice: -0.9764 - val_loss: 0.0160"
-    )
