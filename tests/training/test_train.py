@@ -336,9 +336,9 @@ def test_each_augmentation_reaches_the_batches(settings, inputs, mirrored, augme
     config = TrainingConfig(**SETTINGS | settings).resolved()
     _, part = training._build(data, config)
     batches, validation = training._batches(part, data, config)
-    assert (batches[0][0].shape[1:] == (SIZE // 2, SIZE // 2)) == (
-        settings.get("backbone") == "small"
-    )
+    halved = settings.get("backbone") == "small"  # in the first of three epochs
+    for each in (batches, validation):
+        assert (each[0][1].shape[1:] == (SIZE // 2, SIZE // 2)) == halved
     batches.start_epoch(config.epochs)
     assert (batches[0][0].shape[1:] == (SIZE, SIZE)) == (inputs == "images")
     assert bool((batches.rows < 0).any()) == mirrored
@@ -347,16 +347,31 @@ def test_each_augmentation_reaches_the_batches(settings, inputs, mirrored, augme
     assert validation.augmentation_seed is None
 
 
+@pytest.mark.parametrize(("steps", "worth_it"), [(200, False), (300, True)])
+def test_xla_compiles_heads_that_train_long_enough(steps, worth_it):
+    features = keras.Input((4,))
+    head = keras.Model(features, keras.layers.Dense(2)(features))
+    optimizer = keras.optimizers.Adam()
+    found = training.compile_network(head, optimizer, loss="crossentropy", steps=steps).jit_compile
+    assert found == (worth_it or keras.backend.backend() == "jax")
+
+
 def test_epochs_at_half_size_train_the_same_weights_and_meet_every_milestone(data):
-    sizes = []
+    seen = []
 
     class Look(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            sizes.append(self.model.input.shape[1:])
+            steps = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+            seen.append(
+                (self.model.input.shape[1], steps, float(self.model.optimizer.learning_rate))
+            )
 
     settings = TWO_SIZES | {"epochs": 4, "milestones": [2]}  # 2 epochs at half the size
     run = train(data, run="two-sizes", callbacks=[Look()], **settings)
-    assert sizes == [(SIZE // 2, SIZE // 2)] * 2 + [(SIZE, SIZE)] * 2
+    # steps of 14 images in batches of 4; the second optimizer begins anew and ends at zero
+    half, whole = SIZE // 2, SIZE
+    expected = [(half, 4, 2e-3), (half, 8, 2e-3), (whole, 4, 1e-3), (whole, 8, 0)]
+    assert seen == [(*first, pytest.approx(rate, abs=1e-8)) for *first, rate in expected]
     assert list(run.scores.groupby("epoch").size()) == [CASES, CASES]
     network = runs.load_network(run)
     assert network.input.shape[1:3] == (SIZE, SIZE)
