@@ -107,12 +107,12 @@ def _acquire(lock, path):
 
 
 def _remove_unfinished(path):
-    """Removes what a killed `atomic_write()` left of `path`, or in it."""
-    unique = f".{'[0-9a-f]' * _UNIQUE}-"
-    names = (glob.escape(path.name), f"{glob.escape(path.stem)}.*")
-    left = [(path.parent, f"{unique}{name}") for name in names]
-    for folder, pattern in (*left, (path, f"{unique}*"), (path, f"*/{unique}*")):
-        for unfinished in folder.glob(pattern):
+    """Removes what a killed `atomic_write()` left of `path`, in it, or in `path.partial`."""
+    unique, name = f".{'[0-9a-f]' * _UNIQUE}-", glob.escape(path.name)
+    patterns = [f"{unique}{name}", f"{unique}{glob.escape(path.stem)}.*"]
+    patterns += [f"{name}{part}/{unique}*" for part in ("", "/*", ".partial")]
+    for pattern in patterns:
+        for unfinished in path.parent.glob(pattern):
             _remove(unfinished)
 
 

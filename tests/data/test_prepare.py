@@ -135,6 +135,16 @@ def test_prepare_again_returns_at_once(cases, tmp_path, read):
     assert len(read) == 12
 
 
+def test_what_a_kill_left_of_the_last_file_is_no_part_of_the_result(cases, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation.arrays, "checksum", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(cases, tmp_path / "out", size=32)
+    (tmp_path / "out.partial" / ".0123456789ab-meta.json").touch()
+    folder = prepare(cases, tmp_path / "out", size=32).folder
+    assert not list(folder.glob(".*"))
+
+
 @pytest.mark.parametrize("change", ["file", "time", "size", "split"])
 def test_prepare_never_serves_stale_arrays(cases, tmp_path, change):
     former = prepare(cases, tmp_path / "out", size=32)
