@@ -19,6 +19,12 @@ from pneumo_lib.data.prepare import load_prepared
 CASES, SIZE = 24, 32  # of `make_data()`
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
+# XLA compiles in half the time what only a few steps run. JAX reads it once, which may be when the
+# first test file is imported; a process that a test starts must compile as this one does.
+_QUICK = "--xla_backend_optimization_level=0"
+if os.environ.get("KERAS_BACKEND") == "jax":
+    os.environ.setdefault("XLA_FLAGS", _QUICK)
+
 # The first run of a notebook would show progress bars, and its stored outputs have none.
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -44,14 +50,14 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_networks():
-    """XLA compiles in half the time what only a few steps run, and each file ends without networks.
+    """XLA compiles quickly, and each file ends without networks.
 
     A run of all tests would hold every network: 10 GB in the end; glibc would keep 100 MB a file of
     what is freed. Notebooks, which run all their steps, are no part of this.
     """
     with pytest.MonkeyPatch.context() as patch:
         if "XLA_FLAGS" not in os.environ:
-            patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+            patch.setenv("XLA_FLAGS", _QUICK)
         yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
