@@ -81,10 +81,12 @@ def with_preprocessing(network, backbone):
 
 
 def at_half_size(network):
-    """`network`, with the same layers, for images of half its height and width."""
+    """`network`, a `keras.Model` without layers of fixed size, for images of half the size.
+
+    The layers are the same ones, not copies: what one of the two learns, the other knows.
+    """
     height, width, channels = network.input.shape[1:]
     image = keras.Input((height // 2, width // 2, channels), name="half_image")
-    # Documented for layers changed on the way: here each stays the same.
     return keras.models.clone_model(network, image, clone_function=lambda layer: layer)
 
 

@@ -40,21 +40,13 @@ def saturation_chart(points, *, ax=None, title=None, note=None):
         ax.plot(100 * rows["share"], rows["iou"], **look, **hollow, label=f"{name}: true IoU")
     values = [of_split["test"] for of_split in REPORT_MEAN_IOU.values()]
     shares = 100 * saturated_share_at(values)
-    cross = {
-        "color": style.VERMILION,
-        "marker": "X",
-        "markersize": 14,
-        "linestyle": "none",
-        "zorder": 5,
-    }
-    ax.plot(shares, values, **cross, label="the report's test values")
+    cross = {"color": style.VERMILION, "marker": "X", "markersize": 14, "zorder": 5}
+    ax.plot(shares, values, linestyle="none", **cross, label="the report's test values")
     for name, *point in zip(REPORT_MEAN_IOU, shares, values, strict=True):
         highest = point[1] == max(values)
         place = {"ha": "right", "va": "bottom"} if highest else {"ha": "left", "va": "top"}
-        text, offset = (
-            f"{style.BACKBONES[name][0]} {point[1]:.4f}",
-            (-8, 8) if highest else (10, -8),
-        )
+        text = f"{style.BACKBONES[name][0]} {point[1]:.4f}"
+        offset = (-8, 8) if highest else (10, -8)
         ax.annotate(text, point, offset, textcoords="offset points", fontsize=14, **place)
     ax.set(xlabel="Share f of the pixels with a softmax of exactly 1.0, %", xlim=(-1, 101))
     ax.set(ylabel="Score", ylim=_UNIT, title=title, xticks=range(0, 101, 20))

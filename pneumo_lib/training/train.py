@@ -194,7 +194,7 @@ def _fit(part, data, config, folder, callbacks, *, distributed):
         for start, end, network in _phases(part, config, **options):
             weights, own = part.network.variables, network.optimizer.variables
             history, scores = state.load_state(folder, weights + own if done > start else weights)
-            begin(len(history))
+            begin(min(len(history), end - 1))  # after a kill all epochs may be done
             x, y, sample_weights = train[0]
             # Else fit() builds them on a first batch, which the threads that read ahead then lack.
             network.compute_loss(x, y, softmax := network(x), sample_weights)
