@@ -100,7 +100,7 @@ def test_lint_sees_every_module_and_every_test():
 
 def test_the_spine_grows_no_longer():
     """The aim is 3,000 lines; whoever shortens it lowers the number."""
-    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_345
+    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_337
 
 
 def test_the_library_grows_no_longer():
