@@ -113,7 +113,7 @@ def test_the_second_process_waits_says_so_and_then_finds_the_work_done(tmp_path,
 
 def test_who_waited_for_another_process_finds_its_work_and_does_none(cases, tmp_path, monkeypatch):
     works = {
-        preparation: lambda: prepare(cases, tmp_path / "arrays", size=16),
+        preparation._files: lambda: prepare(cases, tmp_path / "arrays", size=16),
         draw: lambda: make_phantoms(tmp_path / "phantoms", count=2, size=64),
     }
     for module, work in works.items():
