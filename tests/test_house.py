@@ -105,7 +105,7 @@ def test_the_spine_grows_no_longer():
 
 def test_the_library_grows_no_longer():
     """The aim is 11,300 lines; whoever shortens it lowers the number."""
-    assert lines_of(MODULES) <= 13_928
+    assert lines_of(MODULES) <= 13927
 
 
 def test_every_folder_has_a_line_in_the_readme_of_the_library():

@@ -65,9 +65,8 @@ def predict_files(files, run, out, *, operating_point=None, dicom_seg=False):
     settings = {"made_by": "pneumo predict", "run": run_id(run), "operating_point": list(point)}
     with file_lock(out):
         begin_folder(out, settings, record=IDENTITY, what="A prediction")
-        text = prediction_rows.readme(
-            "predictions.csv has one row per file", FILE_COLUMNS, _FOLDERS
-        )
+        title = "predictions.csv has one row per file"
+        text = prediction_rows.readme(title, FILE_COLUMNS, _FOLDERS)
         (out / "README.txt").write_text(text, encoding="utf-8")
         for kind in KINDS:
             (out / kind).mkdir(exist_ok=True)

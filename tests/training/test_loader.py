@@ -66,10 +66,8 @@ def test_the_features_of_a_mirrored_image_come_with_its_mirrored_mask():
 
 
 def test_images_and_masks_of_half_the_size_are_means_of_four_pixels():
-    image, mask = (
-        np.array([[[0, 1, 250, 255], [0, 0, 255, 255]]], "uint8"),
-        np.zeros((1, 2, 4), int),
-    )
+    image = np.array([[[0, 1, 250, 255], [0, 0, 255, 255]]], "uint8")
+    mask = np.zeros((1, 2, 4), int)
     mask[0, 0, 1] = mask[0, 0, 2] = mask[0, 1, 3] = 1
     batches = CaseBatches(image, mask, lambda epoch: np.array([0]), 1, halved=2)
     for epoch, halved in {1: True, 2: True, 3: False}.items():

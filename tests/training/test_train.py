@@ -393,7 +393,7 @@ def test_callbacks_of_the_user_see_each_epoch_and_may_stop_the_training(settings
             self.model.stop_training = epoch == 1
 
     settings = SETTINGS | settings | {"epochs": 9}
-    run = train(data, run=f"stopped-{len(settings)}", callbacks=[Look()], **settings)
+    run = train(data, run=f"stopped-{settings['backbone']}", callbacks=[Look()], **settings)
     assert len(seen) == len(run.history) == 2
     assert {"loss", "dice", "logged_mean_iou", "val_loss", "val_dice"} <= set(seen[0])
     assert list(run.scores["epoch"].unique()) == [2]

@@ -8,7 +8,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` whose training step is one fused TensorFlow operation.
 
     Keras 3 computes mean, squared differences and scaling in separate passes over memory, again in
-    the gradient: a quarter of a training step of a U-Net. XLA fuses the stock layer just as well.
+    the gradient: a fifth of a training step of a U-Net. XLA fuses the stock layer just as well.
     Results are equal up to rounding. The stock layer computes what TensorFlow has no fused
     operation for: inference, `synchronized`, masks, shapes other than `(batch, h, w, channels)`,
     other backends.
