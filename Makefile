@@ -76,7 +76,7 @@ test: env ## all tests; nbval runs every notebook at its embedded defaults
 	@$(BIN)/python -m pytest -n 2 --nbval-lax --nbval-current-env tests notebooks
 
 test-jax: env ## the tests of networks, training, prediction and scores on Keras' JAX backend
-	@KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(OF_BOTH) $(addprefix tests/,models training inference evaluation)
+	@KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(OF_BOTH) $(addprefix tests/,models training inference evaluation study/test_ensemble.py)
 
 # atheris has wheels for Linux and Python 3.11 to 3.13; without it the fuzzing alone fails.
 torture: env ## kills, interrupts, fuzzing, mutants, the same report twice: hours on two cores; [SECTIONS="'fuzz rle'"]

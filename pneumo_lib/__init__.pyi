@@ -32,8 +32,8 @@ from .models.fcn import layer_table as layer_table
 from .models.receptive_field import receptive_field as receptive_field
 from .runs import find_runs as find_runs
 from .runs import load_run as load_run
+from .study.ensemble import average_runs as average_runs
 from .training.config import TrainingConfig as TrainingConfig
-from .training.ensemble import average_runs as average_runs
 from .training.train import train as train
 
 __version__: str

@@ -191,7 +191,7 @@ def test_the_panel_works_in_jupyterlab(home, browser):
         address = address.replace("/lab?", f"/lab/tree/{NOTEBOOK.name}?")
         with opened(browser, address) as (page, complaints):
             page.wait_for_function(
-                "jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+                "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
             )
             page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
             use_the_panel(page)

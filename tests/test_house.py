@@ -100,12 +100,18 @@ def test_lint_sees_every_module_and_every_test():
 
 def test_the_spine_grows_no_longer():
     """The aim is 3,000 lines; whoever shortens it lowers the number."""
-    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_337
+    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_263
 
 
 def test_the_library_grows_no_longer():
     """The aim is 11,300 lines; whoever shortens it lowers the number."""
-    assert lines_of(MODULES) <= 13927
+    assert lines_of(MODULES) <= 13_926
+
+
+def test_training_is_read_in_half_an_hour():
+    """1,300 lines, without the losses and the augmentation, which are looked up one by one."""
+    others = {"losses.py", "augmentation.py"}
+    assert lines_of(p for p in (LIBRARY / "training").glob("*.py") if p.name not in others) <= 1_300
 
 
 def test_every_folder_has_a_line_in_the_readme_of_the_library():

@@ -267,7 +267,7 @@ def average(runs: shared.Runs, to: Annotated[str, Option(metavar="NAME", help="o
     It predicts the mean of the probabilities of its members, networks of one kind, trained on the
     same data with different seeds.
     """
-    from pneumo_lib.training.ensemble import average_runs
+    from pneumo_lib.study.ensemble import average_runs
 
     _show("Run", average_runs(runs, run=to).folder, f"ensemble of {len(runs)}")
 

@@ -62,16 +62,14 @@ def _version(name):
 
 
 def _devices():
-    import pneumo_lib._startup  # noqa: F401  (before TensorFlow)
+    from pneumo_lib._startup import keras
 
-    import tensorflow as tf
-
-    from pneumo_lib.training.devices import device_name
+    from pneumo_lib.models.devices import device_name, has_gpu
 
     yield Finding("ok", "device", device_name())
-    if not tf.config.list_physical_devices("GPU"):
+    if not has_gpu():
         remedy = "with an NVIDIA GPU on Linux: pip install -e '.[gpu]'"
-        yield Finding("missing", "GPU", "none found by TensorFlow", remedy)
+        yield Finding("missing", "GPU", f"none found by {keras.backend.backend()}", remedy)
 
 
 def _weights():

@@ -187,9 +187,6 @@ def train_on_worker(planned, *, folder, home, version):
     return time.monotonic() - started
 
 
-# -- results
-
-
 def sweep_table(found, *, axes):
     """A row for each run, split and score of a list of `(Run, dict of its parameters)`.
 

@@ -218,9 +218,6 @@ def _is_inverted(header, notes):
     return inverted
 
 
-# -- lookup tables
-
-
 def _palette(stored, counts, header):
     """Share of full brightness of each value by a palette (PS3.3 C.7.6.3.1.5) that is grey."""
     names = (f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))

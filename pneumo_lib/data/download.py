@@ -4,6 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from pneumo_lib._checks import check_name
 from pneumo_lib._files import REMEDIES, atomic_write, file_lock, holds_files
 from pneumo_lib.data.siim import read_cases
 
@@ -27,8 +28,7 @@ def fetch(to, layout="png"):
         OSError: with what to do, if the disk is full or cannot be written.
         FileNotFoundError: without kagglehub or access to Kaggle, or if files are missing.
     """
-    if layout not in DATASETS:
-        raise ValueError(f"`layout` must be one of {list(DATASETS)}. Received: layout={layout!r}")
+    check_name("layout", layout, DATASETS)
     by_hand = (
         f"or download https://www.kaggle.com/datasets/{DATASETS[layout]} in a browser and unpack "
         f"it into {to}"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import numbers
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo_lib import _files
+from pneumo_lib._checks import number, text
 from pneumo_lib.data import arrays
 from pneumo_lib.data.siim import read_cases
 from pneumo_lib.data.splits import check_scheme, leaked_patients, split_cases
@@ -90,7 +90,7 @@ def _is_made(folder, request, skip_broken=False):
 
 
 def _check(cases, folder, *, size):
-    check_data_settings(size=size)
+    size = check_data_settings(size=size)["size"]
     twice = cases["image_id"][cases["image_id"].duplicated()].tolist()
     if cases.empty or twice:
         raise ValueError(
@@ -207,9 +207,9 @@ def prepare_data(
     call = check_data_settings(
         data=data, size=size, split=split, fold=fold, seed=seed, phantom_count=phantom_count
     )
-    data = call["data"]
-    cases = find_cases(data, phantom_count=phantom_count, seed=seed)
-    folder = _data_folder(data, phantom_count=phantom_count, seed=seed)
+    data, size, seed = call["data"], call["size"], call["seed"]
+    phantoms = {"phantom_count": call["phantom_count"], "seed": seed}
+    cases, folder = find_cases(data, **phantoms), _data_folder(data, **phantoms)
     if data == "phantoms":
         name, source = folder.name, "phantoms"
     else:  # two data folders may have the same name
@@ -229,15 +229,10 @@ def prepare_data(
 
 def check_data_settings(**settings):
     """The given settings of `prepare_data()`, checked, with `data` as text (such as "2024")."""
-    for name, least in (("size", 1), ("seed", 0), ("phantom_count", 1)):
-        value = settings.get(name, least)
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(
-                f"`{name}` must be a whole number of {least} or more. Received: {name}={value!r}"
-            )
+    least = {"size": 1, "seed": 0, "phantom_count": 1}
+    checks = {name: number(whole=True, low=low) for name, low in least.items()} | {"data": text}
     check_scheme(settings.get("split", "auto"), settings.get("fold"))
-    return settings | ({"data": str(settings["data"])} if "data" in settings else {})
+    return settings | {n: check(n, settings[n]) for n, check in checks.items() if n in settings}
 
 
 def _data_folder(data, *, phantom_count, seed):

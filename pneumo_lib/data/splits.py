@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
+from pneumo_lib._checks import check_name, refuse
 from pneumo_lib.data.images import read_image
 
 logger = logging.getLogger(__name__)
@@ -106,14 +107,10 @@ def leaked_patients(cases):
 
 def check_scheme(scheme, fold):
     """Raises `ValueError` for an unknown `scheme` or a `fold` that is not one such as "2/5"."""
-    if scheme not in SCHEMES:
-        raise ValueError(f"`scheme` must be one of {SCHEMES}. Received: scheme={scheme!r}")
+    check_name("scheme", scheme, SCHEMES)
     found = re.fullmatch(r"(0|[1-9]\d*)/([1-9]\d*)", str(fold))
     if fold is not None and not (found and int(found[1]) <= int(found[2]) != 1):
-        raise ValueError(
-            "`fold` must be a number, a slash and the number of folds, such as '2/5'. "
-            f"Received: fold={fold!r}"
-        )
+        refuse("fold", fold, "a number, a slash and the number of folds, such as '2/5'")
 
 
 def _choose_scheme(scheme, patients, *, in_test, known):

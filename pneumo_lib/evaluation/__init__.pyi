@@ -43,6 +43,7 @@ from .operating_point import THRESHOLDS as THRESHOLDS
 from .operating_point import OperatingPoint as OperatingPoint
 from .operating_point import apply_operating_point as apply_operating_point
 from .operating_point import choose_operating_point as choose_operating_point
+from .operating_point import choose_out_of_fold as choose_out_of_fold
 from .operating_point import grid_scores as grid_scores
 from .paired import PairedDifference as PairedDifference
 from .paired import paired_difference as paired_difference

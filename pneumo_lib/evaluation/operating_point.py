@@ -90,6 +90,37 @@ def choose_operating_point(y_true, y_pred, *, scores=None):
     return OperatingPoint(*map(float, (THRESHOLDS[top], MIN_AREAS[area], THRESHOLDS[bottom])))
 
 
+def choose_out_of_fold(opened, data):
+    """Operating point chosen on all cases outside the test part, each as predicted out of fold.
+
+    `opened` is a list of `OpenRun`, the folds of a cross-validation, `data` the `Prepared` cases
+    with none held out. ValueError: if the cases differ, or one was never held out.
+    """
+    rows = {name: row for row, name in enumerate(data.cases["image_id"])}
+    scores, times = np.zeros(len(rows)), np.zeros(len(rows), int)
+    y_pred = np.zeros(data.masks.shape, np.uint8)
+    for member in opened:
+        if set(member.cases["image_id"]) != set(rows):
+            raise ValueError(
+                "Folds must be of the same cases. Received: others in "
+                f"{member.run.folder.name}, prepared by {member.data.meta['prepared_by']}"
+            )
+        for row in np.flatnonzero(member.cases["split"] == "validation"):
+            place = rows[member.cases["image_id"][row]]
+            times[place] += 1
+            scores[place] += (member.cases["image_score"][row] - scores[place]) / times[place]
+            change = (member.probabilities[row] - y_pred[place].astype(float)) / times[place]
+            y_pred[place] = np.rint(y_pred[place] + change)
+    known = np.flatnonzero(data.cases["split"] != "test")
+    if missing := (times[known] == 0).sum():
+        raise ValueError(
+            "Folds must hold out every case once, so that all can choose the operating point. "
+            f"Received: {len(opened)} runs, {missing} of {len(known)} cases never held out"
+        )
+    by_head = scores[known] if opened[0].run.config.get("image_head") else None
+    return choose_operating_point(data.masks[known], y_pred[known], scores=by_head)
+
+
 def grid_scores(y_true, y_pred):
     """SIIM-ACR Dice (`metrics.siim_dice`) of every operating point on the search grid.
 

@@ -11,6 +11,7 @@ from pneumo_lib._startup import keras
 import numpy as np
 import tensorflow as tf
 
+from pneumo_lib._checks import check_name
 from pneumo_lib._files import atomic_write
 from pneumo_lib.data.images import resize_image
 from pneumo_lib.data.phantom.draw import draw_phantom
@@ -69,8 +70,7 @@ def export_network(run, to, *, format="onnx"):
 
 
 def _check(to, format):
-    if format not in SUFFIXES:
-        raise ValueError(f"`format` must be one of {', '.join(SUFFIXES)}. Received: {format!r}")
+    check_name("format", format, SUFFIXES)
     needed = ("tf2onnx", "onnxruntime") if format == "onnx" else ()
     if missing := [name for name in needed if find_spec(name) is None]:
         raise ValueError(

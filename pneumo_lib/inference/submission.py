@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 from tqdm.auto import tqdm
 
+from pneumo_lib._checks import check_name
 from pneumo_lib._files import atomic_write
 from pneumo_lib.data.files import find_files, find_xrays, image_id
 from pneumo_lib.data.rle import rle_encode
@@ -41,11 +42,8 @@ def write_submission(images, run, to, *, part="test", rows="image", operating_po
         ValueError: if `part` or `rows` is unknown, two files have one image id, or `to` is
             another file than a submission.
     """
-    if part not in PARTS or rows not in ROWS:
-        raise ValueError(
-            f"`part` must be one of {PARTS} and `rows` one of {ROWS}. "
-            f"Received: part={part!r}, rows={rows!r}"
-        )
+    check_name("part", part, PARTS)
+    check_name("rows", rows, ROWS)
     to, ids, failed = Path(to), _image_ids(Path(images), part), []
     if to.exists():
         with to.open(encoding="utf-8", errors="replace") as file:

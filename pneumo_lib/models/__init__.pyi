@@ -1,5 +1,7 @@
 from . import backbones as backbones
 from . import decoders as decoders
+from . import devices as devices
+from . import ensemble as ensemble
 from . import fcn as fcn
 from . import folding as folding
 from . import forward as forward
@@ -25,6 +27,9 @@ from .decoders import layer_seed as layer_seed
 from .decoders import normalize as normalize
 from .decoders import rare_score as rare_score
 from .decoders import upsample as upsample
+from .devices import device_name as device_name
+from .devices import has_gpu as has_gpu
+from .ensemble import mean_network as mean_network
 from .fcn import build_fcn as build_fcn
 from .fcn import build_small_fcn as build_small_fcn
 from .fcn import layer_table as layer_table
@@ -34,6 +39,7 @@ from .fcn import unfreeze as unfreeze
 from .folding import fold_normalizations as fold_normalizations
 from .forward import batch_in_memory as batch_in_memory
 from .forward import compiled as compiled
+from .forward import in_bfloat16 as in_bfloat16
 from .forward import predict_batches as predict_batches
 from .forward import with_preprocessing as with_preprocessing
 from .layers.batch_norm import FusedBatchNormalization as FusedBatchNormalization
@@ -43,15 +49,15 @@ from .layers.dropout import HashedDropout as HashedDropout
 from .names import BACKBONES as BACKBONES
 from .names import DECODERS as DECODERS
 from .names import PRETRAINED as PRETRAINED
-from .names import check_name as check_name
 from .names import check_size as check_size
-from .names import did_you_mean as did_you_mean
 from .receptive_field import ReceptiveField as ReceptiveField
 from .receptive_field import convolution_depth as convolution_depth
 from .related_work import build_related_fcn as build_related_fcn
 from .skips import Coordinates as Coordinates
 from .skips import align as align
 from .skips import half_view as half_view
+from .skips import principal_projection as principal_projection
+from .skips import principal_projections as principal_projections
 from .skips import project as project
 from .skips import skip_decoder as skip_decoder
 from .weights import published_weights as published_weights

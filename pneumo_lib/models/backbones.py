@@ -18,8 +18,9 @@ import numpy as np
 from keras import ops
 from keras.applications import inception_v3, resnet, vgg16, vgg19
 
+from pneumo_lib._checks import check_name
 from pneumo_lib.models.names import PRETRAINED as BACKBONES
-from pneumo_lib.models.names import check_name, check_size
+from pneumo_lib.models.names import check_size
 from pneumo_lib.models.weights import check_published, load_weights, published_weights
 
 _UNNAMED = re.compile(

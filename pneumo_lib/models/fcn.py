@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from keras import layers
 
+from pneumo_lib._checks import check_name
 from pneumo_lib.models import decoders
 from pneumo_lib.models.backbones import SKIP_TAPS, TAPS, build_backbone
-from pneumo_lib.models.names import DECODERS, check_name, check_size
+from pneumo_lib.models.names import DECODERS, check_size
 from pneumo_lib.models.skips import align, half_view, project, skip_decoder
 
 

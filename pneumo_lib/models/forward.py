@@ -9,7 +9,7 @@ from keras import ops, tree
 from tqdm.auto import tqdm
 
 from pneumo_lib.models.backbones import preprocess
-from pneumo_lib.models.layers.conv_transpose import has_gpu
+from pneumo_lib.models.devices import has_gpu
 
 
 def predict_batches(
@@ -88,6 +88,17 @@ def at_half_size(network):
     height, width, channels = network.input.shape[1:]
     image = keras.Input((height // 2, width // 2, channels), name="half_image")
     return keras.models.clone_model(network, image, clone_function=lambda layer: layer)
+
+
+def in_bfloat16(network):
+    """The same network with the same float32 weights, computing in bfloat16."""
+
+    def convert(layer):
+        return type(layer).from_config(layer.get_config() | {"dtype": "mixed_bfloat16"})
+
+    twin = keras.models.clone_model(network, clone_function=convert)
+    twin.set_weights(network.get_weights())
+    return twin
 
 
 def compiled(network, backbone=None, *, batch_size, xla=False):

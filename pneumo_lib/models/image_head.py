@@ -8,9 +8,11 @@ nearly always on one side, so differences between left and right are among them.
 from typing import NamedTuple
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from pneumo_lib.models.fcn import unpack
 
+_BATCH = 8  # images whose features are pooled at a time
 _GRID = 4  # cells in height and in width
 _PENALTY = 1000.0  # thousands of statistics, a few hundred images
 
@@ -53,9 +55,13 @@ def image_statistics(shapes, *views):
 
     Args:
         shapes: of the taps, see `fcn.tap_shapes()`.
-        *views: `(n, ...)` features of the images, and of the mirrored images.
+        *views: `(n, ...)` features of the images, and of the mirrored images; n at least 1.
     """
-    return np.mean([pool_taps(unpack(np.asarray(view), shapes)) for view in views], axis=0)
+    steps = range(0, len(views[0]), _BATCH)
+    steps = tqdm(steps, desc="image-level head", delay=1, leave=False)
+    batches = ([np.asarray(view[first : first + _BATCH]) for view in views] for first in steps)
+    pooled = ([pool_taps(unpack(view, shapes)) for view in batch] for batch in batches)
+    return np.concatenate([np.mean(each, axis=0) for each in pooled])
 
 
 def _pool(tap):

@@ -8,7 +8,7 @@ from pneumo_lib._startup import keras
 
 from keras import layers
 
-from pneumo_lib.models.names import check_name
+from pneumo_lib._checks import check_name, refuse
 from pneumo_lib.models.skips import Coordinates
 
 _POINTWISE = (
@@ -63,7 +63,7 @@ def receptive_field(model, layer=None, *, axis="rows"):
     output = model.outputs[0]
     if layer is not None:
         if layer not in [known.name for known in model.layers]:
-            raise ValueError(f"`layer` must be a layer of the model. Received: layer={layer!r}")
+            refuse("layer", layer, "a layer of the model")
         output = model.get_layer(layer).output
     nodes = _consumers_first(model, output)
     strides = {}

@@ -4,8 +4,8 @@ from pneumo_lib._startup import keras
 
 from keras import layers
 
+from pneumo_lib._checks import check_name
 from pneumo_lib.models.decoders import bilinear_kernel
-from pneumo_lib.models.names import check_name
 from pneumo_lib.models.receptive_field import receptive_field
 
 _PADDING = 100  # around the image, so that even a small one fills the window of the dense layers

@@ -12,8 +12,10 @@ import numpy as np
 from keras import initializers, layers, ops
 
 from pneumo_lib.models.decoders import convolution, layer_seed, normalize, rare_score, upsample
+from pneumo_lib.models.forward import compiled
 
 _MOST_CHANNELS = 128  # of a projected tap
+_FLOOR = 0.05  # of the first component's deviation
 
 
 def half_view(encoder, taps):
@@ -50,7 +52,7 @@ def align(taps, *, size, name="tap"):
 def project(taps, *, name="project"):
     """Taps through a frozen 1 x 1 convolution each, to a quarter of the channels, at most 128.
 
-    Initially random projections; `training.projections.fit_projections()` replaces them by
+    Initially random projections; `training.features.fit_projections()` replaces them by
     principal components. Compared with trained layers on all channels: half the parameters, a
     quarter of the feature size, and equal scores on real X-rays.
     """
@@ -64,6 +66,51 @@ def project(taps, *, name="project"):
         )(tap)
         for level, tap in taps.items()
     }
+
+
+def principal_projections(taps, images, backbone, *, channels, batch_size):
+    """List of `principal_projection()` of each tap, over all cells of `(n, size, size)` images.
+
+    `taps` is a `keras.Model` of images preprocessed for `backbone`, its outputs the taps;
+    `channels` is a list of how many components, one number a tap.
+    """
+    predict = compiled(taps, backbone, batch_size=batch_size)
+    sums = [0] * len(taps.outputs)
+    for first in range(0, len(images), batch_size):
+        found = keras.tree.flatten(predict(images[first : first + batch_size]))
+        for number, tap in enumerate(found):
+            cells = tap.reshape(-1, tap.shape[-1]).astype("float64")
+            cells = np.pad(cells, ((0, 0), (0, 1)), constant_values=1)  # sums and count as well
+            sums[number] = sums[number] + cells.T @ cells
+    moments = [(total[-1, :-1] / total[-1, -1], total[:-1, :-1] / total[-1, -1]) for total in sums]
+    pairs = zip(moments, channels, strict=True)
+    return [principal_projection(*moment, channels=count) for moment, count in pairs]
+
+
+def principal_projection(mean, product, *, channels):
+    """Kernel and bias of a 1 x 1 convolution to the first principal components, standardised.
+
+    Each component has mean 0 and a deviation of 1, except that those with less than 0.05 of the
+    first one's deviation stay smaller: noise is not made loud.
+
+    Args:
+        mean: `(c,)` float64.
+        product: `(c, c)` float64, mean of the outer product of a cell's values with themselves.
+        channels: how many components.
+
+    Returns:
+        `(kernel, bias)`, `(1, 1, c, channels)` and `(channels,)` float32.
+
+    Reference:
+        Pearson (1901), doi:10.1080/14786440109462720.
+    """
+    variance, axes = np.linalg.eigh(product - np.outer(mean, mean))  # in ascending order
+    variance, axes = variance[::-1][:channels], axes[:, ::-1][:, :channels]
+    largest = np.abs(axes).argmax(axis=0)
+    axes = axes * np.sign(axes[largest, np.arange(channels)])  # an axis has no sign: fix it
+    deviation = np.sqrt(np.maximum(variance, 0))
+    kernel = axes / np.maximum(deviation, _FLOOR * deviation[0] or 1)
+    return kernel[None, None].astype("float32"), (-mean @ kernel).astype("float32")
 
 
 @keras.saving.register_keras_serializable(package="pneumo")

@@ -1,3 +1,4 @@
+from . import ensemble as ensemble
 from . import experiments as experiments
 from . import findings as findings
 from . import html as html
@@ -5,6 +6,7 @@ from . import notebooks as notebooks
 from . import parameters as parameters
 from . import report as report
 from . import slides as slides
+from .ensemble import average_runs as average_runs
 from .experiments import PlannedRun as PlannedRun
 from .experiments import is_finished as is_finished
 from .experiments import plan_run as plan_run

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import yaml
 
+from pneumo_lib._checks import as_value, did_you_mean, refuse
 from pneumo_lib._files import IN_CHECKOUT, project_path
 from pneumo_lib.data.prepare import check_data_settings
-from pneumo_lib.models.names import check_size, did_you_mean
+from pneumo_lib.models.names import check_size
 from pneumo_lib.runs import load_run
-from pneumo_lib.training.config import TrainingConfig, as_value
+from pneumo_lib.training.config import TrainingConfig
 
 DATA = ("data", "size", "split", "fold", "seed", "phantom_count")  # they choose the cases
 
@@ -66,10 +67,7 @@ def _like(name, value, default):
     value = as_value(value) if isinstance(default, bool) else value
     if default is None or isinstance(value, type(default)):
         return value
-    kind = type(default).__name__
-    raise ValueError(
-        f"`{name}` must be {kind}, as its default {default!r}. Received: {name}={value!r}"
-    )
+    return refuse(name, value, f"{type(default).__name__}, as its default {default!r}")
 
 
 def absolute_paths(settings):

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pneumo_lib import _files, runs
+from pneumo_lib._checks import refuse
 from pneumo_lib.models import names
 from pneumo_lib.study.notebooks import (
     Kernel,
@@ -108,7 +109,7 @@ def plan(notebooks, settings):
         ("seeds", seeds, "whole numbers, such as [0, 1, 2]"),
     ]:
         if not isinstance(given, list) or not given:
-            raise ValueError(f"`{name}` must be a list of {example}. Received: {name}={given!r}")
+            refuse(name, given, f"a list of {example}")
     for name in {"backbone", "run_names", "training_seed"} & settings.keys():
         raise ValueError(
             f"`{name}` is set by the report. Received: {name}={settings[name]!r}. "
@@ -151,9 +152,6 @@ def _run_name(parameters, again):
     return parameters["run_name"] or runs.default_name(data_name, *chosen) + again
 
 
-# -- what has to be run again ------------------------------------------------------------------
-
-
 def _inputs(settings):
     """What all steps depend on: package versions; name, size and time of data files; figures."""
     roots = [Path(settings["data"]), Path(settings.get("weights") or "")]
@@ -185,9 +183,6 @@ def _learnt(step):
     name = step.parameters.get("run_name")
     folder = _files.project_path("runs") / str(name)
     return runs.weights_checksum(folder) if name and runs.is_finished(folder) else None
-
-
-# -- the notebooks -----------------------------------------------------------------------------
 
 
 def _run_all(steps, settings, folder):

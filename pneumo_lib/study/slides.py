@@ -166,9 +166,6 @@ def _chart(kind, rows):
     return {"kind": kind, "categories": names, "series": series, "formats": formats}
 
 
-# -- reading an executed notebook --------------------------------------------------------------
-
-
 def read_sections(notebook):
     """Dict from each heading of a notebook to its `Section`; what comes first is below ""."""
     sections = {"": (current := Section([], [], []))}

@@ -1,14 +1,11 @@
 from . import augmentation as augmentation
 from . import callbacks as callbacks
 from . import config as config
-from . import devices as devices
-from . import ensemble as ensemble
 from . import features as features
 from . import loader as loader
 from . import losses as losses
 from . import metrics as metrics
 from . import optimizers as optimizers
-from . import projections as projections
 from . import scoring as scoring
 from . import state as state
 from . import train as train
@@ -23,13 +20,13 @@ from .config import OPTIMIZERS as OPTIMIZERS
 from .config import PRECISIONS as PRECISIONS
 from .config import SCHEDULES as SCHEDULES
 from .config import TrainingConfig as TrainingConfig
-from .config import as_value as as_value
 from .config import describe as describe
 from .config import parse_loss as parse_loss
-from .devices import device_name as device_name
-from .ensemble import average_runs as average_runs
+from .features import TrainedPart as TrainedPart
 from .features import cached_features as cached_features
 from .features import checksum as checksum
+from .features import fit_projections as fit_projections
+from .features import part_on_features as part_on_features
 from .loader import CaseBatches as CaseBatches
 from .losses import crossentropy as crossentropy
 from .losses import crossentropy_dice as crossentropy_dice
@@ -45,5 +42,3 @@ from .metrics import SegmentationScores as SegmentationScores
 from .metrics import training_counts as training_counts
 from .optimizers import build_optimizer as build_optimizer
 from .optimizers import optimizer_of_run as optimizer_of_run
-from .projections import fit_projections as fit_projections
-from .projections import principal_projection as principal_projection

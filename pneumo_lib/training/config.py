@@ -5,12 +5,22 @@ notebook 05, parameter files, the command line, sweeps and experiments. Keras is
 here, so that settings are checked before anything that takes time.
 """
 
-import ast
 import math
 import numbers
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from pneumo_lib.models.names import BACKBONES, DECODERS, check_name, did_you_mean
+from pneumo_lib._checks import (
+    as_value,
+    did_you_mean,
+    number,
+    one_of,
+    optional,
+    or_auto,
+    refuse,
+    switch,
+    text,
+)
+from pneumo_lib.models.names import BACKBONES, DECODERS
 
 LOSSES = (
     "crossentropy",
@@ -49,73 +59,10 @@ def parse_loss(loss):
     return terms
 
 
-def as_value(value):
-    """`value`, or what it means where a parameter file or papermill gave a number as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError):
-        return value
-
-
-def _refuse(name, value, rule):
-    raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
-
-
-def _number(*, whole=False, low=0, above=None, below=math.inf):
-    """Check that a number is at least `low`, or above `above`, and below `below`."""
-    kind, word = (numbers.Integral, "whole number") if whole else (numbers.Real, "number")
-    least = f"above {above}" if above is not None else f"of {low} or more"
-    most = "" if below == math.inf else f" and below {below}"
-
-    def check(name, value):
-        number = as_value(value)
-        right = isinstance(number, kind) and not isinstance(number, bool)
-        if right and (number > above if above is not None else number >= low) and number < below:
-            return int(number) if whole else float(number)
-        return _refuse(name, value, f"a {word} {least}{most}")
-
-    return check
-
-
-def _one_of(*known):
-    def check(name, value):
-        check_name(name, value, known)
-        return value
-
-    return check
-
-
-def _optional(check):
-    return lambda name, value: None if value in (None, "None") else check(name, value)
-
-
-def _or_auto(check):
-    return lambda name, value: value if value == "auto" else check(name, value)
-
-
-def _text(name, value):
-    if isinstance(value, bool | float | list | tuple | dict) or not str(value).strip():
-        _refuse(name, value, "a name or a path")
-    return str(value)  # a name of digits comes as a number
-
-
-def _switch(name, value):
-    if not isinstance(as_value(value), bool):
-        _refuse(name, value, "True or False")
-    return as_value(value)
-
-
-def _loss(name, value):
-    parse_loss(value)
-    return value
-
-
 def _epochs(name, value):
     found = as_value(value)
     if not isinstance(found, list | tuple) or any(type(n) is not int or n < 1 for n in found):
-        _refuse(name, value, "a list of epochs from 1 on, such as [5, 10], or None")
+        refuse(name, value, "a list of epochs from 1 on, such as [5, 10], or None")
     return tuple(sorted(set(found)))
 
 
@@ -124,17 +71,17 @@ def _shares(name, value):
     two = isinstance(found, list | tuple) and len(found) == 2
     if not two or not all(isinstance(s, numbers.Real) and 0 <= s <= 1 for s in found):
         rule = "two shares from 0 to 1, in the first and the last epoch, or None, or auto"
-        _refuse(name, value, rule)
+        refuse(name, value, rule)
     return tuple(map(float, found))
 
 
-_COUNT = _number(whole=True, low=1)
-_PART = _or_auto(_optional(_number(above=0, below=1)))
-_SHARES = _or_auto(_optional(_shares))
+_COUNT = number(whole=True, low=1)
+_PART = or_auto(optional(number(above=0, below=1)))
+_SHARES = or_auto(optional(_shares))
 
 
-def _setting(default, check, text):
-    return field(default=default, metadata={"check": check, "help": text})
+def _setting(default, check, about):
+    return field(default=default, metadata={"check": check, "help": about})
 
 
 @dataclass(frozen=True)
@@ -148,52 +95,54 @@ class TrainingConfig:
     """
 
     backbone: str = _setting(
-        "vgg19", _one_of(*BACKBONES), f"{', '.join(BACKBONES)}: from scratch, the control"
+        "vgg19", one_of(*BACKBONES), f"{', '.join(BACKBONES)}: from scratch, the control"
     )
     decoder: str = _setting(
-        "deconvolution", _one_of(*DECODERS), f"as in the report; or {', '.join(list(DECODERS)[1:])}"
+        "deconvolution", one_of(*DECODERS), f"as in the report; or {', '.join(list(DECODERS)[1:])}"
     )
     weights: str | None = _setting(
         "auto",
-        _optional(_text),
+        optional(text),
         "of the backbone: auto, imagenet, a file, a folder of files, or None: random",
     )
     initial: str | None = _setting(
-        None, _optional(_text), "finished run of the same network, at any size, to start from"
+        None, optional(text), "finished run of the same network, at any size, to start from"
     )
     fine_tune: str = _setting(
-        "none", _one_of(*FINE_TUNE), "part of the backbone that learns too: none, last, whole"
+        "none", one_of(*FINE_TUNE), "part of the backbone that learns too: none, last, whole"
     )
     epochs: int = _setting(16, _COUNT, "passes over the training cases")
     milestones: tuple | None = _setting(
         None,
-        _optional(_epochs),
+        optional(_epochs),
         "epochs after which all are scored; None: a quarter, half and all of them",
     )
     batch_size: int | None = _setting(
-        None, _optional(_COUNT), "images in one training step; None: 16, and 8 for small"
+        None, optional(_COUNT), "images in one training step; None: 16, and 8 for small"
     )
-    optimizer: str = _setting("adam", _one_of(*OPTIMIZERS), "adam (as in the report), adamw, sgd")
+    optimizer: str = _setting("adam", one_of(*OPTIMIZERS), "adam (as in the report), adamw, sgd")
     learning_rate: float | None = _setting(
-        None, _optional(_number(above=0)), "of the decoder; None: 0.001, and 0.002 for small"
+        None, optional(number(above=0)), "of the decoder; None: 0.001, and 0.002 for small"
     )
     backbone_learning_rate: float = _setting(
-        1e-5, _number(above=0), "of the part of the backbone that fine_tune lets learn"
+        1e-5, number(above=0), "of the part of the backbone that fine_tune lets learn"
     )
     schedule: str = _setting(
         "auto",
-        _one_of("auto", *SCHEDULES),
+        one_of("auto", *SCHEDULES),
         "constant, cosine, warmup-cosine; auto: cosine for small and fine-tuning",
     )
     loss: str = _setting(
-        "crossentropy", _loss, "a name in pl.training.LOSSES, or a sum such as 2*crossentropy+dice"
+        "crossentropy",
+        lambda _, loss: parse_loss(loss) and loss,
+        "a name in pl.training.LOSSES, or a sum such as 2*crossentropy+dice",
     )
     dropout: float = _setting(
-        0.5, _number(below=1), "share of the values, or channels, that the decoder drops"
+        0.5, number(below=1), "share of the values, or channels, that the decoder drops"
     )
     augmentation: str = _setting(
         "auto",
-        _one_of("auto", *AUGMENTATIONS),
+        one_of("auto", *AUGMENTATIONS),
         "none, flip, full; auto: flip for small and fine-tuning, else none",
     )
     positive_share: tuple | str | None = _setting(
@@ -203,23 +152,23 @@ class TrainingConfig:
         "auto", _PART, "share of the epochs, the first ones, at half the size; auto: 0.6 for small"
     )
     ema: float = _setting(
-        0.0, _number(below=1), "momentum of the average of the weights that is kept; 0: none"
+        0.0, number(below=1), "momentum of the average of the weights that is kept; 0: none"
     )
     test_time_flip: bool = _setting(
-        False, _switch, "whether predictions are means over an image and its mirror image"
+        False, switch, "whether predictions are means over an image and its mirror image"
     )
     image_head: bool = _setting(
-        False, _switch, "whether a head for whole images is fitted on a frozen backbone's features"
+        False, switch, "whether a head for whole images is fitted on a frozen backbone's features"
     )
     precision: str = _setting(
-        "auto", _one_of("auto", *PRECISIONS), f"{', '.join(PRECISIONS)}; auto: by the device"
+        "auto", one_of("auto", *PRECISIONS), f"{', '.join(PRECISIONS)}; auto: by the device"
     )
     feature_precision: str = _setting(
-        "float32", _one_of(*FEATURE_PRECISIONS), "of a frozen backbone: float32, float16, bfloat16"
+        "float32", one_of(*FEATURE_PRECISIONS), "of a frozen backbone: float32, float16, bfloat16"
     )
     seed: int = _setting(
         0,
-        _number(whole=True),
+        number(whole=True),
         "of the phantoms, the split, the first weights and the order of the images",
     )
 

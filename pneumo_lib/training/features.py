@@ -1,19 +1,47 @@
-"""Cache of the features of a frozen backbone: computed once, kept on disk."""
+"""Features of a frozen backbone, and projections of them: computed once, kept on disk."""
 
 import hashlib
 import json
+from functools import partial
+from typing import NamedTuple
 
 from pneumo_lib._startup import keras
 
 import numpy as np
 
+from pneumo_lib._checks import check_name
 from pneumo_lib._files import atomic_write, file_lock, new_array, project_path
 from pneumo_lib.models.backbones import preprocess
-from pneumo_lib.models.forward import predict_batches
-from pneumo_lib.models.names import check_name
+from pneumo_lib.models.fcn import tap_shapes
+from pneumo_lib.models.forward import in_bfloat16, predict_batches
+from pneumo_lib.models.skips import principal_projections
 from pneumo_lib.training.config import FEATURE_PRECISIONS
 
+_IMAGES = 64  # that components are found on: a million cells of VGG16's finest tap at 512 pixels
 _BATCHES_BETWEEN_FLUSHES = 32  # seconds of work to lose, and hardly any time to write
+
+
+class TrainedPart(NamedTuple):
+    """The part of a network that learns, and its inputs for every case."""
+
+    network: keras.Model
+    inputs: np.ndarray  # images, or features of a frozen backbone
+    mirrored: np.ndarray | None  # the same of the mirrored images; None where nothing needs them
+    backbone: str | None = None  # for which images are preprocessed; None: inputs are features
+    shapes: tuple | list = ()  # of the taps in the features, see `fcn.tap_shapes()`
+
+
+def part_on_features(encoder, head, data, settings):
+    """`TrainedPart` of a head on the cached features of a frozen encoder, see `fcn.split_fcn()`.
+
+    `settings` is the dict of a training's settings, `data` is `Prepared`.
+    """
+    name, precision = settings["backbone"], settings["feature_precision"]
+    compute = partial(cached_features, encoder, data, name, precision=precision)
+    both = settings["test_time_flip"] or settings.get("image_head")
+    mirrored = both or settings.get("augmentation") == "flip"
+    inputs = compute(), compute(flipped=True) if mirrored else None
+    return TrainedPart(head, *inputs, shapes=tap_shapes(encoder))
 
 
 def cached_features(
@@ -39,10 +67,8 @@ def cached_features(
         flipped: features of the images mirrored left to right, a second file. They are not the
             mirrored features: a backbone's kernels are not symmetric.
         precision: "float32"; "float16": computed in float32 and kept in half the space; or
-            "bfloat16": on processors with such instructions 1.3 (ResNet50, InceptionV3) to 2.7
-            times (VGG19) as fast, on others slower. Features move by about 1 %, the Dice that a
-            trained head reaches by up to 0.004 (VGG16, phantoms). They are kept as float16,
-            which has more digits than they have.
+            "bfloat16": faster on processors with such instructions, slower on others; features
+            move by about 1 %, and are kept as float16, which has more digits than they have.
         batch_size: images at a time.
         folder: where the files are kept.
 
@@ -55,10 +81,9 @@ def cached_features(
     """
     check_name("precision", precision, FEATURE_PRECISIONS)
     if precision == "bfloat16":
-        encoder = _in_bfloat16(encoder)
+        encoder = in_bfloat16(encoder)
     dtype = "float32" if precision == "float32" else "float16"
     folder = project_path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     view = ("-flipped" if flipped else "") + ("-float16" if precision == "float16" else "")
     path = folder / f"{backbone}-{checksum(encoder, data, backbone)}{view}.npy"
     if not path.exists():
@@ -67,17 +92,6 @@ def cached_features(
             if not path.exists():  # another process may have made it meanwhile
                 _compute(encoder, images, backbone, path, batch_size=batch_size, dtype=dtype)
     return np.load(path, mmap_mode="r")
-
-
-def _in_bfloat16(encoder):
-    """The same network with the same float32 weights, computing in bfloat16."""
-
-    def in_bfloat16(layer):
-        return type(layer).from_config(layer.get_config() | {"dtype": "mixed_bfloat16"})
-
-    twin = keras.models.clone_model(encoder, clone_function=in_bfloat16)
-    twin.set_weights(encoder.get_weights())
-    return twin
 
 
 def checksum(encoder, data, backbone):
@@ -110,3 +124,38 @@ def _compute(encoder, images, backbone, path, *, batch_size, dtype):
     features.flush()
     unfinished.rename(path)
     count_file.unlink(missing_ok=True)
+
+
+def fit_projections(model, data, backbone, *, folder="data/features", batch_size=8):
+    """Give the layers of `project()`, if `model` has any, the principal components of their taps.
+
+    Components of images outside the test part, up to 64 spread over them, every cell of each; no
+    mask has a say in them. So they are the same for every seed and for every fold of a
+    cross-validation. They are kept beside the features: runs share both to the last bit.
+
+    Args:
+        model: of `fcn.build_fcn()`.
+        data: `Prepared`.
+        backbone: name that chooses the preprocessing.
+        folder: where the file is kept.
+        batch_size: images at a time.
+    """
+    projections = [layer for layer in model.layers if layer.name.startswith("project_")]
+    if not projections:
+        return
+    known = np.flatnonzero(data.cases["split"] != "test")
+    rows = known[:: -(-len(known) // _IMAGES)]
+    taps = keras.Model(model.input, [layer.input for layer in projections], name="taps")
+    folder = project_path(folder)
+    which = hashlib.sha256(rows.tobytes()).hexdigest()[:8]
+    path = folder / f"{backbone}-{checksum(taps, data, backbone)}-{which}-projections.npz"
+    with file_lock(path):  # another process may be at it
+        if not path.exists():
+            options = {"channels": [p.filters for p in projections], "batch_size": batch_size}
+            found = principal_projections(taps, data.images[rows], backbone, **options)
+            with atomic_write(path) as aside:
+                np.savez(aside, *[array for pair in found for array in pair])
+    with np.load(path) as file:
+        arrays = [file[name] for name in file]
+    for layer, kernel, bias in zip(projections, arrays[::2], arrays[1::2], strict=True):
+        layer.set_weights([kernel, bias])

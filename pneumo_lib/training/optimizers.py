@@ -2,8 +2,8 @@
 
 from pneumo_lib._startup import keras
 
+from pneumo_lib._checks import check_name
 from pneumo_lib.models import fcn
-from pneumo_lib.models.names import check_name
 from pneumo_lib.training.config import SCHEDULES
 
 _WARMUP = 0.1  # of all steps

@@ -2,12 +2,10 @@
 
 import logging
 import os
-from typing import NamedTuple
 
 from pneumo_lib._startup import keras
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from pneumo_lib import runs
 from pneumo_lib._files import atomic_write, new_array, project_path, read_csv, write_json
@@ -16,24 +14,13 @@ from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import choose_operating_point
 from pneumo_lib.evaluation.score_table import count_cases
 from pneumo_lib.models import fcn
+from pneumo_lib.models.devices import device_name
 from pneumo_lib.models.forward import predict_batches
 from pneumo_lib.models.image_head import fit_image_head, image_statistics
 from pneumo_lib.training import state
-from pneumo_lib.training.devices import device_name
 from pneumo_lib.training.losses import get_loss
 
 logger = logging.getLogger(__name__)
-_BATCH = 8  # images whose features are pooled at a time
-
-
-class TrainedPart(NamedTuple):
-    """The part of a network that learns, and its inputs for every case."""
-
-    network: keras.Model
-    inputs: np.ndarray  # images, or features of a frozen backbone
-    mirrored: np.ndarray | None  # the same of the mirrored images; None where nothing needs them
-    backbone: str | None = None  # for which images are preprocessed; None: inputs are features
-    shapes: tuple | list = ()  # of the taps in the features, see `fcn.tap_shapes()`
 
 
 def score_cases(part, data, *, test_time_flip):
@@ -92,16 +79,7 @@ def keep_results(
 
 def _keep_image_head(head, part, data, folder):
     """Keeps an image-level head, fitted on the training cases; returns the scores of all cases."""
-    steps = range(0, len(part.inputs), _BATCH)
-    statistics = np.concatenate(
-        [
-            image_statistics(
-                part.shapes,
-                *(view[first : first + _BATCH] for view in (part.inputs, part.mirrored)),
-            )
-            for first in tqdm(steps, desc="image-level head", delay=1, leave=False)
-        ]
-    )
+    statistics = image_statistics(part.shapes, part.inputs, part.mirrored)
     if head is None:
         train = (data.cases["split"] == "train").to_numpy()
         positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)

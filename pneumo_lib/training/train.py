@@ -13,18 +13,17 @@ from tqdm.auto import tqdm
 from pneumo_lib import runs
 from pneumo_lib._files import atomic_write, file_lock, project_path
 from pneumo_lib.models import fcn
+from pneumo_lib.models.devices import dtype_policy, prepare_gpus
 from pneumo_lib.models.forward import at_half_size, with_preprocessing
 from pneumo_lib.training import state
 from pneumo_lib.training.callbacks import Checkpoint
 from pneumo_lib.training.config import TrainingConfig
-from pneumo_lib.training.devices import dtype_policy, prepare_gpus
-from pneumo_lib.training.features import cached_features
+from pneumo_lib.training.features import TrainedPart, fit_projections, part_on_features
 from pneumo_lib.training.loader import CaseBatches, epoch_order, share_at
 from pneumo_lib.training.losses import get_loss
 from pneumo_lib.training.metrics import SegmentationScores
 from pneumo_lib.training.optimizers import optimizer_of_run
-from pneumo_lib.training.projections import fit_projections
-from pneumo_lib.training.scoring import TrainedPart, keep_results, score_cases
+from pneumo_lib.training.scoring import keep_results, score_cases
 
 logger = logging.getLogger(__name__)
 _STEPS_PER_EXECUTION = 32  # of a head: Python would be a tenth of a step
@@ -84,19 +83,14 @@ def train(data, config=None, *, run=None, distribution=None, callbacks=(), **cha
 
 def _build(data, config):
     """`(model, TrainedPart)`: the whole network from images to softmax, and what of it learns."""
-    size = data.meta["size"]
+    options = {"size": data.meta["size"], "seed": config.seed}
     with dtype_policy(config.precision):
         if config.backbone == "small":
-            model = fcn.build_small_fcn(size=size, seed=config.seed)
+            model = fcn.build_small_fcn(**options)
         else:
-            model = fcn.build_fcn(
-                config.backbone,
-                decoder=config.decoder,
-                size=size,
-                weights=None if config.initial else config.weights,
-                dropout=config.dropout,
-                seed=config.seed,
-            )
+            options |= {"decoder": config.decoder, "dropout": config.dropout}
+            weights = None if config.initial else config.weights
+            model = fcn.build_fcn(config.backbone, weights=weights, **options)
     if config.initial:
         _start_from(model, config.initial)
     else:
@@ -105,12 +99,7 @@ def _build(data, config):
         mirrored = data.images[:, :, ::-1]
         return model, TrainedPart(model, data.images, mirrored, config.backbone)
     encoder, head = fcn.split_fcn(model)
-    compute = partial(
-        cached_features, encoder, data, config.backbone, precision=config.feature_precision
-    )
-    both = config.augmentation == "flip" or config.test_time_flip or config.image_head
-    mirrored = compute(flipped=True) if both else None
-    return model, TrainedPart(head, compute(), mirrored, shapes=fcn.tap_shapes(encoder))
+    return model, part_on_features(encoder, head, data, asdict(config))
 
 
 def _start_from(model, name):

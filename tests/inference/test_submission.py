@@ -112,9 +112,15 @@ def test_image_id_that_a_spreadsheet_would_run_is_refused(images, bright, tmp_pa
         write_submission(images, bright, tmp_path / "s.csv")
 
 
-@pytest.mark.parametrize("options", [{"part": "tset"}, {"rows": "pixel"}])
-def test_unknown_options_are_refused(images, bright, tmp_path, options):
-    with pytest.raises(ValueError, match="`part` must be one of"):
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"part": "tset"}, "`part` must be one of test, train, all.*'tset'. Did you mean test"),
+        ({"rows": "pixel"}, "`rows` must be one of image, region.*'pixel'"),
+    ],
+)
+def test_unknown_options_are_refused(images, bright, tmp_path, options, rule):
+    with pytest.raises(ValueError, match=rule):
         write_submission(images, bright, tmp_path / "s.csv", **options)
 
 

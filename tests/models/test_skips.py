@@ -12,10 +12,11 @@ from pneumo_lib.inference.export import export_network
 from pneumo_lib.inference.rescore import verify_run
 from pneumo_lib.models import fcn, skips
 from pneumo_lib.models.backbones import preprocess
+from pneumo_lib.models.skips import principal_projection
 from pneumo_lib.runs import load_network
-from pneumo_lib.training import projections as training_projections
+from pneumo_lib.training import features
 from pneumo_lib.training import train as training
-from pneumo_lib.training.projections import fit_projections, principal_projection
+from pneumo_lib.training.features import fit_projections
 from pneumo_lib.training.train import train
 
 SETTINGS = {"backbone": "vgg16", "decoder": "skips", "weights": None, "epochs": 1, "batch_size": 4}
@@ -105,7 +106,7 @@ def test_projections_know_no_image_of_the_test_part(data):
 def test_projections_are_found_once_and_anew_for_another_test_part(data, home, monkeypatch):
     found = projections(fitted(data, folder="kept"))
     with monkeypatch.context() as patch:
-        patch.setattr(training_projections, "_moments", None)
+        patch.setattr(features, "principal_projections", None)
         assert_same(projections(fitted(data, folder="kept")), found)
     fold = make_data(None)
     fold.cases["split"] = fold.cases["split"].to_numpy()[::-1]

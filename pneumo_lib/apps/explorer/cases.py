@@ -5,9 +5,9 @@ from html import escape
 import cv2
 import numpy as np
 
+from pneumo_lib._checks import check_name
 from pneumo_lib.data.images import read_image, resize_image
 from pneumo_lib.evaluation import metrics
-from pneumo_lib.models.names import check_name
 from pneumo_lib.plots.style import ERRORS, ORANGE, SKY
 
 _SORTED = {  # order: condition, columns, whether they ascend

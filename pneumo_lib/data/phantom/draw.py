@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from pneumo_lib._checks import refuse
 from pneumo_lib._files import atomic_write, begin_folder, file_lock, made_from, write_csv
 from pneumo_lib.data.phantom import anatomy, collapse, geometry, radiography
 
@@ -102,9 +103,9 @@ def _check(*, seed, prevalence, size=64, index=0, count=1):
     least = {"index": (index, 0), "size": (size, 64), "seed": (seed, 0), "count": (count, 1)}
     for name, (value, lowest) in least.items():
         if value < lowest:
-            raise ValueError(f"`{name}` must be {lowest} or more. Received: {name}={value}")
+            refuse(name, value, f"{lowest} or more")
     if not 0 <= prevalence <= 1:
-        raise ValueError(f"`prevalence` must be in [0, 1]. Received: prevalence={prevalence}")
+        refuse("prevalence", prevalence, "in [0, 1]")
 
 
 def describe(index, *, seed, prevalence):

@@ -4,5 +4,4 @@ from . import dropout as dropout
 from .batch_norm import FusedBatchNormalization as FusedBatchNormalization
 from .conv_transpose import FourierConv2DTranspose as FourierConv2DTranspose
 from .conv_transpose import fourier_conv_transpose as fourier_conv_transpose
-from .conv_transpose import has_gpu as has_gpu
 from .dropout import HashedDropout as HashedDropout

@@ -8,7 +8,8 @@ from pneumo_lib._startup import keras
 import numpy as np
 from keras import ops
 
-from pneumo_lib.models.names import check_name
+from pneumo_lib._checks import check_name
+from pneumo_lib.models.devices import has_gpu
 
 # Smallest kernel of the three networks. On an H100 the Fourier form was as fast or faster for each
 # of their layers: cuDNN has no fast algorithm for two channels (`benchmarks/gpu_jax.py`).
@@ -217,13 +218,6 @@ def _multiply(x, k):
     k = ops.reshape(ops.transpose(k, (2, 3, 0, 1)), (u * v, 2 * c, 2 * n))
     product = ops.reshape(ops.matmul(x, k), (u, v, -1, 2, n))
     return ops.transpose(product, (2, 4, 3, 0, 1))
-
-
-def has_gpu():
-    """Whether the backend computes on a GPU."""
-    if keras.backend.backend() == "torch":  # for which Keras lists no devices
-        return False
-    return any(name.startswith("gpu") for name in keras.distribution.list_devices())
 
 
 def _costs(size, kernel_size, strides, channels, filters, *, batch=16):

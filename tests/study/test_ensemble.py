@@ -13,11 +13,12 @@ from conftest import make_data, write_data
 import pneumo_lib as pl
 from pneumo_lib.apps.cli import main
 from pneumo_lib.evaluation import metrics
-from pneumo_lib.evaluation.operating_point import choose_operating_point
+from pneumo_lib.evaluation.operating_point import choose_operating_point, choose_out_of_fold
 from pneumo_lib.inference import rescore
+from pneumo_lib.study import ensemble
+from pneumo_lib.study.ensemble import average_runs
 from pneumo_lib.study.experiments import read_experiments
-from pneumo_lib.training import ensemble, features
-from pneumo_lib.training.ensemble import average_runs
+from pneumo_lib.training import features
 from pneumo_lib.training.train import train
 
 SETTINGS = {"weights": None, "epochs": 2, "milestones": [1], "batch_size": 4}
@@ -127,7 +128,7 @@ def test_folds_choose_the_operating_point_on_what_each_did_not_train_on(folds):
     np.testing.assert_allclose(opened[2].probabilities, each, atol=1)
     assert rescore.verify_run(mean).matches
     with pytest.raises(ValueError, match=r"hold out every case once.* 1 runs") as error:
-        ensemble._point_of_folds(opened[:1], opened[2].data)
+        choose_out_of_fold(opened[:1], opened[2].data)
     assert f"{(opened[0].cases['split'] == 'train').sum()} of {len(y_true)}" in str(error.value)
 
 

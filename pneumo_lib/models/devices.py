@@ -1,4 +1,4 @@
-"""The processor or GPU that trains, and the number format that suits it."""
+"""The processor or GPU that computes, and the number format that suits it."""
 
 import os
 import platform
@@ -8,7 +8,12 @@ from pathlib import Path
 
 from pneumo_lib._startup import keras
 
-from pneumo_lib.models.layers.conv_transpose import has_gpu
+
+def has_gpu():
+    """Whether the backend computes on a GPU."""
+    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+        return False
+    return any(name.startswith("gpu") for name in keras.distribution.list_devices())
 
 
 def device_name():

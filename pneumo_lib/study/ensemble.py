@@ -1,8 +1,6 @@
 """Several networks as one: the mean of what they give, as a run of its own."""
 
-from functools import partial
-
-from pneumo_lib._startup import keras
+from pneumo_lib._startup import keras  # noqa: F401
 
 import numpy as np
 import pandas as pd
@@ -10,12 +8,12 @@ import pandas as pd
 from pneumo_lib import runs
 from pneumo_lib._files import file_lock, project_path, write_csv, write_json
 from pneumo_lib.data.prepare import prepare_data
-from pneumo_lib.evaluation.operating_point import choose_operating_point
-from pneumo_lib.models import fcn
+from pneumo_lib.evaluation.operating_point import choose_out_of_fold
+from pneumo_lib.models.ensemble import mean_network
 from pneumo_lib.models.image_head import ImageHead
 from pneumo_lib.training import state
-from pneumo_lib.training.features import cached_features
-from pneumo_lib.training.scoring import TrainedPart, keep_results
+from pneumo_lib.training.features import TrainedPart, part_on_features
+from pneumo_lib.training.scoring import keep_results
 
 # What all members must share: one image goes through all of them, and is scored once.
 _SHARED = ("size", "backbone", "feature_precision", "test_time_flip", "epochs", "image_head")
@@ -73,7 +71,7 @@ def average_runs(members, *, run, data=None):
         state.create_run_folder(run, settings)
         if not runs.is_finished(folder):
             if folds:  # first, as the run is finished with what follows
-                point = _point_of_folds([runs.open_run(member) for member in members], data)
+                point = choose_out_of_fold([runs.open_run(member) for member in members], data)
                 write_json(folder / runs.OPERATING_POINT, point._asdict())
             _keep_mean(members, data, folder, settings)
     return runs.load_run(folder)
@@ -89,34 +87,6 @@ def _without_folds(data):
             f"Received: other splits, the first prepared by {call}"
         )
     return prepare_data(**call | {"fold": f"0/{count}"})
-
-
-def _point_of_folds(opened, data):
-    """Operating point chosen on the cases outside the test part, as predicted out of fold."""
-    rows = {name: row for row, name in enumerate(data.cases["image_id"])}
-    scores, times = np.zeros(len(rows)), np.zeros(len(rows), int)
-    y_pred = np.zeros(data.masks.shape, np.uint8)
-    for member in opened:
-        if set(member.cases["image_id"]) != set(rows):
-            raise ValueError(
-                "Folds must be of the same cases. Received: others in "
-                f"{member.run.folder.name}, prepared by {member.data.meta['prepared_by']}"
-            )
-        held_out = np.flatnonzero(member.cases["split"] == "validation")
-        for row in held_out:
-            place = rows[member.cases["image_id"][row]]
-            times[place] += 1
-            scores[place] += (member.cases["image_score"][row] - scores[place]) / times[place]
-            change = (member.probabilities[row] - y_pred[place].astype(float)) / times[place]
-            y_pred[place] = np.rint(y_pred[place] + change)
-    known = np.flatnonzero(data.cases["split"] != "test")
-    if missing := (times[known] == 0).sum():
-        raise ValueError(
-            "Folds must hold out every case once, so that all can choose the operating point. "
-            f"Received: {len(opened)} runs, {missing} of {len(known)} cases never held out"
-        )
-    by_head = scores[known] if opened[0].run.config.get("image_head") else None
-    return choose_operating_point(data.masks[known], y_pred[known], scores=by_head)
 
 
 def _check(members, run):
@@ -155,38 +125,13 @@ def _keep_mean(members, data, folder, settings):
 
 def _join(models, data, settings):
     """`(model, TrainedPart)`: the part after a shared backbone, or all of it."""
-    backbone, name = settings["backbone"], f"mean_{settings['backbone']}"
-    image = keras.Input(models[0].input.shape[1:], name="image")
-    halves = [] if backbone == "small" else [fcn.split_fcn(model) for model in models]
-    if not halves or not _equal([encoder for encoder, _ in halves]):
-        if settings.get("image_head"):
-            raise ValueError(
-                "`members` with image-level heads must have the same frozen backbone. Received: "
-                "backbones with other weights"
-            )
-        model = keras.Model(image, _mean(models, image), name=name)
-        return model, TrainedPart(model, data.images, data.images[:, :, ::-1], backbone)
-    encoder, heads = halves[0][0], [head for _, head in halves]
-    features = keras.Input(encoder.output.shape[1:], name="features")
-    network = keras.Model(features, _mean(heads, features), name="heads")
-    model = keras.Model(image, network(encoder(image)), name=name)
-    compute = partial(
-        cached_features, encoder, data, backbone, precision=settings["feature_precision"]
-    )
-    both = settings["test_time_flip"] or settings.get("image_head")
-    mirrored = compute(flipped=True) if both else None
-    return model, TrainedPart(network, compute(), mirrored, shapes=fcn.tap_shapes(encoder))
-
-
-def _mean(models, x):
-    named = [
-        keras.Model(model.input, model.output, name=f"member_{number}")
-        for number, model in enumerate(models, start=1)
-    ]
-    return keras.layers.Average(name="mean", dtype="float32")([model(x) for model in named])
-
-
-def _equal(encoders):
-    """Whether all have the same weights."""
-    first, *others = (encoder.get_weights() for encoder in encoders)
-    return all(all(map(np.array_equal, first, weights)) for weights in others)
+    backbone = settings["backbone"]
+    model, encoder, head = mean_network(models, backbone)
+    if encoder:
+        return model, part_on_features(encoder, head, data, settings)
+    if settings.get("image_head"):
+        raise ValueError(
+            "`members` with image-level heads must have the same frozen backbone. Received: "
+            "backbones with other weights"
+        )
+    return model, TrainedPart(model, data.images, data.images[:, :, ::-1], backbone)
