@@ -22,7 +22,7 @@ from harness import check_same, compare, report
 
 from pneumo_lib.models import fcn
 from pneumo_lib.models.backbones import preprocess
-from pneumo_lib.training.loader import CaseBatches
+from pneumo_lib.training.loader import CaseBatches, fed
 from pneumo_lib.training.train import compile_network
 
 try:
@@ -58,7 +58,7 @@ def ours(network, inputs, masks, backbone, *, order=None):
     )
     order = order or (lambda epoch: np.arange(STEPS * BATCH) % len(inputs))
     batches = CaseBatches(inputs, masks, order, BATCH)
-    return lambda: network.fit(batches, shuffle=False, verbose=0)
+    return lambda: network.fit(fed(batches), shuffle=False, verbose=0)
 
 
 def stock(twin, images, masks, backbone):

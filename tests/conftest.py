@@ -1,10 +1,12 @@
 """Fixtures that several test files share."""
 
 import ctypes
+import gc
 import json
 import os
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +14,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from pneumo_lib.data.prepare import load_prepared
 
 CASES, SIZE = 24, 32  # of `make_data()`
+_MUCH = 2.5e9  # bytes of a test process
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 # XLA compiles in half the time what only a few steps run. JAX reads it once, which may be when the
@@ -24,6 +28,11 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 _QUICK = "--xla_backend_optimization_level=0"
 if os.environ.get("KERAS_BACKEND") == "jax":
     os.environ.setdefault("XLA_FLAGS", _QUICK)
+# And what one process compiled the others need not: equal networks are trained in many tests.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="jax-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # The first run of a notebook would show progress bars, and its stored outputs have none.
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -52,8 +61,8 @@ def pytest_xdist_make_scheduler(config, log):
 def small_networks():
     """XLA compiles quickly, and each file ends without networks.
 
-    A run of all tests would hold every network: 10 GB in the end; glibc would keep 100 MB a file of
-    what is freed. Notebooks, which run all their steps, are no part of this.
+    A run of all tests would hold every network: 10 GB in the end. Notebooks, which run all their
+    steps, are no part of this.
     """
     with pytest.MonkeyPatch.context() as patch:
         if "XLA_FLAGS" not in os.environ:
@@ -61,8 +70,22 @@ def small_networks():
         yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
-        with suppress(AttributeError, OSError, TypeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
+        _give_back()
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """Networks refer to themselves, so those of earlier tests stay until they are looked for."""
+    yield
+    if psutil.Process().memory_info().rss > _MUCH:
+        _give_back()
+
+
+def _give_back():
+    """Returns to the system what is freed, which glibc keeps."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _shared(name):

@@ -125,8 +125,7 @@ def _keep_mean(members, data, folder, settings):
 
 def _join(models, data, settings):
     """`(model, TrainedPart)`: the part after a shared backbone, or all of it."""
-    backbone = settings["backbone"]
-    model, encoder, head = mean_network(models, backbone)
+    model, encoder, head = mean_network(models, settings["backbone"])
     if encoder:
         return model, part_on_features(encoder, head, data, settings)
     if settings.get("image_head"):
@@ -134,4 +133,4 @@ def _join(models, data, settings):
             "`members` with image-level heads must have the same frozen backbone. Received: "
             "backbones with other weights"
         )
-    return model, TrainedPart(model, data.images, data.images[:, :, ::-1], backbone)
+    return model, TrainedPart(model, data.images, data.images[:, :, ::-1], settings["backbone"])

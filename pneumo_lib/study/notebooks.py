@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 from pneumo_lib._files import project_path
 
-# Between two notebooks in one process: no name, figure or network of the first one stays.
+# Between two notebooks in one process: no name, figure, network or memory of the first one stays.
 _RESET = """%reset -f
-import sys
+import ctypes, sys
 if "keras" in sys.modules: sys.modules["keras"].utils.clear_session()
+if sys.platform == "linux": getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc keeps it
 %reset -f"""
 _LINE = "{desc} {percentage:3.0f}% {bar:20} {elapsed}, {remaining} to go{postfix}"
 

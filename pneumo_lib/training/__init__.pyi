@@ -28,6 +28,9 @@ from .features import checksum as checksum
 from .features import fit_projections as fit_projections
 from .features import part_on_features as part_on_features
 from .loader import CaseBatches as CaseBatches
+from .loader import epoch_order as epoch_order
+from .loader import fed as fed
+from .loader import share_at as share_at
 from .losses import crossentropy as crossentropy
 from .losses import crossentropy_dice as crossentropy_dice
 from .losses import dice as dice

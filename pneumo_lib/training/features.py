@@ -18,6 +18,7 @@ from pneumo_lib.models.skips import principal_projections
 from pneumo_lib.training.config import FEATURE_PRECISIONS
 
 _IMAGES = 64  # that components are found on: a million cells of VGG16's finest tap at 512 pixels
+_FOLDER = "data/features"
 _BATCHES_BETWEEN_FLUSHES = 32  # seconds of work to lose, and hardly any time to write
 
 
@@ -45,14 +46,7 @@ def part_on_features(encoder, head, data, settings):
 
 
 def cached_features(
-    encoder,
-    data,
-    backbone,
-    *,
-    flipped=False,
-    precision="float32",
-    batch_size=32,
-    folder="data/features",
+    encoder, data, backbone, *, flipped=False, precision="float32", batch_size=32, folder=_FOLDER
 ):
     """Features of every prepared image, from disk where they were computed before.
 
@@ -126,7 +120,7 @@ def _compute(encoder, images, backbone, path, *, batch_size, dtype):
     count_file.unlink(missing_ok=True)
 
 
-def fit_projections(model, data, backbone, *, folder="data/features", batch_size=8):
+def fit_projections(model, data, backbone, *, folder=_FOLDER, batch_size=8):
     """Give the layers of `project()`, if `model` has any, the principal components of their taps.
 
     Components of images outside the test part, up to 64 spread over them, every cell of each; no

@@ -47,9 +47,8 @@ def keep_results(
     validation = np.flatnonzero(data.cases["split"] == "validation")
     if validation.size:
         by_head = table["image_score"][validation] if settings.get("image_head") else None
-        point = choose_operating_point(
-            data.masks[validation], probabilities[validation], scores=by_head
-        )
+        held_out = data.masks[validation], probabilities[validation]
+        point = choose_operating_point(*held_out, scores=by_head)
         write_json(folder / runs.OPERATING_POINT, point._asdict())
     if diverged := _has_diverged(history, data, settings["loss"]):
         logger.warning(

@@ -19,7 +19,7 @@ from pneumo_lib.training import state
 from pneumo_lib.training.callbacks import Checkpoint
 from pneumo_lib.training.config import TrainingConfig
 from pneumo_lib.training.features import TrainedPart, fit_projections, part_on_features
-from pneumo_lib.training.loader import CaseBatches, epoch_order, share_at
+from pneumo_lib.training.loader import CaseBatches, epoch_order, fed, share_at
 from pneumo_lib.training.losses import get_loss
 from pneumo_lib.training.metrics import SegmentationScores
 from pneumo_lib.training.optimizers import optimizer_of_run
@@ -190,8 +190,8 @@ def _fit(part, data, config, folder, callbacks, *, distributed):
             network.compute_metrics(x, y, softmax, sample_weights)
             kept = part.network, folder, config.milestones, score, history, scores
             network.fit(
-                train,
-                validation_data=validation,
+                fed(train),
+                validation_data=validation and fed(validation),
                 epochs=end,
                 initial_epoch=len(history),
                 shuffle=False,
@@ -218,26 +218,16 @@ def _batches(part, data, config):
     rows = {name: np.flatnonzero(split == name) for name in ("train", "validation")}
     positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)
 
+    drawn = {"seed": config.seed, "flips": config.augmentation != "none", "positive": positive}
+
     def order(epoch):
-        return epoch_order(
-            rows["train"],
-            seed=config.seed,
-            epoch=epoch,
-            flips=config.augmentation != "none",
-            positive=positive,
-            share=share_at(epoch, config.epochs, config.positive_share),
-        )
+        share = share_at(epoch, config.epochs, config.positive_share)
+        return epoch_order(rows["train"], epoch=epoch, share=share, **drawn)
 
     halved = config.epochs_at_half_size()
-    train = CaseBatches(
-        part.inputs,
-        data.masks,
-        order,
-        config.batch_size,
-        mirrored=part.mirrored,
-        augmentation_seed=config.seed if config.augmentation == "full" else None,
-        halved=halved,
-    )
+    seed = config.seed if config.augmentation == "full" else None
+    options = {"mirrored": part.mirrored, "augmentation_seed": seed, "halved": halved}
+    train = CaseBatches(part.inputs, data.masks, order, config.batch_size, **options)
     if not len(rows["validation"]):
         return train, None
     held_out = part.inputs, data.masks, lambda epoch: rows["validation"]

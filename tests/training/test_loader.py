@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo_lib.training.loader import CaseBatches, epoch_order, share_at
+from pneumo_lib.training.loader import CaseBatches, epoch_order, fed, share_at
 
 POSITIVE = np.arange(100) < 20  # case i has a pneumothorax
 
@@ -53,6 +53,18 @@ def test_fewer_cases_than_a_batch_fill_one(data):
     images, _, weights = batches_of(data, np.array([3, 5]), 5)[0]
     np.testing.assert_array_equal(images, data.images[[3, 5, 3, 5, 3]])
     np.testing.assert_allclose(weights, [2.5, 2.5, 0, 0, 0])
+
+
+def test_what_fit_reads_are_the_batches_of_the_epoch(data):
+    batches = CaseBatches(data.images, data.masks, lambda epoch: np.arange(7) + epoch, 4)
+    read = fed(batches)
+    assert len(read) == 2
+    for epoch in (1, 2):
+        batches.start_epoch(epoch)
+        found = (read[0], read[1]) if read is batches else list(read)
+        for given, wanted in zip(found, (batches[0], batches[1]), strict=True):
+            for one, other in zip(given, wanted, strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 def test_the_features_of_a_mirrored_image_come_with_its_mirrored_mask():
