@@ -100,12 +100,12 @@ def test_lint_sees_every_module_and_every_test():
 
 def test_the_spine_grows_no_longer():
     """The aim is 3,000 lines; whoever shortens it lowers the number."""
-    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_263
+    assert lines_of(LIBRARY / f"{name}.py" for name in SPINE) <= 3_253
 
 
 def test_the_library_grows_no_longer():
     """The aim is 11,300 lines; whoever shortens it lowers the number."""
-    assert lines_of(MODULES) <= 13_926
+    assert lines_of(MODULES) <= 13_922
 
 
 def test_training_is_read_in_half_an_hour():

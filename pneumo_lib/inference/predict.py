@@ -20,6 +20,7 @@ from pneumo_lib.evaluation.image_level import image_level_score
 from pneumo_lib.evaluation.operating_point import apply_operating_point
 from pneumo_lib.inference.prediction_rows import text_of
 from pneumo_lib.models import fcn
+from pneumo_lib.models.devices import has_gpu
 from pneumo_lib.models.folding import fold_normalizations
 from pneumo_lib.models.forward import batch_in_memory, compiled
 from pneumo_lib.models.image_head import image_statistics
@@ -154,15 +155,22 @@ def _encoder_and_decoder(network):
 
 def predictions(paths, read, network, point, batch_size, workers, *, shape=None):
     """`predict()` with its parts given: `read_file()` as `read`, `load_scored()`'s result."""
-    finish = partial(_finish, point=point, shape=shape)
+    finish, paths = partial(_finish, point=point, shape=shape), iter(paths)
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as threads:
-        decoded = ahead(threads, read, paths, count=2 * batch_size)
-        while batch := list(islice(decoded, batch_size)):
-            files, images = zip(*batch, strict=True)
+
+        def start():
+            return [threads.submit(read, path) for path in islice(paths, batch_size)]
+
+        coming = start()
+        while coming:
+            files, images = zip(*(task.result() for task in coming), strict=True)
             readable = [image for image in images if image is not None]
+            beside = has_gpu() and start()  # a network on the processor takes all of it
             found = iter(zip(*network(np.stack(readable)), strict=True) if readable else ())
             results = [None if image is None else next(found) for image in images]
-            yield from threads.map(finish, files, results)
+            finished = threads.map(finish, files, results)
+            coming = beside or start()
+            yield from finished
 
 
 def read_file(path, *, size, exact=False, keep=False, load=Path.read_bytes):

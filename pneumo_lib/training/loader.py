@@ -84,8 +84,8 @@ def fed(batches):
 
     options = tf.data.Options()
     options.autotune.enabled = False
-    signature = tuple(tf.TensorSpec(array.shape, array.dtype) for array in batches[0])
-    each = lambda: (batches[number] for number in range(len(batches)))  # noqa: E731
+    signature = keras.tree.map_structure(tf.type_spec_from_value, batches[0])
+    each = lambda: map(batches.__getitem__, range(len(batches)))  # noqa: E731
     dataset = tf.data.Dataset.from_generator(each, output_signature=signature)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
     return dataset.prefetch(batches.max_queue_size).with_options(options)

@@ -13,19 +13,10 @@ from pneumo_lib.runs import SETTINGS, changed_settings, is_finished, logger
 
 
 def create_run_folder(name, settings):
-    """Folder of the run `name`, new or begun with the same settings.
+    """`Path` of the folder `name` below `runs/`, new or begun with the same settings.
 
-    Work with other settings under that name is moved aside to `<name>.old-<number>`.
-
-    Args:
-        name: folder name below `runs/`.
-        settings: dict that decides the run's results.
-
-    Returns:
-        `Path` of the folder.
-
-    Raises:
-        ValueError: if the folder holds something that is not a training run.
+    `settings` is the dict that decides the run's results; work with others under that name is
+    moved aside to `<name>.old-<number>`. A ValueError if the folder holds no training run.
     """
     folder = project_path(Path("runs") / name)
     if changed := changed_settings(folder, settings):
@@ -45,13 +36,10 @@ def create_run_folder(name, settings):
 
 
 def save_state(folder, variables, history, scores):
-    """Keep all that training needs to go on after the last epoch of `history`.
+    """Keep all that training needs to go on after the last epoch of `history`, a list of dicts.
 
-    Args:
-        folder: the run folder.
-        variables: list of `keras.Variable`: weights, optimizer, seed generators.
-        history: list of dicts, one an epoch.
-        scores: dict from milestone to table.
+    `variables` is a list of `keras.Variable` (weights, optimizer, seed generators), `scores` a
+    dict from milestone to table.
     """
     write_csv(folder / "history.csv", pd.DataFrame(history))
     if scores:

@@ -230,6 +230,25 @@ def test_results_keep_the_order_of_the_files_however_long_each_takes(monkeypatch
     assert len(threads_seen) > 1
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_next_batch_is_decoded_beside_a_gpu_and_not_beside_a_busy_processor(monkeypatch, gpu):
+    begun, seen = [], []
+
+    def read(number):
+        begun.append(number)
+        return Prediction(number, xray=XRay(None, (8, 8))), np.zeros((8, 8), "uint8")
+
+    def network(images):
+        time.sleep(0.05)  # for threads that would decode meanwhile
+        seen.append(len(begun))
+        return images.astype("float32"), np.zeros(len(images))
+
+    monkeypatch.setattr(inference, "has_gpu", lambda: gpu)
+    found = inference.predictions(range(10), read, network, OperatingPoint(), 4, 2)
+    assert [prediction.path for prediction in found] == list(range(10))
+    assert seen == ([8, 10, 10] if gpu else [4, 8, 10])
+
+
 def test_files_are_decoded_only_a_few_batches_ahead():
     begun = []
     with inference.ThreadPoolExecutor(2) as threads:
