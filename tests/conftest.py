@@ -21,7 +21,7 @@ from pneumo_lib.data.prepare import load_prepared
 
 CASES, SIZE = 24, 32  # of `make_data()`
 _held = [0]  # bytes of this process when its memory was last given back
-_MUCH = 1e9  # bytes that the tests of a process may leave before it looks for them
+_MUCH = 3e8  # bytes that the tests of a process may leave before it looks for them
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 # XLA compiles in half the time what only a few steps run. JAX reads it once, which may be when the
