@@ -84,7 +84,7 @@ def train(folder, count, backbone):
     import keras
 
     import pneumo_lib as pl
-    from pneumo_lib.training.loader import CaseBatches
+    from pneumo_lib.training.loader import CaseBatches, fed
     from pneumo_lib.training.train import compile_network
 
     _, head = pl.models.split_fcn(pl.build_fcn(backbone, size=SIZE, weights=None))
@@ -94,7 +94,7 @@ def train(folder, count, backbone):
     rows = np.random.default_rng(0).permutation(count)
 
     def epoch(rows):
-        network.fit(CaseBatches(features, masks, lambda epoch: rows, BATCH), verbose=0)
+        network.fit(fed(CaseBatches(features, masks, lambda epoch: rows, BATCH)), verbose=0)
 
     epoch(rows[:BATCH])  # compilation
     return watched(lambda: epoch(rows))

@@ -57,7 +57,8 @@ def prepare(cases, folder, *, size=128, workers=None, skip_broken=False, request
     """
     folder = Path(folder).expanduser().resolve()
     cases = cases.reset_index(drop=True)
-    _check(cases, folder, size=size)
+    size = check_data_settings(size=size)["size"]
+    _check(cases, folder)
     prints = arrays.fingerprints(cases, size=size)
     request = request or arrays.digest(cases, prints)
     if _is_made(folder, request, skip_broken):  # before the lock: `folder` may be read-only
@@ -89,8 +90,7 @@ def _is_made(folder, request, skip_broken=False):
     return meta.get("request") == request and (skip_broken or not meta["left_out"])
 
 
-def _check(cases, folder, *, size):
-    size = check_data_settings(size=size)["size"]
+def _check(cases, folder):
     twice = cases["image_id"][cases["image_id"].duplicated()].tolist()
     if cases.empty or twice:
         raise ValueError(

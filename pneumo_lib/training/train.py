@@ -217,7 +217,6 @@ def _batches(part, data, config):
     split = data.cases["split"]
     rows = {name: np.flatnonzero(split == name) for name in ("train", "validation")}
     positive = data.cases["has_pneumothorax"].to_numpy(dtype=bool)
-
     drawn = {"seed": config.seed, "flips": config.augmentation != "none", "positive": positive}
 
     def order(epoch):

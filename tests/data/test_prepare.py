@@ -443,3 +443,7 @@ def test_arrays_are_made_anew_where_run_lengths_turn_out_to_be_of_another_size(t
     cases = read_cases(tmp_path)
     known = cases.assign(rle_side=1024)
     assert arrays.fingerprints(cases, size=64) != arrays.fingerprints(known, size=64)
+
+
+def test_a_size_that_came_as_text_is_the_number(cases, tmp_path):
+    assert prepare(cases, tmp_path / "out", size="32").images.shape[1:] == (32, 32)
